@@ -1,0 +1,143 @@
+"""Name the parts of a BERT-shaped checkpoint, whatever its Hugging Face class calls them.
+
+`bert_parts` reads BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, ERNIE and DistilBERT into one plain structure, from
+which `packed_bert` builds the padding-free graph. Anything else gives None: the caller then uses Hugging Face's own
+forward. Nothing is computed here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+# Classes whose encoder is modeling_bert's, module for module.
+BERT_LAYOUT = {"bert", "roberta", "xlm-roberta", "camembert", "electra", "ernie"}
+# Of these, the ones that number positions from the padding id on, as fairseq did.
+FAIRSEQ_POSITIONS = {"roberta", "xlm-roberta", "camembert"}
+# Feed-forward activations that the packed graph fuses into the matrix product.
+FUSED_ACTIVATIONS = {"gelu", "relu"}
+
+
+@dataclass(frozen=True)
+class EncoderLayer:
+    """One transformer layer: post-LayerNorm, as in BERT."""
+
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    attention_output: nn.Linear
+    attention_norm: nn.LayerNorm
+    intermediate: nn.Linear
+    output: nn.Linear
+    output_norm: nn.LayerNorm
+
+
+@dataclass(frozen=True)
+class BertParts:
+    """Everything the packed graph needs; all tensors fp32.
+
+    position_embeddings: (positions, embedding_size), row i for column i, constant token types already added.
+    skipped_position_id: id of the token that has no position of its own (fairseq numbering), -1 if columns count.
+    head_dense, head_activation, classifier: logits = classifier(activation(head_dense(first token))).
+    """
+
+    word_embeddings: torch.Tensor
+    position_embeddings: torch.Tensor
+    skipped_position_id: int
+    embedding_norm: nn.LayerNorm
+    embedding_projection: nn.Linear | None
+    layers: list[EncoderLayer]
+    num_attention_heads: int
+    activation: str
+    head_dense: nn.Linear
+    head_activation: str
+    classifier: nn.Linear
+
+
+def bert_parts(model: nn.Module) -> BertParts | None:
+    """The parts of a loaded `AutoModelForSequenceClassification`, or None if it is not BERT-shaped."""
+    model_type = model.config.model_type
+    if model_type == "distilbert":
+        return _distilbert_parts(model)
+    if model_type in BERT_LAYOUT:
+        return _bert_layout_parts(model, model_type)
+    return None
+
+
+def _bert_layout_parts(model: nn.Module, model_type: str) -> BertParts | None:
+    config, base = model.config, model.base_model
+    plain = (
+        config.hidden_act in FUSED_ACTIVATIONS
+        and getattr(config, "position_embedding_type", "absolute") in (None, "absolute")
+        and not getattr(config, "is_decoder", False)
+        and not getattr(config, "add_cross_attention", False)
+    )
+    if not plain:
+        return None
+    embeddings = base.embeddings
+    constant = embeddings.token_type_embeddings.weight[0]
+    if getattr(config, "use_task_id", False):
+        constant = constant + embeddings.task_type_embeddings.weight[0]
+    if model_type in ("bert", "ernie"):
+        head_dense, head_activation, classifier = base.pooler.dense, "tanh", model.classifier
+    else:
+        head_dense, classifier = model.classifier.dense, model.classifier.out_proj
+        head_activation = "gelu" if model_type == "electra" else "tanh"
+    return BertParts(
+        word_embeddings=embeddings.word_embeddings.weight,
+        position_embeddings=embeddings.position_embeddings.weight + constant,
+        skipped_position_id=embeddings.padding_idx if model_type in FAIRSEQ_POSITIONS else -1,
+        embedding_norm=embeddings.LayerNorm,
+        embedding_projection=getattr(base, "embeddings_project", None),
+        layers=[
+            EncoderLayer(
+                query=layer.attention.self.query,
+                key=layer.attention.self.key,
+                value=layer.attention.self.value,
+                attention_output=layer.attention.output.dense,
+                attention_norm=layer.attention.output.LayerNorm,
+                intermediate=layer.intermediate.dense,
+                output=layer.output.dense,
+                output_norm=layer.output.LayerNorm,
+            )
+            for layer in base.encoder.layer
+        ],
+        num_attention_heads=config.num_attention_heads,
+        activation=config.hidden_act,
+        head_dense=head_dense,
+        head_activation=head_activation,
+        classifier=classifier,
+    )
+
+
+def _distilbert_parts(model: nn.Module) -> BertParts | None:
+    config, base = model.config, model.distilbert
+    if config.activation not in FUSED_ACTIVATIONS:
+        return None
+    return BertParts(
+        word_embeddings=base.embeddings.word_embeddings.weight,
+        position_embeddings=base.embeddings.position_embeddings.weight,
+        skipped_position_id=-1,
+        embedding_norm=base.embeddings.LayerNorm,
+        embedding_projection=None,
+        layers=[
+            EncoderLayer(
+                query=layer.attention.q_lin,
+                key=layer.attention.k_lin,
+                value=layer.attention.v_lin,
+                attention_output=layer.attention.out_lin,
+                attention_norm=layer.sa_layer_norm,
+                intermediate=layer.ffn.lin1,
+                output=layer.ffn.lin2,
+                output_norm=layer.output_layer_norm,
+            )
+            for layer in base.transformer.layer
+        ],
+        num_attention_heads=config.n_heads,
+        activation=config.activation,
+        head_dense=model.pre_classifier,
+        head_activation="relu",
+        classifier=model.classifier,
+    )

@@ -1,0 +1,303 @@
+"""BERT without padding: the classifier that is compiled to TorchScript.
+
+Callers hand over `(batch, max_length)` ids and a mask; inside, only the `T` real tokens of the whole batch are ever
+computed. Embeddings, linear layers, GELU and LayerNorm run on `(T, hidden)`. Attention is the one place that needs to
+know where a text ends: texts are sorted by length, and neighbours of similar length share one padded product (a
+`Bucket`). The last layer runs for the first token of each text only, because the head reads nothing else. Dropping the
+padding around attention is the technique of flash-attention's `unpad_input`; buckets make it pay on a CPU too.
+
+This module does not read checkpoints (`architectures`) and does not write files (`export`). It is compiled as a whole
+by `torch.jit.script`: control flow stays control flow, and no example input can bake a shape or a device into it.
+"""
+
+from typing import Final, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from build_scripts.architectures import BertParts, EncoderLayer
+from build_scripts.packed_linear import PackedLinear
+
+
+class Packed(NamedTuple):
+    """The real tokens of a batch, texts sorted from long to short.
+
+    ids, positions: (T,) int64. lengths: (batch,) int64. order: (batch,) int64, the row that each sorted text came from.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    lengths: Tensor
+    order: Tensor
+
+
+class Bucket(NamedTuple):
+    """Neighbouring texts of similar length, padded to the longest of them for attention only.
+
+    When all have the same length (`uniform`), padding and unpadding are mere views and the tensors stay empty.
+    tokens_of: (texts * max_seqlen,) int64, the token, counted within the bucket, at each padded place.
+    heads_of: (3 * texts * heads * max_seqlen,) int64, the same for the rows of (tokens * 3 * heads, head_size).
+    places_of: (tokens * heads,) int64, the inverse: each token's heads among (texts * heads * max_seqlen).
+    bias: (texts, 1, 1, max_seqlen), 0 for a token and a large negative number for padding.
+    """
+
+    first_text: int
+    texts: int
+    first_token: int
+    tokens: int
+    max_seqlen: int
+    uniform: bool
+    tokens_of: Tensor
+    heads_of: Tensor
+    places_of: Tensor
+    bias: Tensor
+
+
+def unpad_input(input_ids: Tensor, attention_mask: Tensor, skipped_position_id: int) -> Packed:
+    """Gather the real tokens: (batch, max_length) -> (T,). A text counts at least its first token."""
+    real = attention_mask != 0
+    real[:, 0] = True
+    lengths = real.sum(1)
+    order = torch.zeros_like(lengths)
+    if input_ids.size(0) > 1:
+        lengths, order = lengths.sort(0, descending=True)
+        input_ids, real = input_ids[order], real[order]
+    flat = real.reshape(-1).nonzero().squeeze(1)
+    ids = input_ids.reshape(-1)[flat]
+    if skipped_position_id < 0:
+        return Packed(ids, flat % input_ids.size(1), lengths, order)
+    # fairseq numbering: a padding token that stands in the text itself has position 0 and pushes nobody back.
+    counted = input_ids != skipped_position_id
+    return Packed(ids, (counted.cumsum(1) * counted).reshape(-1)[flat] + skipped_position_id, lengths, order)
+
+
+def plan_buckets(lengths: Tensor, heads: int, dtype: torch.dtype) -> list[Bucket]:
+    """Cut texts, sorted from long to short, where one is much shorter than the first of its bucket.
+
+    lengths: (batch,) int64. A bucket wastes at most the share 1 - MIN_FILL of its attention, or SLACK tokens a text.
+    """
+    seqlens: list[int] = lengths.tolist()
+    device = lengths.device
+    unused = lengths
+    buckets: list[Bucket] = []
+    first_text = 0
+    first_token = 0
+    while first_text < len(seqlens):
+        longest = seqlens[first_text]
+        end = first_text
+        tokens = 0
+        while end < len(seqlens) and (seqlens[end] >= 0.7 * longest or seqlens[end] + 8 >= longest):
+            tokens += seqlens[end]
+            end += 1
+        texts = end - first_text
+        if tokens == texts * longest:
+            bucket = Bucket(first_text, texts, first_token, tokens, longest, True, unused, unused, unused, unused)
+        else:
+            own = lengths[first_text:end].unsqueeze(1)
+            column = torch.arange(longest, device=device)
+            head = torch.arange(heads, device=device)
+            real = column < own
+            # A padded place repeats its text's first token: any finite value would do, the bias hides it.
+            tokens_of = (own.cumsum(0) - own) + torch.where(real, column, 0)
+            third = torch.arange(3, device=device).view(3, 1, 1, 1)
+            heads_of = (tokens_of.unsqueeze(1) * 3 + third) * heads + head.view(-1, 1)
+            places = real.reshape(-1).nonzero()
+            places_of = (torch.div(places, longest, rounding_mode="floor") * heads + head) * longest + places % longest
+            bias = torch.zeros(texts, 1, 1, longest, dtype=dtype, device=device).masked_fill_(
+                real.logical_not().view(texts, 1, 1, longest), -10000.0
+            )
+            bucket = Bucket(
+                first_text, texts, first_token, tokens, longest, False,
+                tokens_of.reshape(-1), heads_of.reshape(-1), places_of.reshape(-1), bias,
+            )  # fmt: skip
+        buckets.append(bucket)
+        first_text = end
+        first_token += tokens
+    return buckets
+
+
+def softmax_bias(scores: Tensor, bias: Tensor, uniform: bool) -> Tensor:
+    """Attention weights over the last dimension; overwrites scores."""
+    return torch.softmax(scores if uniform else scores.add_(bias), -1)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, bucket: Bucket) -> Tensor:
+    """query (already scaled), key, value: (texts, heads, max_seqlen, head_size) -> the same shape.
+
+    On a CPU the fused kernel wins for short texts in bf16 and for long ones in fp32 (measured); elsewhere three plain
+    products do. On a GPU the fused kernel always wins.
+    """
+    bias = None if bucket.uniform else bucket.bias
+    on_cpu = query.device.type == "cpu"
+    if query.dtype == torch.float32:
+        fused = bucket.uniform and bucket.max_seqlen >= 256
+    else:
+        fused = bucket.uniform and bucket.max_seqlen < 48
+    if fused or not on_cpu:
+        return F.scaled_dot_product_attention(query, key, value, bias, scale=1.0)
+    texts, heads, seqlen, head_size = query.shape
+    flat = (texts * heads, seqlen, head_size)
+    scores = torch.bmm(query.reshape(flat), key.reshape(flat).transpose(1, 2)).view(texts, heads, seqlen, seqlen)
+    weights = softmax_bias(scores, bucket.bias, bucket.uniform)
+    return torch.bmm(weights.view(-1, seqlen, seqlen), value.reshape(flat)).view(query.shape)
+
+
+class PackedLayer(nn.Module):
+    """A transformer layer on packed tokens: (T, hidden) -> (T, hidden).
+
+    Query, key and value are one product. The attention scale is folded into the query's weights, in fp32.
+    """
+
+    heads: Final[int]
+
+    def __init__(self, layer: EncoderLayer, heads: int, activation: str, dtype: torch.dtype):
+        super().__init__()
+        self.heads = heads
+        self.query_key_value = PackedLinear(*scaled_query_key_value(layer, heads), dtype=dtype)
+        self.feed_forward = FeedForward(layer, activation, dtype)
+
+    def forward(self, x: Tensor, buckets: list[Bucket]) -> Tensor:
+        query_key_value = self.query_key_value(x)
+        attended: list[Tensor] = []
+        for bucket in buckets:
+            rows = query_key_value.narrow(0, bucket.first_token, bucket.tokens)
+            attended.append(self.attend(rows, bucket))
+        return self.feed_forward(attended[0] if len(attended) == 1 else torch.cat(attended), x)
+
+    def attend(self, rows: Tensor, bucket: Bucket) -> Tensor:
+        """rows: (tokens, 3 * hidden) of one bucket -> (tokens, hidden)."""
+        texts, seqlen, heads = bucket.texts, bucket.max_seqlen, self.heads
+        tokens, width = rows.shape
+        hidden = width // 3
+        if bucket.uniform:
+            query, key, value = rows.view(texts, seqlen, 3, heads, hidden // heads).permute(2, 0, 3, 1, 4).unbind(0)
+            return attention(query, key, value, bucket).transpose(1, 2).reshape(tokens, hidden)
+        # One gather both pads and brings the heads in front.
+        padded = rows.reshape(-1, hidden // heads).index_select(0, bucket.heads_of)
+        query, key, value = padded.view(3, texts, heads, seqlen, hidden // heads).unbind(0)
+        out = attention(query, key, value, bucket)
+        return out.reshape(-1, hidden // heads).index_select(0, bucket.places_of).view(tokens, hidden)
+
+
+class FirstTokenLayer(nn.Module):
+    """The last layer, for the first token of each text only: (T, hidden) -> (batch, hidden).
+
+    With one query a text, keys and values need not be computed at all. The score of a token is
+    q . (W_k x + b_k) = (q W_k) . x + a constant that softmax ignores, and the weighted sum of the values is
+    W_v applied to the weighted sum of the x. So attention reads x itself, and W_k and W_v see one row a text.
+    """
+
+    heads: Final[int]
+
+    def __init__(self, layer: EncoderLayer, heads: int, activation: str, dtype: torch.dtype):
+        super().__init__()
+        self.heads = heads
+        weight, bias = scaled_query_key_value(layer, heads)
+        query, key, value = weight.chunk(3)
+        hidden = key.size(1)
+        self.query = PackedLinear(query, bias.chunk(3)[0], dtype=dtype)
+        self.key = nn.Parameter(key.view(heads, -1, hidden).to(dtype).clone(), False)
+        self.value = nn.Parameter(value.view(heads, -1, hidden).transpose(1, 2).to(dtype).contiguous(), False)
+        self.value_bias = nn.Parameter(bias.chunk(3)[2].view(heads, 1, -1).to(dtype).clone(), False)
+        self.feed_forward = FeedForward(layer, activation, dtype)
+
+    def forward(self, x: Tensor, lengths: Tensor, buckets: list[Bucket]) -> Tensor:
+        first = x if x.size(0) == lengths.size(0) else x[lengths.cumsum(0) - lengths]
+        batch, hidden = first.shape
+        query = self.query(first).view(batch, self.heads, -1).transpose(0, 1)
+        # (heads, batch, head_size) x (heads, head_size, hidden) -> (batch, heads, hidden)
+        query = torch.bmm(query, self.key).transpose(0, 1)
+        summed: list[Tensor] = []
+        for bucket in buckets:
+            tokens = x.narrow(0, bucket.first_token, bucket.tokens)
+            if not bucket.uniform:
+                tokens = tokens.index_select(0, bucket.tokens_of)
+            tokens = tokens.view(bucket.texts, bucket.max_seqlen, hidden)
+            scores = torch.bmm(query.narrow(0, bucket.first_text, bucket.texts), tokens.transpose(1, 2))
+            weights = softmax_bias(scores, bucket.bias.squeeze(1) if not bucket.uniform else scores, bucket.uniform)
+            summed.append(torch.bmm(weights, tokens))
+        context = summed[0] if len(summed) == 1 else torch.cat(summed)
+        # (heads, batch, hidden) x (heads, hidden, head_size) -> (batch, heads * head_size)
+        attended = torch.baddbmm(self.value_bias, context.transpose(0, 1), self.value).transpose(0, 1)
+        return self.feed_forward(attended.reshape(batch, hidden), first)
+
+
+class FeedForward(nn.Module):
+    """What follows attention in a layer, two residuals included: (rows, hidden) -> (rows, hidden)."""
+
+    def __init__(self, layer: EncoderLayer, activation: str, dtype: torch.dtype):
+        super().__init__()
+        self.attention_output = PackedLinear.of(layer.attention_output, dtype)
+        self.attention_norm = layer_norm(layer.attention_norm, dtype)
+        self.intermediate = PackedLinear.of(layer.intermediate, dtype, activation)
+        self.output = PackedLinear.of(layer.output, dtype)
+        self.output_norm = layer_norm(layer.output_norm, dtype)
+
+    def forward(self, attended: Tensor, x: Tensor) -> Tensor:
+        x = self.attention_norm(self.attention_output.add(attended, x))
+        return self.output_norm(self.output.add(self.intermediate(x), x))
+
+
+class PackedBert(nn.Module):
+    """The classifier: (batch, max_length) ids and mask -> logits (batch, num_labels) fp32.
+
+    The head runs in fp32 whatever the precision of the encoder.
+    """
+
+    heads: Final[int]
+    skipped_position_id: Final[int]
+    head_activation: Final[str]
+
+    def __init__(self, parts: BertParts, dtype: torch.dtype):
+        super().__init__()
+        heads, *_, last = parts.num_attention_heads, *parts.layers
+        self.heads = heads
+        self.skipped_position_id = parts.skipped_position_id
+        self.head_activation = parts.head_activation
+        self.words = nn.Parameter(parts.word_embeddings.to(dtype), False)
+        self.positions = nn.Parameter(parts.position_embeddings.to(dtype), False)
+        self.embedding_norm = layer_norm(parts.embedding_norm, dtype)
+        projection = parts.embedding_projection
+        self.embedding_projection = nn.Identity() if projection is None else PackedLinear.of(projection, dtype)
+        self.layers = nn.ModuleList(PackedLayer(layer, heads, parts.activation, dtype) for layer in parts.layers[:-1])
+        self.last_layer = FirstTokenLayer(last, heads, parts.activation, dtype)
+        self.head_dense = parts.head_dense
+        self.classifier = parts.classifier
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        packed = unpad_input(input_ids, attention_mask, self.skipped_position_id)
+        buckets = plan_buckets(packed.lengths, self.heads, self.words.dtype)
+        x = self.embedding_norm(F.embedding(packed.ids, self.words) + F.embedding(packed.positions, self.positions))
+        x = self.embedding_projection(x)
+        for layer in self.layers:
+            x = layer(x, buckets)
+        logits = self.head(self.last_layer(x, packed.lengths, buckets))
+        if input_ids.size(0) == 1:
+            return logits
+        return torch.empty_like(logits).index_copy_(0, packed.order, logits)
+
+    def head(self, first: Tensor) -> Tensor:
+        """first: (batch, hidden) -> logits (batch, num_labels) fp32."""
+        x = self.head_dense(first.float())
+        if self.head_activation == "tanh":
+            x = torch.tanh(x)
+        elif self.head_activation == "relu":
+            x = F.relu(x)
+        else:
+            x = F.gelu(x)
+        return self.classifier(x)
+
+
+def scaled_query_key_value(layer: EncoderLayer, heads: int) -> tuple[Tensor, Tensor]:
+    """Weight (3 * hidden, hidden) and bias (3 * hidden,) of one product, the query's rows scaled for attention."""
+    scale = (layer.query.out_features // heads) ** -0.5
+    weight = torch.cat([layer.query.weight * scale, layer.key.weight, layer.value.weight])
+    return weight.detach(), torch.cat([layer.query.bias * scale, layer.key.bias, layer.value.bias]).detach()
+
+
+def layer_norm(norm: nn.LayerNorm, dtype: torch.dtype) -> nn.LayerNorm:
+    """A copy in another dtype."""
+    copy = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)
+    copy.load_state_dict(norm.state_dict())
+    return copy.to(dtype).requires_grad_(False)

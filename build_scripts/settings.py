@@ -1,0 +1,55 @@
+"""Names, paths and defaults, each in one place. Imports nothing of ours and nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+BUILD = PROJECT / "build"
+SOURCE_REPOSITORY = PROJECT / "model_repository"
+
+ENSEMBLE, TOKENIZER, CLASSIFIER = "text_classifier", "tokenizer", "classifier"
+
+# The longest input any BERT-shaped checkpoint takes, and the shortest that holds a token between the special ones.
+LONGEST_MAX_LENGTH, SHORTEST_MAX_LENGTH = 512, 3
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+class ServingError(Exception):
+    """Something the user can act on: what was found, what was expected, what to do next."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens, and where its clients find it."""
+
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+
+    @property
+    def client_host(self) -> str:
+        """The host that a local client connects to: a wildcard address is no destination."""
+        return "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
+
+    @property
+    def http_url(self) -> str:
+        return f"http://{self.client_host}:{self.http_port}"
+
+    @property
+    def grpc_url(self) -> str:
+        return f"{self.client_host}:{self.grpc_port}"
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What `make repo` was asked for. model: directory, hub id or "" for the embedded default."""
+
+    model: str = ""
+    max_length: int | None = None
+    precision: str = "auto"
+    calibration: Path | None = None
+    repository: Path = field(default=SOURCE_REPOSITORY)
