@@ -7,6 +7,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 BUILD = PROJECT / "build"
+DATA = PROJECT / "build_scripts" / "data"
 SOURCE_REPOSITORY = PROJECT / "model_repository"
 
 ENSEMBLE, TOKENIZER, CLASSIFIER = "text_classifier", "tokenizer", "classifier"

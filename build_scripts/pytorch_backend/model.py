@@ -1,0 +1,141 @@
+"""The `pytorch` backend of the embedded server: runs TorchScript for `platform: "pytorch_libtorch"` models.
+
+NVIDIA's containers have a C++ backend for this; the embedded server has none, so Triton runs this file in its place (a
+"Python-based backend"). It honours what the C++ one honours for models like ours and refuses, at load, what it does
+not. One thing it adds: if the model exports `check_inputs`, a request with bad values gets a 400 of its own.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import triton_python_backend_utils as pb_utils
+
+KNOWN_PARAMETERS = {
+    "INTRA_OP_THREAD_COUNT",
+    "INTER_OP_THREAD_COUNT",
+    "INFERENCE_MODE",
+    "DISABLE_OPTIMIZED_EXECUTION",
+}
+UNSUPPORTED_SETTINGS = ("sequence_batching", "model_operations")
+
+
+class TritonPythonModel:
+    @staticmethod
+    def auto_complete_config(config):
+        """Nothing is guessed: the configuration must be complete."""
+        return config
+
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        parameters = read_parameters(config)
+        set_threads(parameters)
+        self.inputs = positional(config["input"], "INPUT")
+        self.outputs = positional(config["output"], "OUTPUT")
+        self.output_types = [pb_utils.triton_string_to_numpy(output["data_type"]) for output in self.outputs]
+        self.device = device_of(args["model_instance_kind"], args["model_instance_device_id"])
+        self.batches = config["max_batch_size"] > 0
+        self.inference_mode = parameters.get("INFERENCE_MODE", "true") == "true"
+        self.optimized = parameters.get("DISABLE_OPTIMIZED_EXECUTION", "false") == "false"
+        file = config.get("default_model_filename") or "model.pt"
+        path = Path(args["model_repository"]) / args["model_version"] / file
+        self.model = torch.jit.load(str(path), map_location=self.device).eval()
+        self.check_inputs = getattr(self.model, "check_inputs", None)
+
+    def execute(self, requests):
+        """One response per request, in order; requests are joined into one batch, which is split again."""
+        try:
+            return self.run(requests)
+        except Exception as problem:
+            if len(requests) > 1:  # find out whose fault it is: the others must get their answers
+                return [response for request in requests for response in self.execute([request])]
+            error = pb_utils.TritonError(f"PyTorch execute failure: {problem}", pb_utils.TritonError.INTERNAL)
+            return [pb_utils.InferenceResponse(error=error)]
+
+    def run(self, requests):
+        columns = [[as_numpy(request, spec["name"]) for request in requests] for spec in self.inputs]
+        rows = self.rows_of(columns[0])
+        tensors = [torch.from_numpy(join(arrays)).to(self.device) for arrays in columns]
+        with torch.inference_mode(self.inference_mode), torch.jit.optimized_execution(self.optimized):
+            complaints = self.check_inputs(*tensors) if self.check_inputs else []
+            if complaints:
+                return self.answer_the_rest(requests, [next(filter(None, complaints[span]), "") for span in rows])
+            outputs = self.model(*tensors)
+        outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
+        arrays = [
+            np.ascontiguousarray(output.cpu().numpy().astype(dtype, copy=False))
+            for output, dtype in zip(outputs, self.output_types, strict=True)
+        ]
+        return [
+            pb_utils.InferenceResponse(
+                [pb_utils.Tensor(spec["name"], array[span]) for spec, array in zip(self.outputs, arrays)]
+            )
+            for span in rows
+        ]
+
+    def rows_of(self, arrays):
+        """The rows of the joined batch that belong to each request, as slices."""
+        if not self.batches:
+            return [slice(None)]
+        ends = np.cumsum([len(array) for array in arrays]).tolist()
+        return [slice(end - len(array), end) for end, array in zip(ends, arrays)]
+
+    def answer_the_rest(self, requests, messages):
+        """messages: one per request, empty if it is good. Bad requests get a 400, the others their answer."""
+        good = [request for request, message in zip(requests, messages) if not message]
+        answers = iter(self.run(good) if good else [])
+        invalid = pb_utils.TritonError.INVALID_ARG
+        return [
+            pb_utils.InferenceResponse(error=pb_utils.TritonError(message, invalid)) if message else next(answers)
+            for message in messages
+        ]
+
+
+def read_parameters(config):
+    """Parameter name -> string. Raises what stops the load if a setting would otherwise be ignored."""
+    parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+    unknown = sorted(parameters.keys() - KNOWN_PARAMETERS)
+    unknown += [setting for setting in UNSUPPORTED_SETTINGS if config.get(setting)]
+    if unknown:
+        raise pb_utils.TritonModelException(
+            f"model '{config['name']}': the embedded pytorch backend does not support {', '.join(unknown)}; "
+            f"it knows the parameters {', '.join(sorted(KNOWN_PARAMETERS))}. Remove it, or use NVIDIA's container"
+        )
+    return parameters
+
+
+def set_threads(parameters):
+    """Process-wide, as in the C++ backend; here every instance is a process of its own."""
+    if "INTRA_OP_THREAD_COUNT" in parameters:
+        torch.set_num_threads(int(parameters["INTRA_OP_THREAD_COUNT"]))
+    if "INTER_OP_THREAD_COUNT" in parameters:
+        torch.set_num_interop_threads(int(parameters["INTER_OP_THREAD_COUNT"]))
+
+
+def positional(specs, prefix):
+    """Inputs or outputs in the order of their numbers: INPUT__0, INPUT__1 …"""
+    try:
+        numbered = sorted((int(spec["name"].removeprefix(f"{prefix}__")), spec) for spec in specs)
+    except ValueError:
+        names = ", ".join(spec["name"] for spec in specs)
+        raise pb_utils.TritonModelException(f"expected tensors named {prefix}__0, {prefix}__1 …, found {names}") from None
+    return [spec for _, spec in numbered]
+
+
+def device_of(kind, device_id):
+    """The torch device of an instance; no number is written into the model file, so this alone decides."""
+    if kind == "GPU":
+        return torch.device("cuda", int(device_id))
+    if kind == "CPU":
+        return torch.device("cpu")
+    raise pb_utils.TritonModelException(f"instance kind {kind} is not supported; use KIND_CPU or KIND_GPU")
+
+
+def as_numpy(request, name):
+    return pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+
+
+def join(arrays):
+    """One batch from the requests' arrays; a single request is not copied."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

@@ -1,0 +1,139 @@
+"""Triton `python` model: TEXT -> INPUT_IDS, ATTENTION_MASK, both int64 (batch, max_length).
+
+Needs numpy and the `tokenizers` package, and brings the second along: a copy lies beside this file. It truncates and
+pads; it does not batch (the dynamic batcher does) and knows nothing of the classifier.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+HERE = Path(__file__).resolve().parent
+# First in line, so that answers come from the version that was verified, whatever else the container has installed.
+sys.path.insert(0, str(HERE))
+from tokenizers import Tokenizer  # noqa: E402
+
+# Longer texts are tried by a beginning of each of these sizes before the whole is tokenized; see encode_long.
+BEGINNINGS = (8_192, 65_536)
+# Where text may be cut without changing a token before the cut: between two plain words, for pre-tokenizers that split
+# at spaces; for BERT's also between two Chinese characters or two punctuation marks, which it always isolates.
+BETWEEN_WORDS = r"(?<=[A-Za-z])(?= [A-Za-z])"
+BETWEEN_BERT_SYMBOLS = r"(?<=[\u4e00-\u9fff])(?=[\u4e00-\u9fff])|(?<=[!-/:-@])(?=[!-/:-@])"
+SPLITTING_AT_SPACES = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit", "Metaspace", "ByteLevel"}
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        parameters = json.loads(args["model_config"])["parameters"]
+        self.max_text_bytes = int(parameters["max_text_bytes"]["string_value"])
+        self.tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
+        self.tokenizer.no_padding()  # rows are padded below, in numpy
+        self.max_length = self.tokenizer.truncation["max_length"]
+        description = json.loads((HERE / "tokenizer.json").read_text(encoding="utf-8"))
+        self.pad_id = description["padding"]["pad_id"]
+        self.safe_cut = safe_cut_pattern(description)
+        self.added_tokens = [token["content"].lower() for token in description["added_tokens"]]
+
+    def execute(self, requests):
+        """One response per request, in order; a bad request gets an error of its own."""
+        texts, spans, errors = [], [], []
+        for request in requests:
+            start, error = len(texts), None
+            try:
+                texts += self.decode(pb_utils.get_input_tensor_by_name(request, "TEXT").as_numpy())
+            except ValueError as problem:
+                error = pb_utils.TritonError(str(problem), pb_utils.TritonError.INVALID_ARG)
+            spans.append(slice(start, len(texts)))
+            errors.append(error)
+        input_ids, attention_mask = self.encode(texts)
+        return [
+            pb_utils.InferenceResponse(error=error)
+            if error
+            else pb_utils.InferenceResponse(
+                [
+                    pb_utils.Tensor("INPUT_IDS", input_ids[span]),
+                    pb_utils.Tensor("ATTENTION_MASK", attention_mask[span]),
+                ]
+            )
+            for span, error in zip(spans, errors)
+        ]
+
+    def decode(self, rows):
+        """rows: (batch, 1) bytes objects -> list of str. Raises ValueError that names the row, the value and the limit."""
+        texts = []
+        for index, raw in enumerate(rows.reshape(-1)):
+            if len(raw) > self.max_text_bytes:
+                raise ValueError(
+                    f"TEXT row {index} has {len(raw)} bytes; the limit is {self.max_text_bytes} "
+                    "(max_text_bytes in tokenizer/config.pbtxt)"
+                )
+            try:
+                texts.append(raw.decode("utf-8"))
+            except UnicodeDecodeError as problem:
+                raise ValueError(
+                    f"TEXT row {index} is not UTF-8: byte 0x{raw[problem.start]:02x} at offset {problem.start}"
+                ) from problem
+        return texts
+
+    def encode(self, texts):
+        """texts: list of n str -> input_ids, attention_mask: (n, max_length) int64."""
+        is_long = [len(text) > BEGINNINGS[0] for text in texts]
+        encodings = self.tokenizer.encode_batch_fast(["" if long else text for text, long in zip(texts, is_long)])
+        input_ids = np.full((len(texts), self.max_length), self.pad_id, dtype=np.int64)
+        attention_mask = np.zeros((len(texts), self.max_length), dtype=np.int64)
+        for row, encoding in enumerate(encodings):
+            ids = self.encode_long(texts[row]) if is_long[row] else encoding.ids
+            input_ids[row, : len(ids)] = ids
+            attention_mask[row, : len(ids)] = 1
+        return input_ids, attention_mask
+
+    def encode_long(self, text):
+        """The ids of a text of which most will be truncated: a few milliseconds instead of a second for a megabyte.
+
+        A beginning that fills max_length, cut where no token can span, has the ids of the whole text.
+        """
+        for size in BEGINNINGS:
+            cut = self.last_safe_cut(text, size)
+            if cut:
+                ids = self.tokenizer.encode(text[:cut]).ids
+                if len(ids) == self.max_length:
+                    return ids
+        return self.tokenizer.encode(text).ids
+
+    def last_safe_cut(self, text, size):
+        """The last place in text[size // 2 : size] where a cut changes no token before it; None if there is none."""
+        if self.safe_cut is None:
+            return None
+        for match in reversed(list(self.safe_cut.finditer(text, size // 2, size))):
+            cut = match.start()
+            # An added token such as [MASK] is found in the raw text and may span what looks like a boundary.
+            if not any(
+                token in text[cut - len(token) + 1 : cut + len(token) - 1].lower() for token in self.added_tokens
+            ):
+                return cut
+        return None
+
+
+def safe_cut_pattern(description):
+    """The places where a text may be cut, as a compiled pattern; None if this tokenizer knows no such place.
+
+    description: tokenizer.json, parsed.
+    """
+    if description["truncation"]["direction"] != "right":
+        return None
+    pre_tokenizer = description["pre_tokenizer"] or {"type": None}
+    parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    splits = [
+        part
+        for part in parts
+        if part["type"] in SPLITTING_AT_SPACES and part.get("split", True) and part.get("use_regex", True)
+    ]
+    if not splits:
+        return None
+    normalizer = description["normalizer"] or {}
+    isolates = splits[0]["type"] == "BertPreTokenizer" and normalizer.get("handle_chinese_chars", False)
+    return re.compile(f"{BETWEEN_WORDS}|{BETWEEN_BERT_SYMBOLS}" if isolates else BETWEEN_WORDS)
