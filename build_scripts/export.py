@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from build_scripts.architectures import BertParts, bert_parts
 from build_scripts.checkpoint import Checkpoint
 from build_scripts.classifier import TextClassifier
 from build_scripts.packed_bert import PackedBert
-from build_scripts.trimmed import trimmed_logits
+from build_scripts.settings import ServingError
+from build_scripts.trimmed import device_constants, trimmed_logits
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PACKED, TRIMMED = "packed (no padding is computed)", "trimmed (padded to the longest text of a batch)"
@@ -27,7 +29,12 @@ def export(checkpoint: Checkpoint, precision: str, path: Path) -> str:
         # torch 2.13 calls TorchScript deprecated; it is the format that Triton's pytorch backend reads.
         warnings.simplefilter("ignore")
         classifier = torch.jit.script(_classifier(checkpoint, parts, DTYPES[precision]))
-    classifier.save(str(path))
+    # Through memory, so that a full disk is an OSError like any other and not one of torch's own.
+    buffer = io.BytesIO()
+    torch.jit.save(classifier, buffer)
+    path.write_bytes(buffer.getbuffer())
+    if found := device_constants(classifier):
+        raise ServingError(f"{checkpoint.model.config.model_type}: the graph names a device ({found[0]}); cannot be served")
     return TRIMMED if parts is None else PACKED
 
 

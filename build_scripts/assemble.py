@@ -1,0 +1,127 @@
+"""Put a built release into a model repository: all of it or nothing, whenever the build is killed.
+
+Everything that a build adds lies in one directory, `text_classifier/releases/<id>/`; the models' files are links that
+lead there through one more link, `text_classifier/live`. Renaming a new link over `live` is the only step that changes
+what is served, and the file system does it at once. The id is a fingerprint of all inputs, so a release that exists
+never has to be built again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from build_scripts.settings import ENSEMBLE, SOURCE_REPOSITORY, ServingError
+
+# Live, the one before (for a rollback), and one in reserve.
+KEPT_RELEASES = 3
+MANIFEST = "manifest.json"
+
+
+def releases_directory(repository: Path) -> Path:
+    return repository / ENSEMBLE / "releases"
+
+
+def live_release(repository: Path) -> Path | None:
+    """The directory of the live release; None if nothing was built yet."""
+    link = repository / ENSEMBLE / "live"
+    return link.resolve() if (link / MANIFEST).is_file() else None
+
+
+def read_manifest(release: Path) -> dict:
+    return json.loads((release / MANIFEST).read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def locked(repository: Path) -> Iterator[None]:
+    """Only one process builds or switches a repository at a time; others wait, and say so."""
+    repository.mkdir(parents=True, exist_ok=True)
+    with (repository / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another build is at work in {repository}; waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def copy_sources(repository: Path) -> None:
+    """Give another repository the committed configs, model.py and links; it is then complete by itself."""
+    if repository.resolve() == SOURCE_REPOSITORY:
+        return
+    ignored = shutil.ignore_patterns("releases", "live", ".lock", "__pycache__")
+    shutil.copytree(SOURCE_REPOSITORY, repository, symlinks=True, ignore=ignored, dirs_exist_ok=True)
+
+
+@contextlib.contextmanager
+def staged(repository: Path, release_id: str) -> Iterator[Path]:
+    """A directory to fill; when the block ends well, it becomes the complete release `release_id`.
+
+    On any error, a full disk included, it is removed again and the repository is as it was.
+    """
+    directory = releases_directory(repository)
+    directory.mkdir(parents=True, exist_ok=True)
+    for leftover in directory.glob(".building-*"):  # of a killed build; we hold the lock
+        shutil.rmtree(leftover)
+    staging = directory / f".building-{release_id}"
+    staging.mkdir()
+    try:
+        yield staging
+        sync_tree(staging)
+        shutil.rmtree(directory / release_id, ignore_errors=True)
+        staging.rename(directory / release_id)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ServingError(
+                f"no space left in {repository}; a release needs about four times the checkpoint's size while it is "
+                "built. Free some space and run it again: what was there before is untouched"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def switch(repository: Path, release_id: str) -> None:
+    """Make a complete release the live one, at once."""
+    os.utime(releases_directory(repository) / release_id)  # the order of these times is the history
+    link = repository / ENSEMBLE / "live"
+    new = link.with_name(".live.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(Path("releases") / release_id)
+    os.replace(new, link)
+    sync(link.parent)
+
+
+def releases(repository: Path) -> list[Path]:
+    """Complete releases, the one that went live last first."""
+    complete = [path.parent for path in releases_directory(repository).glob(f"[!.]*/{MANIFEST}")]
+    return sorted(complete, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def prune(repository: Path) -> None:
+    """Remove all but the KEPT_RELEASES that were live last."""
+    live = live_release(repository)
+    for release in releases(repository)[KEPT_RELEASES:]:
+        if release.resolve() != live:
+            shutil.rmtree(release)
+
+
+def sync_tree(directory: Path) -> None:
+    """Write everything to the disk, so that a link never leads to a half-written file after a power cut."""
+    for path in sorted(directory.rglob("*")):
+        sync(path)
+    sync(directory)
+
+
+def sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

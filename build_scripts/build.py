@@ -1,0 +1,133 @@
+"""The whole build: checkpoint -> verified TorchScript -> a release in the model repository."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from build_scripts import assemble
+from build_scripts.demo import demo_checkpoint, headlines
+from build_scripts.settings import PROJECT, SOURCE_REPOSITORY, BuildOptions, ServingError
+
+# Changing one of these changes what a build writes.
+INGREDIENT_MODULES = (
+    "architectures", "build", "checkpoint", "classifier", "export", "packed_bert", "packed_linear", "parity",
+    "precision", "trimmed",
+)  # fmt: skip
+INGREDIENT_PACKAGES = ("torch", "transformers", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Built:
+    """What is live now. changed: False if it already was."""
+
+    release: Path
+    manifest: dict
+    changed: bool
+
+
+def build(options: BuildOptions) -> Built:
+    """Bring the repository to what the options ask for, doing only what is missing. Raises ServingError."""
+    release_id, source = build_release(options)
+    with assemble.locked(options.repository):
+        live = assemble.live_release(options.repository)
+        changed = live is None or live.name != release_id
+        if changed:
+            assemble.switch(options.repository, release_id)
+            assemble.prune(options.repository)
+    release = assemble.releases_directory(options.repository) / release_id
+    return Built(release, assemble.read_manifest(release), changed)
+
+
+def build_release(options: BuildOptions) -> tuple[str, Path]:
+    """Make sure that the release exists, without switching to it; returns its id and the checkpoint's directory."""
+    source = _checkpoint_directory(options)
+    release_id = fingerprint(options, source)
+    with assemble.locked(options.repository):
+        assemble.copy_sources(options.repository)
+        if not (assemble.releases_directory(options.repository) / release_id / assemble.MANIFEST).is_file():
+            with assemble.staged(options.repository, release_id) as staging:
+                _fill(staging, options, source, release_id)
+    return release_id, source
+
+
+def fingerprint(options: BuildOptions, source: Path) -> str:
+    """Twelve hex digits that change whenever the release would: the checkpoint's content, options, code, versions."""
+    digest = hashlib.sha256()
+    modules = [PROJECT / "build_scripts" / f"{name}.py" for name in INGREDIENT_MODULES]
+    calibration = [options.calibration] if options.calibration else []
+    for path in [*sorted(p for p in source.iterdir() if p.is_file()), *modules, *calibration]:
+        digest.update(f"{path.name}:{path.stat().st_size}\n".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    asked = {"max_length": options.max_length, "precision": options.precision, "model": options.model}
+    versions = {name: version(name) for name in INGREDIENT_PACKAGES}
+    digest.update(json.dumps([asked, versions, _machine()], sort_keys=True).encode())
+    return digest.hexdigest()[:12]
+
+
+def _machine() -> list[str]:
+    """What the automatic precision depends on."""
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    return [flag for flag in ("avx512_bf16", "amx_bf16", "avx512_fp16", "amx_fp16") if flag in flags]
+
+
+def _checkpoint_directory(options: BuildOptions) -> Path:
+    if not options.model:
+        return demo_checkpoint()
+    from build_scripts.checkpoint import resolve
+
+    return resolve(options.model)
+
+
+def _fill(staging: Path, options: BuildOptions, source: Path, release_id: str) -> None:
+    """Write every artefact of a release."""
+    print("loading torch and transformers", flush=True)
+    import tokenizers
+    import torch
+
+    from build_scripts import parity, precision
+    from build_scripts.checkpoint import load, serving_tokenizer
+
+    print(f"reading the checkpoint {source}", flush=True)
+    checkpoint = load(source, options.max_length)
+    if options.model or options.calibration:
+        texts = parity.calibration_texts(options.calibration)
+    else:
+        texts = [text for _, text in headlines("heldout")] + parity.HOSTILE_TEXTS
+    expected = parity.reference(checkpoint, texts)
+    print(f"exporting in precision {options.precision}, and comparing {len(texts)} answers", flush=True)
+    choice = precision.choose(checkpoint, options.precision, expected, staging)
+    precision.file_of(staging, choice.chosen.precision).rename(staging / "model.pt")
+    for rejected in staging.glob("model.*.pt"):
+        rejected.unlink()
+    serving_tokenizer(checkpoint).save(str(staging / "tokenizer.json"))
+    (staging / "labels.txt").write_text("".join(f"{label}\n" for label in checkpoint.labels), encoding="utf-8")
+    package = Path(tokenizers.__file__).parent
+    shutil.copytree(package, staging / "tokenizers", ignore=shutil.ignore_patterns("__pycache__", "*.pyi"))
+    manifest = {
+        "release": release_id,
+        "checkpoint": options.model or f"embedded default ({source})",
+        "architecture": checkpoint.model.config.model_type,
+        "labels": checkpoint.labels,
+        "multi_label": checkpoint.multi_label,
+        "max_length": checkpoint.max_length,
+        **choice.as_dict(),
+        "versions": {name: version(name) for name in INGREDIENT_PACKAGES},
+        "torch_threads": torch.get_num_threads(),
+    }
+    (staging / assemble.MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def require_release(repository: Path) -> dict:
+    """The manifest of the live release. Raises ServingError if the repository cannot be served yet."""
+    live = assemble.live_release(repository)
+    if live is None:
+        where = "" if repository.resolve() == SOURCE_REPOSITORY else f" MODEL_REPOSITORY={repository}"
+        raise ServingError(f"{repository} holds no built release; run `make repo{where}` first")
+    return assemble.read_manifest(live)

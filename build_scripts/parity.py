@@ -1,0 +1,85 @@
+"""Compare a written TorchScript file with plain Hugging Face, text by text. Measures; the caller judges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from build_scripts.checkpoint import Checkpoint
+from build_scripts.settings import DATA
+
+# Two classes whose probabilities differ by less are a near tie: any rounding may decide it.
+NEAR_TIE = 0.01
+# Batch sizes that the file is tried with, in turn: alone, in odd company, and full.
+BATCH_SIZES = (1, 3, 8, 32)
+HOSTILE_TEXTS = ["", " ", "\t\n", "a", "\x00\x07", "e\u0301" * 40, "\U0001f468\u200d\U0001f469\u200d\U0001f467", "word " * 700]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What Hugging Face answers. probabilities: (texts, labels) fp32."""
+
+    texts: list[str]
+    probabilities: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a file is from the reference; `wrong` counts differing class ids that are no near tie."""
+
+    texts: int
+    wrong: int
+    near_ties: int
+    max_probability_error: float
+
+
+def calibration_texts(file: Path | None = None) -> list[str]:
+    """The texts of a user's file, or a built-in multilingual list; always with hostile ones added."""
+    lines = (file or DATA / "calibration.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line.strip()] + HOSTILE_TEXTS
+
+
+def probabilities(logits: torch.Tensor, multi_label: bool) -> torch.Tensor:
+    return logits.sigmoid() if multi_label else logits.softmax(-1)
+
+
+def reference(checkpoint: Checkpoint, texts: list[str]) -> Reference:
+    """Hugging Face's tokenizer and eager fp32 model, one text at a time: no padding, nothing shared."""
+    rows = []
+    with torch.inference_mode():
+        for text in tqdm(texts, desc="Hugging Face's answers", unit="text", disable=None, leave=False):
+            inputs = checkpoint.tokenizer(text, truncation=True, max_length=checkpoint.max_length, return_tensors="pt")
+            rows.append(probabilities(checkpoint.model(**inputs).logits[0], checkpoint.multi_label))
+    return Reference(texts, torch.stack(rows))
+
+
+def measure(file: Path, checkpoint: Checkpoint, expected: Reference, device: str = "cpu") -> Parity:
+    """Run the file on the reference's texts, in batches of every size in BATCH_SIZES, padded to max_length."""
+    model = torch.jit.load(str(file), map_location=device).eval()
+    ids, found = [], []
+    start = turn = 0
+    with torch.inference_mode(), torch.jit.optimized_execution(False):
+        while start < len(expected.texts):
+            size = BATCH_SIZES[turn % len(BATCH_SIZES)]
+            inputs = checkpoint.tokenize(expected.texts[start : start + size])
+            class_id, rows = model(*(tensor.to(device) for tensor in inputs))
+            ids.append(class_id[:, 0].cpu())
+            found.append(rows.cpu())
+            start, turn = start + size, turn + 1
+    return judge(expected.probabilities, torch.cat(ids), torch.cat(found))
+
+
+def judge(expected: torch.Tensor, class_ids: torch.Tensor, found: torch.Tensor) -> Parity:
+    """expected, found: (texts, labels) probabilities; class_ids: (texts,). NaN counts as the largest error."""
+    best = expected.topk(2, dim=1).values
+    differs = class_ids != expected.argmax(1)
+    near_tie = (best[:, 0] - best[:, 1]) < NEAR_TIE
+    return Parity(
+        texts=len(expected),
+        wrong=int((differs & ~near_tie).sum()),
+        near_ties=int((differs & near_tie).sum()),
+        max_probability_error=float((found - expected).abs().nan_to_num(nan=1.0).max()),
+    )

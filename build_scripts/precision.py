@@ -1,0 +1,121 @@
+"""Choose the precision of a classifier file: the fastest that this machine runs natively and that answers like fp32."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from build_scripts.checkpoint import Checkpoint
+from build_scripts.export import export
+from build_scripts.parity import Parity, Reference, measure
+from build_scripts.settings import ServingError
+
+# The gate: no probability may move by more, and no class id may change unless it is a near tie.
+MAX_PROBABILITY_ERROR = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02}
+# CPU flags of /proc/cpuinfo that mean native matrix products; without them a precision is emulated.
+NATIVE_CPU_FLAGS = {"bf16": {"avx512_bf16", "amx_bf16", "bf16"}, "fp16": {"avx512_fp16", "amx_fp16", "asimdhp"}}
+TIMED_BATCHES = (1, 8)
+TIMED_ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One precision, exported and measured. milliseconds: for a fixed set of calibration batches, median."""
+
+    precision: str
+    graph: str
+    parity: Parity
+    milliseconds: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen attempt and all others, as they are printed and stored."""
+
+    chosen: Attempt
+    attempts: list[Attempt]
+    device: str
+
+    def as_dict(self) -> dict:
+        return {
+            "precision": self.chosen.precision,
+            "graph": self.chosen.graph,
+            "device": self.device,
+            "attempts": [asdict(a) for a in self.attempts],
+        }
+
+
+def native_precisions(device: str) -> list[str]:
+    """What this machine computes natively, fp32 first."""
+    if device == "cuda":
+        return ["fp32", "fp16"] + (["bf16"] if torch.cuda.is_bf16_supported() else [])
+    flags = cpu_flags()
+    return ["fp32"] + [name for name, needed in NATIVE_CPU_FLAGS.items() if flags & needed]
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """The first CPU's instruction set flags; empty where there is no /proc."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()
+    return next((set(line.split(":")[1].split()) for line in lines if line.startswith(("flags", "Features"))), set())
+
+
+def choose(checkpoint: Checkpoint, asked: str, expected: Reference, directory: Path) -> Choice:
+    """Export into `directory` (one file a precision, `file_of`), measure, choose. Raises ServingError if fp32 is wrong."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    names = native_precisions(device) if asked == "auto" else [asked]
+    graphs = {name: export(checkpoint, name, file_of(directory, name)) for name in names}
+    parities = {name: measure(file_of(directory, name), checkpoint, expected, device) for name in names}
+    times = timings({name: file_of(directory, name) for name in names}, checkpoint, expected.texts, device)
+    attempts = [
+        Attempt(name, graphs[name], parities[name], times[name], passes(parities[name], name)) for name in names
+    ]
+    _refuse_wrong_graph(checkpoint, attempts)
+    passed = [attempt for attempt in attempts if attempt.passed] or attempts  # an explicit precision is obeyed
+    return Choice(min(passed, key=lambda attempt: attempt.milliseconds), attempts, device)
+
+
+def file_of(directory: Path, precision: str) -> Path:
+    return directory / f"model.{precision}.pt"
+
+
+def passes(parity: Parity, precision: str) -> bool:
+    return parity.wrong == 0 and parity.max_probability_error <= MAX_PROBABILITY_ERROR[precision]
+
+
+def timings(files: dict[str, Path], checkpoint: Checkpoint, texts: list[str], device: str) -> dict[str, float]:
+    """Median milliseconds for one pass over the same batches, the files taking turns."""
+    models = {name: torch.jit.load(str(file), map_location=device).eval() for name, file in files.items()}
+    batches = [
+        tuple(tensor.to(device) for tensor in checkpoint.tokenize(texts[turn * 8 : turn * 8 + size]))
+        for size in TIMED_BATCHES
+        for turn in range(2)
+    ]
+    times: dict[str, list[float]] = {name: [] for name in models}
+    with torch.inference_mode(), torch.jit.optimized_execution(False):
+        for turn in range(TIMED_ROUNDS + 1):
+            for name, model in models.items():
+                start = time.perf_counter()
+                for batch in batches:
+                    model(*batch)[0].cpu()
+                if turn > 0:  # the first round warms up
+                    times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _refuse_wrong_graph(checkpoint: Checkpoint, attempts: list[Attempt]) -> None:
+    for attempt in attempts:
+        if attempt.precision == "fp32" and not attempt.passed:
+            raise ServingError(
+                f"{checkpoint.model.config.model_type}: the exported fp32 file answers unlike Hugging Face "
+                f"({attempt.parity.wrong} of {attempt.parity.texts} class ids differ, a probability moves by "
+                f"{attempt.parity.max_probability_error:.2g}; at most {MAX_PROBABILITY_ERROR['fp32']:g} is accepted); "
+                "this architecture cannot be served"
+            )

@@ -1,0 +1,253 @@
+"""Find a tritonserver, prepare what it needs, start and stop it. Watching over it is `supervisor`'s job.
+
+A `tritonserver` on PATH (as in NVIDIA's container) is used with its own backends. Otherwise the one inside the
+nvidia-pytriton wheel is: the same program, with the `python` backend, and with our Python-based `pytorch` backend in the
+place of the C++ one that the wheel leaves out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import filecmp
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from build_scripts.settings import BUILD, ENSEMBLE, PROJECT, Address, ServingError
+
+PR_SET_PDEATHSIG = 1
+# Triton waits this long for requests in flight when it is asked to stop.
+EXIT_TIMEOUT_S = 10
+# What only the supervisor may call; the key is made anew for each server.
+RESTRICTED = "model-repository,shared-memory,trace,logging"
+CONTROL_HEADER = "triton-control"
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A tritonserver that can be run. arguments: those that depend on the installation."""
+
+    binary: Path
+    description: str
+    arguments: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def find_installation() -> Installation:
+    """The tritonserver on PATH, else the embedded one. Raises ServingError if this machine can run neither."""
+    on_path = shutil.which("tritonserver")
+    if on_path:
+        return Installation(Path(on_path), f"{on_path}, with its own pytorch backend")
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        raise ServingError(
+            f"the embedded tritonserver runs on Linux x86-64, this is {sys.platform} {platform.machine()}; "
+            "put a tritonserver on PATH, or use NVIDIA's container"
+        )
+    wheel = embedded_wheel()
+    return Installation(
+        binary=wheel / "pytriton" / "tritonserver" / "bin" / "tritonserver",
+        description="embedded tritonserver 2.51.0, with the Python-based pytorch backend of this project",
+        arguments=[
+            f"--backend-directory={prepare_backends(wheel)}",
+            f"--cache-directory={wheel / 'pytriton' / 'tritonserver' / 'caches'}",
+        ],
+        environment={
+            "LD_LIBRARY_PATH": os.pathsep.join([str(wheel / "nvidia_pytriton.libs"), str(libpython_directory())]),
+            # The stub process finds numpy and torch through the virtual environment that is active here.
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+            "VIRTUAL_ENV": sys.prefix,
+        },
+    )
+
+
+def embedded_wheel() -> Path:
+    """The site-packages directory that holds the nvidia-pytriton wheel."""
+    try:
+        return Path(str(distribution("nvidia-pytriton").locate_file("")))  # importing it would need all it depends on
+    except PackageNotFoundError as error:
+        raise ServingError(
+            "no tritonserver on PATH, and the wheel nvidia-pytriton, which carries one, is not installed; "
+            "run `make install`"
+        ) from error
+
+
+def libpython_directory() -> Path:
+    """Where the shared libpython of this interpreter lies; the python backend's stub is linked against it."""
+    name = sysconfig.get_config_var("INSTSONAME") or ""
+    candidates = [Path(sysconfig.get_config_var("LIBDIR") or ""), Path(sys.base_prefix) / "lib"]
+    for directory in candidates:
+        if ".so" in name and (directory / name).exists():
+            return directory
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    raise ServingError(
+        f"{sys.executable} has no shared libpython{version} (looked for {name or 'libpython.so'} in {candidates[0]}), which "
+        f"Triton's python backend needs; install libpython{version}, or choose another interpreter with PYTHON=…"
+    )
+
+
+def prepare_backends(wheel: Path) -> Path:
+    """A backend directory: the wheel's python backend with the right stub beside it, and our pytorch backend.
+
+    Copies, because Triton refuses a backend library that a link leads out of its directory.
+    """
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    source = wheel / "pytriton" / "tritonserver"
+    stub = source / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.exists():
+        known = ", ".join(sorted(path.name for path in stub.parent.parent.iterdir()))
+        raise ServingError(f"the embedded tritonserver has no stub for Python {version}, only for {known}; set PYTHON=…")
+    backends = BUILD / f"backends-{version}"
+    copies = {
+        backends / "python" / "libtriton_python.so": source / "backends" / "python" / "libtriton_python.so",
+        backends / "python" / "triton_python_backend_utils.py": source / "backends/python/triton_python_backend_utils.py",
+        backends / "python" / "triton_python_backend_stub": stub,
+        backends / "pytorch" / "model.py": PROJECT / "build_scripts" / "pytorch_backend" / "model.py",
+    }
+    for copy, original in copies.items():
+        if not (copy.exists() and filecmp.cmp(copy, original)):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            new = copy.with_name(f".{copy.name}.{os.getpid()}")
+            shutil.copy2(original, new)
+            os.replace(new, copy)
+    return backends
+
+
+def perf_analyzer_environment(wheel: Path) -> dict[str, str]:
+    """perf_analyzer wants two libraries that the wheel carries under decorated names."""
+    libraries = BUILD / "perf_analyzer-libraries"
+    for name, pattern in {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12.*"}.items():
+        link_to(libraries / name, next((wheel / "nvidia_pytriton.libs").glob(pattern)))
+    return {"LD_LIBRARY_PATH": os.pathsep.join([str(libraries), str(wheel / "nvidia_pytriton.libs")])}
+
+
+def link_to(link: Path, target: Path) -> None:
+    """Make or mend a symbolic link; two processes may do so at once."""
+    if link.is_symlink() and Path(os.readlink(link)) == target:
+        return
+    link.parent.mkdir(parents=True, exist_ok=True)
+    new = link.with_name(f".{link.name}.{os.getpid()}")
+    new.unlink(missing_ok=True)
+    new.symlink_to(target)
+    os.replace(new, link)
+
+
+def check_ports(address: Address) -> None:
+    """Raise ServingError if a port is taken, before anything is started."""
+    ports = {"HTTP_PORT": address.http_port, "GRPC_PORT": address.grpc_port, "METRICS_PORT": address.metrics_port}
+    if len(set(ports.values())) < len(ports):
+        raise ServingError(f"the three ports must differ, got {', '.join(f'{k}={v}' for k, v in ports.items())}")
+    for name, port in ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address.host, port))
+            except OSError as error:
+                raise ServingError(
+                    f"{name}={port} cannot be used on {address.host} ({error.strerror}); "
+                    f"stop what listens there, or choose another port with {name}=…"
+                ) from error
+
+
+@dataclass
+class TritonProcess:
+    """A running tritonserver with everything it started. Use `launch` to make one."""
+
+    process: subprocess.Popen
+    shared_memory_prefix: str
+
+    def poll(self) -> int | None:
+        return self.process.poll()
+
+    def terminate(self, timeout_s: float = EXIT_TIMEOUT_S + 5) -> int:
+        """Ask it to answer what is in flight and stop; after the timeout, kill. Returns its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            pass
+        self.kill()
+        return self.process.returncode
+
+    def kill(self) -> None:
+        """End the server and its stub processes at once, and remove their shared memory."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline and group_exists(self.process.pid):
+            time.sleep(0.02)
+        for segment in Path("/dev/shm").glob(f"{self.shared_memory_prefix}*"):
+            segment.unlink(missing_ok=True)
+
+
+def group_exists(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def launch(
+    installation: Installation, repositories: list[Path], address: Address, control_key: str, log: Path | None = None
+) -> TritonProcess:
+    """Start tritonserver on the live release. It ends when its parent does, however that ends.
+
+    control_key: who sends it in the header CONTROL_HEADER may load and unload models. log: a file, or None for the
+    terminal.
+    """
+    prefix = f"text_classifier_{os.getpid()}_"
+    command = [
+        str(installation.binary),
+        *(f"--model-repository={repository.resolve()}" for repository in repositories),
+        "--model-control-mode=explicit",
+        f"--load-model={ENSEMBLE}",
+        f"--http-address={address.host}",
+        f"--http-port={address.http_port}",
+        f"--grpc-address={address.host}",
+        f"--grpc-port={address.grpc_port}",
+        f"--metrics-address={address.host}",
+        f"--metrics-port={address.metrics_port}",
+        f"--http-restricted-api={RESTRICTED}:{CONTROL_HEADER}={control_key}",
+        f"--grpc-restricted-protocol={RESTRICTED}:{CONTROL_HEADER}={control_key}",
+        f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+        f"--backend-config=python,shm-region-prefix-name={prefix}",
+        *installation.arguments,
+    ]
+    output = subprocess.DEVNULL if log is None else log.open("ab")
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **tuning(), **installation.environment},
+            # A group of its own: Ctrl-C reaches the supervisor alone, and the whole group can be killed.
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+    finally:
+        if log is not None:
+            output.close()
+    return TritonProcess(process, prefix)
+
+
+def tuning() -> dict[str, str]:
+    """Environment that was chosen by measurement; what the user has set wins."""
+    chosen: dict[str, str] = {}
+    return {name: value for name, value in chosen.items() if name not in os.environ}
+
+
+def _die_with_parent() -> None:
+    """SIGTERM, not SIGKILL: the server then stops its stub processes and frees the shared memory."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
