@@ -22,6 +22,8 @@ from build_scripts.settings import ENSEMBLE, SOURCE_REPOSITORY, ServingError
 # Live, the one before (for a rollback), and one in reserve.
 KEPT_RELEASES = 3
 MANIFEST = "manifest.json"
+# BUILD_LOCK is held by whoever builds. SWITCH_LOCK is held for the instant of a switch, and by a server while it loads.
+BUILD_LOCK, SWITCH_LOCK = ".build.lock", ".switch.lock"
 
 
 def releases_directory(repository: Path) -> Path:
@@ -42,7 +44,7 @@ def read_manifest(release: Path) -> dict:
 def locked(repository: Path) -> Iterator[None]:
     """Only one process builds or switches a repository at a time; others wait, and say so."""
     repository.mkdir(parents=True, exist_ok=True)
-    with (repository / ".lock").open("w") as file:
+    with (repository / BUILD_LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -55,7 +57,7 @@ def copy_sources(repository: Path) -> None:
     """Give another repository the committed configs, model.py and links; it is then complete by itself."""
     if repository.resolve() == SOURCE_REPOSITORY:
         return
-    ignored = shutil.ignore_patterns("releases", "live", ".lock", "__pycache__")
+    ignored = shutil.ignore_patterns("releases", "live", ".*.lock", "__pycache__")
     shutil.copytree(SOURCE_REPOSITORY, repository, symlinks=True, ignore=ignored, dirs_exist_ok=True)
 
 
@@ -94,7 +96,9 @@ def switch(repository: Path, release_id: str) -> None:
     new = link.with_name(".live.new")
     new.unlink(missing_ok=True)
     new.symlink_to(Path("releases") / release_id)
-    os.replace(new, link)
+    with (repository / SWITCH_LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.replace(new, link)
     sync(link.parent)
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from build_scripts import assemble
 from build_scripts.demo import demo_checkpoint, headlines
+from build_scripts.machine import cpu_precisions, has_gpu
 from build_scripts.settings import PROJECT, SOURCE_REPOSITORY, BuildOptions, ServingError
 
 # Changing one of these changes what a build writes.
 INGREDIENT_MODULES = (
-    "architectures", "build", "checkpoint", "classifier", "export", "packed_bert", "packed_linear", "parity",
+    "architectures", "build", "checkpoint", "classifier", "export", "machine", "packed_bert", "packed_linear", "parity",
     "precision", "trimmed",
 )  # fmt: skip
 INGREDIENT_PACKAGES = ("torch", "transformers", "tokenizers")
@@ -67,14 +68,8 @@ def fingerprint(options: BuildOptions, source: Path) -> str:
                 digest.update(block)
     asked = {"max_length": options.max_length, "precision": options.precision, "model": options.model}
     versions = {name: version(name) for name in INGREDIENT_PACKAGES}
-    digest.update(json.dumps([asked, versions, _machine()], sort_keys=True).encode())
+    digest.update(json.dumps([asked, versions, cpu_precisions(), has_gpu()], sort_keys=True).encode())
     return digest.hexdigest()[:12]
-
-
-def _machine() -> list[str]:
-    """What the automatic precision depends on."""
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    return [flag for flag in ("avx512_bf16", "amx_bf16", "avx512_fp16", "amx_fp16") if flag in flags]
 
 
 def _checkpoint_directory(options: BuildOptions) -> Path:

@@ -207,4 +207,3 @@ def _check_logits(checkpoint: Checkpoint) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-

@@ -34,7 +34,9 @@ def export(checkpoint: Checkpoint, precision: str, path: Path) -> str:
     torch.jit.save(classifier, buffer)
     path.write_bytes(buffer.getbuffer())
     if found := device_constants(classifier):
-        raise ServingError(f"{checkpoint.model.config.model_type}: the graph names a device ({found[0]}); cannot be served")
+        raise ServingError(
+            f"{checkpoint.model.config.model_type}: the graph names a device ({found[0]}); cannot be served"
+        )
     return TRIMMED if parts is None else PACKED
 
 

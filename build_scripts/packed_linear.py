@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+
 class PackedLinear(nn.Module):
     """y = activation(x @ weight.T + bias), optionally plus a residual.
 

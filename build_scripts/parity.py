@@ -15,7 +15,16 @@ from build_scripts.settings import DATA
 NEAR_TIE = 0.01
 # Batch sizes that the file is tried with, in turn: alone, in odd company, and full.
 BATCH_SIZES = (1, 3, 8, 32)
-HOSTILE_TEXTS = ["", " ", "\t\n", "a", "\x00\x07", "e\u0301" * 40, "\U0001f468\u200d\U0001f469\u200d\U0001f467", "word " * 700]
+HOSTILE_TEXTS = [
+    "",
+    " ",
+    "\t\n",
+    "a",
+    "\x00\x07",
+    "e\u0301" * 40,
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "word " * 700,
+]
 
 
 @dataclass(frozen=True)

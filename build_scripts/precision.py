@@ -11,13 +11,12 @@ import torch
 
 from build_scripts.checkpoint import Checkpoint
 from build_scripts.export import export
+from build_scripts.machine import cpu_precisions
 from build_scripts.parity import Parity, Reference, measure
 from build_scripts.settings import ServingError
 
 # The gate: no probability may move by more, and no class id may change unless it is a near tie.
 MAX_PROBABILITY_ERROR = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02}
-# CPU flags of /proc/cpuinfo that mean native matrix products; without them a precision is emulated.
-NATIVE_CPU_FLAGS = {"bf16": {"avx512_bf16", "amx_bf16", "bf16"}, "fp16": {"avx512_fp16", "amx_fp16", "asimdhp"}}
 TIMED_BATCHES = (1, 8)
 TIMED_ROUNDS = 7
 
@@ -54,17 +53,7 @@ def native_precisions(device: str) -> list[str]:
     """What this machine computes natively, fp32 first."""
     if device == "cuda":
         return ["fp32", "fp16"] + (["bf16"] if torch.cuda.is_bf16_supported() else [])
-    flags = cpu_flags()
-    return ["fp32"] + [name for name, needed in NATIVE_CPU_FLAGS.items() if flags & needed]
-
-
-def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
-    """The first CPU's instruction set flags; empty where there is no /proc."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return set()
-    return next((set(line.split(":")[1].split()) for line in lines if line.startswith(("flags", "Features"))), set())
+    return cpu_precisions()
 
 
 def choose(checkpoint: Checkpoint, asked: str, expected: Reference, directory: Path) -> Choice:

@@ -105,11 +105,14 @@ def prepare_backends(wheel: Path) -> Path:
     stub = source / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.exists():
         known = ", ".join(sorted(path.name for path in stub.parent.parent.iterdir()))
-        raise ServingError(f"the embedded tritonserver has no stub for Python {version}, only for {known}; set PYTHON=…")
+        raise ServingError(
+            f"the embedded tritonserver has no stub for Python {version}, only for {known}; set PYTHON=…"
+        )
     backends = BUILD / f"backends-{version}"
     copies = {
         backends / "python" / "libtriton_python.so": source / "backends" / "python" / "libtriton_python.so",
-        backends / "python" / "triton_python_backend_utils.py": source / "backends/python/triton_python_backend_utils.py",
+        backends / "python" / "triton_python_backend_utils.py": source
+        / "backends/python/triton_python_backend_utils.py",
         backends / "python" / "triton_python_backend_stub": stub,
         backends / "pytorch" / "model.py": PROJECT / "build_scripts" / "pytorch_backend" / "model.py",
     }

@@ -81,11 +81,7 @@ def forget_device(traced: torch.jit.ScriptModule) -> None:
 
 def graphs(model: torch.jit.ScriptModule) -> list[torch._C.Graph]:
     """The graph of every method of every submodule; changing one changes the model."""
-    return [
-        module._c._get_method(name).graph
-        for module in model.modules()
-        for name in module._c._method_names()
-    ]
+    return [module._c._get_method(name).graph for module in model.modules() for name in module._c._method_names()]
 
 
 def is_device(node: torch._C.Node) -> bool:

@@ -119,7 +119,9 @@ def positional(specs, prefix):
         numbered = sorted((int(spec["name"].removeprefix(f"{prefix}__")), spec) for spec in specs)
     except ValueError:
         names = ", ".join(spec["name"] for spec in specs)
-        raise pb_utils.TritonModelException(f"expected tensors named {prefix}__0, {prefix}__1 …, found {names}") from None
+        raise pb_utils.TritonModelException(
+            f"expected tensors named {prefix}__0, {prefix}__1 …, found {names}"
+        ) from None
     return [spec for _, spec in numbered]
 
 

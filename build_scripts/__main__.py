@@ -1,0 +1,144 @@
+"""The command line: `python -m build_scripts --help`. Every command is thin; the stages do the work.
+
+Each option can also be given as an environment variable, which is how `make serve HTTP_PORT=9000` passes it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from build_scripts.settings import PRECISIONS, SOURCE_REPOSITORY, Address, BuildOptions, ServingError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+Model = Annotated[
+    str, typer.Option(envvar="MODEL", help="Checkpoint directory or hub id; empty: the embedded default.")
+]
+MaxLength = Annotated[
+    int | None, typer.Option(envvar="MAX_LENGTH", help="Tokens a text; default: the checkpoint's limit.")
+]
+Precision = Annotated[str, typer.Option(envvar="PRECISION", help=f"One of {', '.join(PRECISIONS)}.")]
+Calibration = Annotated[
+    Path | None, typer.Option(envvar="CALIBRATION", help="Texts for the precision gate, one a line.")
+]
+Repository = Annotated[Path, typer.Option(envvar="MODEL_REPOSITORY", help="The model repository.")]
+Host = Annotated[str, typer.Option(envvar="HOST", help="Address to listen on.")]
+HttpPort = Annotated[int, typer.Option(envvar="HTTP_PORT")]
+GrpcPort = Annotated[int, typer.Option(envvar="GRPC_PORT")]
+MetricsPort = Annotated[int, typer.Option(envvar="METRICS_PORT")]
+
+DEFAULT = Address()
+
+
+def build_options(
+    model: str, max_length: int | None, precision: str, calibration: Path | None, repository: Path
+) -> BuildOptions:
+    if precision not in PRECISIONS:
+        raise ServingError(f"PRECISION={precision}; expected one of {', '.join(PRECISIONS)}")
+    if calibration is not None and not calibration.is_file():
+        raise ServingError(f"CALIBRATION={calibration}: no such file; expected texts, one a line")
+    return BuildOptions(model, max_length, precision, calibration, repository.absolute())
+
+
+@app.command(epilog="Example: python -m build_scripts repo --model ./my-checkpoint --precision fp32")
+def repo(
+    model: Model = "",
+    max_length: MaxLength = None,
+    precision: Precision = "auto",
+    calibration: Calibration = None,
+    model_repository: Repository = SOURCE_REPOSITORY,
+) -> None:
+    """Build the model repository: checkpoint, TorchScript, verified, assembled."""
+    from build_scripts.build import build
+    from build_scripts.summary import print_build
+
+    print_build(build(build_options(model, max_length, precision, calibration, model_repository)))
+
+
+@app.command(epilog="Example: python -m build_scripts serve --http-port 9000")
+def serve(
+    model: Model = "",
+    max_length: MaxLength = None,
+    precision: Precision = "auto",
+    calibration: Calibration = None,
+    model_repository: Repository = SOURCE_REPOSITORY,
+    host: Host = DEFAULT.host,
+    http_port: HttpPort = DEFAULT.http_port,
+    grpc_port: GrpcPort = DEFAULT.grpc_port,
+    metrics_port: MetricsPort = DEFAULT.metrics_port,
+) -> None:
+    """Build if needed, then run and supervise a real tritonserver in the foreground."""
+    from build_scripts.build import build
+    from build_scripts.server import check_ports, find_installation
+    from build_scripts.summary import print_build
+    from build_scripts.supervisor import serve as run
+
+    address = Address(host, http_port, grpc_port, metrics_port)
+    options = build_options(model, max_length, precision, calibration, model_repository)
+    installation = find_installation()
+    check_ports(address)
+    print_build(build(options))
+    raise typer.Exit(run(installation, options.repository, address))
+
+
+@app.command(epilog='Example: python -m build_scripts classify --text "Midfielder scores twice"')
+def classify(
+    text: Annotated[str | None, typer.Option(envvar="TEXT", help="One text.")] = None,
+    file: Annotated[str | None, typer.Option(envvar="FILE", help="One text a line; - for standard input.")] = None,
+    host: Host = DEFAULT.host,
+    grpc_port: GrpcPort = DEFAULT.grpc_port,
+) -> None:
+    """Print class id, label and probability per text, tab-separated."""
+    from tqdm import tqdm
+
+    from build_scripts.client import classify as answers
+
+    if (text is None) == (file is None):
+        raise ServingError('expected either TEXT="…" or FILE=path (- for standard input)')
+    texts = [text] if text is not None else read_lines(file)
+    url = Address(host, grpc_port=grpc_port).grpc_url
+    progress = tqdm(answers(texts, url), unit="text", disable=True if text is not None else None, leave=False)
+    for answer in progress:
+        print(f"{answer.class_id}\t{answer.label}\t{answer.probability:.4f}")
+
+
+def read_lines(file: str) -> Iterator[str]:
+    """Lines of a UTF-8 file or of standard input, as they come."""
+    if file == "-":
+        sys.stdin.reconfigure(encoding="utf-8")
+        yield from (line.rstrip("\r\n") for line in sys.stdin)
+        return
+    try:
+        with Path(file).open(encoding="utf-8") as lines:
+            yield from (line.rstrip("\r\n") for line in lines)
+    except OSError as error:
+        raise ServingError(f"FILE={file}: {error.strerror}; expected a text file, one text a line") from error
+    except UnicodeDecodeError as error:
+        raise ServingError(f"FILE={file} is not UTF-8 (byte {error.start}); convert it first") from error
+
+
+@app.command(epilog="Example: python -m build_scripts health --http-port 9000")
+def health(host: Host = DEFAULT.host, http_port: HttpPort = DEFAULT.http_port) -> None:
+    """Exit 0 only if a real inference answers within 2 seconds."""
+    from build_scripts.health import wait_until_well
+
+    found = wait_until_well(Address(host, http_port).http_url, 2.0)
+    print(f"{'well' if found.well else 'not well'}: {found.reason}")
+    raise typer.Exit(0 if found.well else 1)
+
+
+def main() -> None:
+    try:
+        app()
+    except ServingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Classify texts on a running server, over gRPC and in batches.
+
+from build_scripts.client import classify
+for answer in classify(["Midfielder scores twice"], url="127.0.0.1:8001"):
+    print(answer.class_id, answer.label, answer.probability)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from build_scripts.settings import ENSEMBLE, Address, ServingError
+
+# Enough to keep every core busy, few enough that the first answers come at once.
+BATCH_SIZE = 32
+# The most that one request may weigh; gRPC refuses messages over 2 GiB, and a long text is at most 1 MiB.
+BATCH_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Answer:
+    """probability: of the class id, from 0 to 1."""
+
+    class_id: int
+    label: str
+    probability: float
+
+
+def classify(texts: Iterable[str], url: str = Address().grpc_url, timeout_s: float = 60.0) -> Iterator[Answer]:
+    """One answer a text, in order, as the batches come back. Raises ServingError if the server cannot answer."""
+    with triton.InferenceServerClient(url) as client:
+        for batch in batches(texts):
+            try:
+                result = client.infer(ENSEMBLE, [text_input(batch)], outputs=_outputs(), client_timeout=timeout_s)
+            except InferenceServerException as error:
+                raise ServingError(_explain(error, url)) from error
+            for class_id, best in zip(result.as_numpy("CLASS_ID")[:, 0], result.as_numpy("PROBABILITIES")[:, 0]):
+                probability, _, label = best.decode("utf-8").split(":", 2)
+                yield Answer(int(class_id), label, float(probability))
+
+
+def batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Cut a stream of texts into requests of at most BATCH_SIZE texts and about BATCH_BYTES."""
+    stream = iter(texts)
+    while batch := list(islice(stream, 1)):
+        size = len(batch[0])
+        for text in stream:
+            batch.append(text)
+            size += len(text)
+            if len(batch) == BATCH_SIZE or size >= BATCH_BYTES:
+                break
+        yield batch
+
+
+def text_input(texts: list[str]) -> triton.InferInput:
+    """TEXT, BYTES (len(texts), 1)."""
+    tensor = triton.InferInput("TEXT", [len(texts), 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[text.encode("utf-8")] for text in texts], dtype=np.object_))
+    return tensor
+
+
+def _outputs() -> list[triton.InferRequestedOutput]:
+    # One class of each text comes back as "probability:class id:label"; the server knows the labels.
+    return [triton.InferRequestedOutput("CLASS_ID"), triton.InferRequestedOutput("PROBABILITIES", class_count=1)]
+
+
+def _explain(error: InferenceServerException, url: str) -> str:
+    if "UNAVAILABLE" in str(error.status()) and "queue" not in error.message():
+        return f"no server answers at {url}; start one with `make serve`, or set GRPC_PORT=… to its port"
+    return f"the server at {url} refused: {error.message()}"

@@ -1,0 +1,273 @@
+"""Keep a tritonserver answering: start it, watch it by real inferences, restart it when it fails, stop it cleanly.
+
+Triton never restarts a python process that was killed, and goes on calling itself ready. So the whole server is
+replaced, which is one mechanism for every kind of failure and always starts from one complete release.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import secrets
+import signal
+import sys
+import threading
+import time
+import urllib.request
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from build_scripts import health
+from build_scripts.assemble import SWITCH_LOCK
+from build_scripts.build import require_release
+from build_scripts.machine import cpu_precisions, has_gpu
+from build_scripts.server import Installation, TritonProcess, check_ports, launch
+from build_scripts.settings import BUILD, CLASSIFIER, ENSEMBLE, Address, ServingError
+
+# A killed process fails the next probe at once; a hung one costs PROBE_TIMEOUT_S. Both are noticed within 2 s.
+PROBE_EVERY_S, PROBE_TIMEOUT_S = 0.4, 1.0
+# A classifier that computes is left alone even if nothing was answered for this long: a full batch of long texts.
+BUSY_LIMIT_S = 60.0
+# Below this share of one core over a failed probe, the classifier's process does nothing.
+IDLE_SHARE = 0.05
+LOAD_LIMIT_S = 300.0
+# So many restarts within the window, and it is not worth trying again.
+MAX_RESTARTS, WINDOW_S = 5, 120.0
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What other commands need to know about a running server; kept in a file only its owner may read."""
+
+    pid: int
+    http_url: str
+    grpc_url: str
+    repository: str
+    staging: str
+    control_key: str
+
+
+def run_directory(http_port: int) -> Path:
+    return BUILD / "serve" / str(http_port)
+
+
+def read_state(http_port: int) -> RunState:
+    """Raises ServingError if no supervised server runs on that port."""
+    file = run_directory(http_port) / "state.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        state = RunState(**json.loads(file.read_text(encoding="utf-8")))
+        if psutil.pid_exists(state.pid):
+            return state
+    raise ServingError(f"no server of `make serve` runs on HTTP_PORT={http_port}; start one, or name its port")
+
+
+def serve(installation: Installation, repository: Path, address: Address) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit code. Raises ServingError if the server cannot be kept alive."""
+    check_ports(address)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    directory = run_directory(address.http_port)
+    staging = directory / "staging"
+    staging.mkdir(parents=True, exist_ok=True)
+    supervisor = Supervisor(installation, repository, staging, address, directory / "tritonserver.log", stop)
+    state = directory / "state.json"
+    try:
+        write_private(state, supervisor.state())
+        return supervisor.run()
+    finally:
+        state.unlink(missing_ok=True)
+
+
+def write_private(file: Path, state: RunState) -> None:
+    file.unlink(missing_ok=True)
+    file.touch(mode=0o600)
+    file.write_text(json.dumps(vars(state)), encoding="utf-8")
+
+
+class Supervisor:
+    """Owns one tritonserver at a time. All waiting ends early when `stop` is set."""
+
+    def __init__(
+        self,
+        installation: Installation,
+        repository: Path,
+        staging: Path,
+        address: Address,
+        log: Path,
+        stop: threading.Event,
+    ):
+        self.installation = installation
+        self.repository = repository
+        self.staging = staging
+        self.address = address
+        self.log = log
+        self.stop = stop
+        self.control_key = secrets.token_hex(16)
+        self.restarts: deque[float] = deque(maxlen=MAX_RESTARTS)
+
+    def state(self) -> RunState:
+        return RunState(
+            pid=psutil.Process().pid,
+            http_url=self.address.http_url,
+            grpc_url=self.address.grpc_url,
+            repository=str(self.repository),
+            staging=str(self.staging),
+            control_key=self.control_key,
+        )
+
+    def run(self) -> int:
+        """Start, watch, restart; returns 0 after a clean stop."""
+        first = True
+        while True:
+            failed_at = time.monotonic()
+            with self.started() as server:
+                failure = self.wait_until_ready(server)
+                if failure is None and not self.stop.is_set():
+                    if first:
+                        print(start_message(self.installation, self.repository, self.address), flush=True)
+                    else:
+                        say(f"answering again, {time.monotonic() - failed_at:.1f} s after the restart began")
+                    failure = self.watch(server)
+                if self.stop.is_set():
+                    say("stopping: requests in flight are answered first")
+                    server.terminate()
+                    say("stopped")
+                    return 0
+            if first and failure is not None and failure.startswith("could not start"):
+                raise ServingError(failure)
+            first = False
+            self.back_off(failure)
+
+    @contextlib.contextmanager
+    def started(self):
+        """A launched server that is gone, with all its processes, when the block ends."""
+        # Each server starts from a log of its own; the one before is kept for whoever looks into a failure.
+        if self.log.exists():
+            self.log.replace(self.log.with_suffix(".previous.log"))
+        repositories = [self.repository, self.staging]
+        server = launch(self.installation, repositories, self.address, self.control_key, self.log)
+        try:
+            yield server
+        finally:
+            server.kill()
+
+    def wait_until_ready(self, server: TritonProcess) -> str | None:
+        """None once a real inference answered; else why that will not happen.
+
+        The switch lock is held meanwhile, so that a server that reads its models never meets half of a release switch.
+        """
+        with (self.repository / SWITCH_LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            deadline = time.monotonic() + LOAD_LIMIT_S
+            while not self.stop.is_set():
+                if server.poll() is not None:
+                    return f"could not start: tritonserver ended with code {server.poll()}: {last_error(self.log)}"
+                if time.monotonic() > deadline:
+                    return f"could not start: no inference answered within {LOAD_LIMIT_S:.0f} s; see {self.log}"
+                if health.probe(self.address.http_url, 5.0).well:
+                    return None
+                self.stop.wait(0.1)
+        return None
+
+    def watch(self, server: TritonProcess) -> str | None:
+        """Returns why the server must be replaced, or None when it is asked to stop."""
+        last_success, successes = time.monotonic(), -1
+        while not self.stop.wait(PROBE_EVERY_S):
+            if server.poll() is not None:
+                return f"tritonserver ended with code {server.poll()}"
+            worked = classifier_seconds(server)
+            began = time.monotonic()
+            found = health.probe(self.address.http_url, PROBE_TIMEOUT_S)
+            if found.well:
+                last_success = time.monotonic()
+                continue
+            if server.poll() is not None:
+                continue
+            counted = success_count(self.address.http_url)
+            if counted > successes:  # overloaded, but others were answered meanwhile
+                successes, last_success = counted, time.monotonic()
+                continue
+            if found.reason.startswith("HTTP 5") and not found.overloaded:
+                return f"inference fails: {found.reason}"
+            period = max(time.monotonic() - began, 0.1)
+            idle = classifier_seconds(server) - worked < IDLE_SHARE * period
+            silence = time.monotonic() - last_success
+            if (idle and silence > PROBE_TIMEOUT_S) or silence > BUSY_LIMIT_S:
+                return f"inference hangs: nothing was answered for {silence:.1f} s ({found.reason})"
+        return None
+
+    def back_off(self, failure: str | None) -> None:
+        """Wait longer after each restart, and give up when there were too many. Raises ServingError then."""
+        now = time.monotonic()
+        recent = [moment for moment in self.restarts if now - moment < WINDOW_S]
+        if len(recent) == MAX_RESTARTS:
+            raise ServingError(
+                f"gave up after {MAX_RESTARTS} restarts within {WINDOW_S:.0f} s; the last failure: {failure}. "
+                f"The server's own words are in {self.log}"
+            )
+        delay = 0.0 if not recent else 2.0 ** (len(recent) - 2)
+        say(f"{failure}; restarting" + (f" in {delay:g} s" if delay else ""))
+        self.restarts.append(now)
+        self.stop.wait(delay)
+
+
+def classifier_seconds(server: TritonProcess) -> float:
+    """CPU seconds used so far by the process that runs the classifier: its stub, or tritonserver itself."""
+    try:
+        process = psutil.Process(server.process.pid)
+        stubs = [child for child in process.children(recursive=True) if f"/{CLASSIFIER}" in " ".join(child.cmdline())]
+        return sum(sum(owner.cpu_times()[:2]) for owner in stubs or [process])
+    except psutil.Error:
+        return 0.0
+
+
+def success_count(url: str) -> int:
+    """How many ensemble requests were answered since the start; -1 if the server does not say."""
+    try:
+        with urllib.request.urlopen(f"{url}/v2/models/{ENSEMBLE}/stats", timeout=0.5) as response:
+            models = json.load(response)["model_stats"]
+        return sum(int(model["inference_stats"]["success"]["count"]) for model in models)
+    except (OSError, ValueError, KeyError):
+        return -1
+
+
+def last_error(log: Path) -> str:
+    """The most telling line of a server's log."""
+    with contextlib.suppress(OSError):
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in reversed(lines):
+            if line.startswith("error:") or (line.startswith("E") and "failed to load" in line):
+                return f"{line} (all of it: {log})"
+    return f"see {log}"
+
+
+def start_message(installation: Installation, repository: Path, address: Address) -> str:
+    """What a user wants to know once the server answers."""
+    manifest = require_release(repository)
+    lines = [
+        "",
+        f"ready: a real inference answered on {address.http_url}",
+        f"  server     {installation.description}",
+        f"  model      {manifest['checkpoint']} ({manifest['architecture']}, release {manifest['release']})",
+        f"  precision  {manifest['precision']}",
+        f"  labels     {', '.join(manifest['labels'])}",
+        f"  HTTP       {address.http_url}/v2/models/{ENSEMBLE}",
+        f"  gRPC       {address.grpc_url}",
+        f"  metrics    http://{address.client_host}:{address.metrics_port}/metrics",
+        f"  try        curl -s {address.http_url.removeprefix('http://')}/v2/models/{ENSEMBLE}/generate "
+        """-d '{"TEXT": "Midfielder scores twice as champions win away"}'""",
+        "",
+    ]
+    if manifest["precision"] not in cpu_precisions() and not has_gpu():
+        lines.insert(-1, f"  warning    this CPU emulates {manifest['precision']}: slow; rebuild with PRECISION=auto")
+    return "\n".join(lines)
+
+
+def say(message: str) -> None:
+    """One line for the operator, with the time."""
+    print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
