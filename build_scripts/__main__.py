@@ -16,15 +16,13 @@ from build_scripts.settings import PRECISIONS, SOURCE_REPOSITORY, Address, Build
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-Model = Annotated[
-    str, typer.Option(envvar="MODEL", help="Checkpoint directory or hub id; empty: the embedded default.")
-]
+Model = Annotated[str, typer.Option(envvar="MODEL", help="Checkpoint directory or hub id; default: the embedded one.")]
 MaxLength = Annotated[
-    int | None, typer.Option(envvar="MAX_LENGTH", help="Tokens a text; default: the checkpoint's limit.")
+    int | None, typer.Option(envvar="MAX_LENGTH", help="Tokens a text; default: what the checkpoint takes.")
 ]
 Precision = Annotated[str, typer.Option(envvar="PRECISION", help=f"One of {', '.join(PRECISIONS)}.")]
 Calibration = Annotated[
-    Path | None, typer.Option(envvar="CALIBRATION", help="Texts for the precision gate, one a line.")
+    Path | None, typer.Option(envvar="CALIBRATION", help="Texts for the precision gate, a line each.")
 ]
 Repository = Annotated[Path, typer.Option(envvar="MODEL_REPOSITORY", help="The model repository.")]
 Host = Annotated[str, typer.Option(envvar="HOST", help="Address to listen on.")]

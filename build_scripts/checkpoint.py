@@ -170,8 +170,8 @@ def _max_length(asked: int | None, positions: int, tokenizer: PreTrainedTokenize
         return min(limit, tokenizer.model_max_length)
     if not SHORTEST_MAX_LENGTH <= asked <= limit:
         raise ServingError(
-            f"MAX_LENGTH={asked}; expected {SHORTEST_MAX_LENGTH} to {limit}: this checkpoint has {positions} positions, "
-            f"and {LONGEST_MAX_LENGTH} is the most that is served"
+            f"MAX_LENGTH={asked}; expected {SHORTEST_MAX_LENGTH} to {limit}: this checkpoint has {positions} "
+            f"positions, and {LONGEST_MAX_LENGTH} is the most that is served"
         )
     return asked
 
@@ -180,7 +180,8 @@ def _check_labels(checkpoint: Checkpoint) -> None:
     for index, label in enumerate(checkpoint.labels):
         if not label.strip() or len(label.splitlines()) != 1:
             raise ServingError(
-                f"label {index} in {checkpoint.path}/config.json is {label!r}; expected one non-empty line: mend id2label"
+                f"label {index} in {checkpoint.path}/config.json is {label!r}; expected one "
+                "non-empty line: mend id2label"
             )
 
 
@@ -189,8 +190,8 @@ def _check_vocabulary(checkpoint: Checkpoint) -> None:
     rows = checkpoint.model.get_input_embeddings().num_embeddings
     if highest >= rows:
         raise ServingError(
-            f"the tokenizer in {checkpoint.path} has token ids up to {highest}, the model's embedding only {rows} rows; "
-            "they are not of one training run: use the tokenizer that the model was trained with"
+            f"the tokenizer in {checkpoint.path} has token ids up to {highest}, the model's embedding only {rows} "
+            "rows; they are not of one training run: use the tokenizer that the model was trained with"
         )
 
 

@@ -55,8 +55,8 @@ class TextClassifier(nn.Module):
         if input_ids.size(1) != attention_mask.size(1) or input_ids.size(1) == 0:
             for _ in range(input_ids.size(0)):
                 complaints.append(
-                    f"INPUT__0 has {input_ids.size(1)} columns and INPUT__1 {attention_mask.size(1)}; expected the same "
-                    f"number, from 1 to {self.max_length}"
+                    f"INPUT__0 has {input_ids.size(1)} columns and INPUT__1 {attention_mask.size(1)}; expected the "
+                    f"same number, from 1 to {self.max_length}"
                 )
             return complaints
         if torch.equal(input_ids.clamp(0, self.vocab_size - 1)[:, : self.max_length], input_ids):
