@@ -33,7 +33,7 @@ class Built:
 
 def build(options: BuildOptions) -> Built:
     """Bring the repository to what the options ask for, doing only what is missing. Raises ServingError."""
-    release_id, source = build_release(options)
+    release_id = build_release(options)
     with assemble.locked(options.repository):
         live = assemble.live_release(options.repository)
         changed = live is None or live.name != release_id
@@ -44,8 +44,8 @@ def build(options: BuildOptions) -> Built:
     return Built(release, assemble.read_manifest(release), changed)
 
 
-def build_release(options: BuildOptions) -> tuple[str, Path]:
-    """Make sure that the release exists, without switching to it; returns its id and the checkpoint's directory."""
+def build_release(options: BuildOptions) -> str:
+    """Make sure that the release exists, without switching to it; returns its id."""
     source = _checkpoint_directory(options)
     release_id = fingerprint(options, source)
     with assemble.locked(options.repository):
@@ -53,7 +53,7 @@ def build_release(options: BuildOptions) -> tuple[str, Path]:
         if not (assemble.releases_directory(options.repository) / release_id / assemble.MANIFEST).is_file():
             with assemble.staged(options.repository, release_id) as staging:
                 _fill(staging, options, source, release_id)
-    return release_id, source
+    return release_id
 
 
 def fingerprint(options: BuildOptions, source: Path) -> str:

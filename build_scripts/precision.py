@@ -57,7 +57,7 @@ def native_precisions(device: str) -> list[str]:
 
 
 def choose(checkpoint: Checkpoint, asked: str, expected: Reference, directory: Path) -> Choice:
-    """Export into `directory` (one file a precision, `file_of`), measure, choose. Raises ServingError if fp32 is wrong."""
+    """Export into `directory`, one file a precision, measure, choose. Raises ServingError if fp32 answers wrongly."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     names = native_precisions(device) if asked == "auto" else [asked]
     graphs = {name: export(checkpoint, name, file_of(directory, name)) for name in names}

@@ -1,8 +1,8 @@
 """Find a tritonserver, prepare what it needs, start and stop it. Watching over it is `supervisor`'s job.
 
 A `tritonserver` on PATH (as in NVIDIA's container) is used with its own backends. Otherwise the one inside the
-nvidia-pytriton wheel is: the same program, with the `python` backend, and with our Python-based `pytorch` backend in the
-place of the C++ one that the wheel leaves out.
+nvidia-pytriton wheel is: the same program, with the `python` backend, and with our Python-based `pytorch` backend in
+the place of the C++ one that the wheel leaves out.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def libpython_directory() -> Path:
             return directory
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     raise ServingError(
-        f"{sys.executable} has no shared libpython{version} (looked for {name or 'libpython.so'} in {candidates[0]}), which "
-        f"Triton's python backend needs; install libpython{version}, or choose another interpreter with PYTHON=…"
+        f"{sys.executable} has no shared libpython{version} (looked for {name or 'libpython.so'} in {candidates[0]}), "
+        f"which Triton's python backend needs; install libpython{version}, or choose another interpreter with PYTHON=…"
     )
 
 
@@ -174,10 +174,8 @@ class TritonProcess:
     def terminate(self, timeout_s: float = EXIT_TIMEOUT_S + 5) -> int:
         """Ask it to answer what is in flight and stop; after the timeout, kill. Returns its exit code."""
         self.process.send_signal(signal.SIGTERM)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            pass
         self.kill()
         return self.process.returncode
 

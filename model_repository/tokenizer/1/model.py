@@ -63,7 +63,7 @@ class TritonPythonModel:
         ]
 
     def decode(self, rows):
-        """rows: (batch, 1) bytes objects -> list of str. Raises ValueError that names the row, the value and the limit."""
+        """rows: (batch, 1) bytes objects -> list of str. Raises ValueError naming the row, the value and the limit."""
         texts = []
         for index, raw in enumerate(rows.reshape(-1)):
             if len(raw) > self.max_text_bytes:
