@@ -37,8 +37,11 @@ class PackedLinear(nn.Module):
         return PackedLinear(linear.weight, linear.bias, dtype=dtype, activation=activation)
 
     def pack(self) -> None:
-        """Reorder the weights for this CPU; the plain ones are dropped from memory and come back in `__getstate__`."""
-        self.packed = self.weight.device.type == "cpu"
+        """Reorder the weights, if this is a CPU and oneDNN has a kernel for the precision on it."""
+        native = self.weight.dtype == torch.float32
+        if self.weight.dtype == torch.bfloat16:
+            native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        self.packed = native and self.weight.device.type == "cpu"
         if self.packed:
             # 64 is the number of rows for which oneDNN picks the blocked layout.
             self.packed_weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, 64)

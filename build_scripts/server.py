@@ -12,6 +12,7 @@ import ctypes
 import filecmp
 import os
 import platform
+import resource
 import shutil
 import signal
 import socket
@@ -28,6 +29,8 @@ from build_scripts.settings import BUILD, ENSEMBLE, PROJECT, Address, ServingErr
 PR_SET_PDEATHSIG = 1
 # Triton waits this long for requests in flight when it is asked to stop.
 EXIT_TIMEOUT_S = 10
+# Reserved, not used, by each thread of the server: enough for request bodies of several hundred MiB.
+STACK_BYTES = 1 << 30
 # What only the supervisor may call; the key is made anew for each server.
 RESTRICTED = "model-repository,shared-memory,trace,logging"
 CONTROL_HEADER = "triton-control"
@@ -235,7 +238,7 @@ def launch(
             env={**os.environ, **tuning(), **installation.environment},
             # A group of its own: Ctrl-C reaches the supervisor alone, and the whole group can be killed.
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=_before_exec,
         )
     finally:
         if log is not None:
@@ -249,6 +252,13 @@ def tuning() -> dict[str, str]:
     return {name: value for name, value in chosen.items() if name not in os.environ}
 
 
-def _die_with_parent() -> None:
-    """SIGTERM, not SIGKILL: the server then stops its stub processes and frees the shared memory."""
+def _before_exec() -> None:
+    """Runs in the child.
+
+    The server is to end with its parent: by SIGTERM, so that it stops its stub processes and frees shared memory. And
+    its HTTP threads need room: Triton 2.51 recurses over a request's body, and 4 MiB overrun the usual stack of 8 MiB.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    soft = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))

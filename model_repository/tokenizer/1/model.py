@@ -30,6 +30,7 @@ class TritonPythonModel:
     def initialize(self, args):
         parameters = json.loads(args["model_config"])["parameters"]
         self.max_text_bytes = int(parameters["max_text_bytes"]["string_value"])
+        self.max_request_bytes = int(parameters["max_request_bytes"]["string_value"])
         self.tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
         self.tokenizer.no_padding()  # rows are padded below, in numpy
         self.max_length = self.tokenizer.truncation["max_length"]
@@ -64,8 +65,14 @@ class TritonPythonModel:
 
     def decode(self, rows):
         """rows: (batch, 1) bytes objects -> list of str. Raises ValueError naming the row, the value and the limit."""
-        texts = []
-        for index, raw in enumerate(rows.reshape(-1)):
+        texts, rows = [], rows.reshape(-1)
+        total = sum(map(len, rows))
+        if total > self.max_request_bytes:
+            raise ValueError(
+                f"the request has {total} bytes of TEXT; the limit is {self.max_request_bytes} "
+                "(max_request_bytes in tokenizer/config.pbtxt): send fewer texts at once"
+            )
+        for index, raw in enumerate(rows):
             if len(raw) > self.max_text_bytes:
                 raise ValueError(
                     f"TEXT row {index} has {len(raw)} bytes; the limit is {self.max_text_bytes} "
@@ -99,10 +106,10 @@ class TritonPythonModel:
         for size in BEGINNINGS:
             cut = self.last_safe_cut(text, size)
             if cut:
-                ids = self.tokenizer.encode(text[:cut]).ids
+                ids = self.tokenizer.encode_batch_fast([text[:cut]])[0].ids
                 if len(ids) == self.max_length:
                     return ids
-        return self.tokenizer.encode(text).ids
+        return self.tokenizer.encode_batch_fast([text])[0].ids
 
     def last_safe_cut(self, text, size):
         """The last place in text[size // 2 : size] where a cut changes no token before it; None if there is none."""
@@ -123,7 +130,7 @@ def safe_cut_pattern(description):
 
     description: tokenizer.json, parsed.
     """
-    if description["truncation"]["direction"] != "right":
+    if description["truncation"]["direction"] != "Right":
         return None
     pre_tokenizer = description["pre_tokenizer"] or {"type": None}
     parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
