@@ -29,6 +29,7 @@ Host = Annotated[str, typer.Option(envvar="HOST", help="Address to listen on.")]
 HttpPort = Annotated[int, typer.Option(envvar="HTTP_PORT")]
 GrpcPort = Annotated[int, typer.Option(envvar="GRPC_PORT")]
 MetricsPort = Annotated[int, typer.Option(envvar="METRICS_PORT")]
+Seconds = Annotated[float, typer.Option(envvar="SECONDS_PER_LEVEL", min=0.1, help="How long each level is measured.")]
 
 DEFAULT = Address()
 
@@ -128,6 +129,25 @@ def health(host: Host = DEFAULT.host, http_port: HttpPort = DEFAULT.http_port) -
     found = wait_until_well(Address(host, http_port).http_url, 2.0)
     print(f"{'well' if found.well else 'not well'}: {found.reason}")
     raise typer.Exit(0 if found.well else 1)
+
+
+@app.command(epilog="Example: python -m build_scripts perf --seconds 3")
+def perf(
+    model: Model = "",
+    max_length: MaxLength = None,
+    precision: Precision = "auto",
+    calibration: Calibration = None,
+    model_repository: Repository = SOURCE_REPOSITORY,
+    host: Host = DEFAULT.host,
+    http_port: HttpPort = DEFAULT.http_port,
+    grpc_port: GrpcPort = DEFAULT.grpc_port,
+    seconds: Seconds = 12.0,
+) -> None:
+    """Sweep the running ensemble, or one started for it, with perf_analyzer; writes build/perf."""
+    from build_scripts.perf import perf as sweep
+
+    options = build_options(model, max_length, precision, calibration, model_repository)
+    print(f"\nwritten: {sweep(options, Address(host, http_port, grpc_port), seconds)}")
 
 
 def main() -> None:

@@ -58,7 +58,13 @@ def copy_sources(repository: Path) -> None:
     if repository.resolve() == SOURCE_REPOSITORY:
         return
     ignored = shutil.ignore_patterns("releases", "live", ".*.lock", "__pycache__")
-    shutil.copytree(SOURCE_REPOSITORY, repository, symlinks=True, ignore=ignored, dirs_exist_ok=True)
+
+    def missing(directory: str, names: list[str]) -> set[str]:
+        # copytree refuses to make a link a second time.
+        there = repository / Path(directory).relative_to(SOURCE_REPOSITORY)
+        return ignored(directory, names) | {name for name in names if (there / name).is_symlink()}
+
+    shutil.copytree(SOURCE_REPOSITORY, repository, symlinks=True, ignore=missing, dirs_exist_ok=True)
 
 
 @contextlib.contextmanager
@@ -78,6 +84,7 @@ def staged(repository: Path, release_id: str) -> Iterator[Path]:
         sync_tree(staging)
         shutil.rmtree(directory / release_id, ignore_errors=True)
         staging.rename(directory / release_id)
+        os.utime(directory / release_id, (0, 0))  # never live so far; see `switch`
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ServingError(
@@ -103,7 +110,7 @@ def switch(repository: Path, release_id: str) -> None:
 
 
 def releases(repository: Path) -> list[Path]:
-    """Complete releases, the one that went live last first."""
+    """Complete releases, the one that went live last first; those that never were have the time 0."""
     complete = [path.parent for path in releases_directory(repository).glob(f"[!.]*/{MANIFEST}")]
     return sorted(complete, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 

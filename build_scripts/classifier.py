@@ -30,6 +30,8 @@ class TextClassifier(nn.Module):
         self.multi_label = multi_label
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        if input_ids.size(1) != attention_mask.size(1):  # unequal widths would pair tokens with other texts' mask
+            raise ValueError(f"INPUT__0 has {input_ids.size(1)} columns and INPUT__1 {attention_mask.size(1)}")
         safe_ids = input_ids.clamp(0, self.vocab_size - 1)[:, : self.max_length]
         logits = self.logits(safe_ids, attention_mask[:, : self.max_length]).float()
         class_id = logits.argmax(1, keepdim=True)

@@ -216,6 +216,8 @@ def launch(
         *(f"--model-repository={repository.resolve()}" for repository in repositories),
         "--model-control-mode=explicit",
         f"--load-model={ENSEMBLE}",
+        # Otherwise /v2/health/ready says no while a release loads beside the live one.
+        "--strict-readiness=false",
         f"--http-address={address.host}",
         f"--http-port={address.http_port}",
         f"--grpc-address={address.host}",

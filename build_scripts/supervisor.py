@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 import urllib.request
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,19 +34,28 @@ BUSY_LIMIT_S = 60.0
 # Below this share of one core over a failed probe, the classifier's process does nothing.
 IDLE_SHARE = 0.05
 LOAD_LIMIT_S = 300.0
-# So many restarts within the window, and it is not worth trying again.
-MAX_RESTARTS, WINDOW_S = 5, 120.0
+STATE_FILE = "state.json"
+# A server that answered for so long is a success, whatever ended it. Otherwise its end counts as one more failure in a
+# row, and each waits longer than the one before, up to MAX_DELAY_S, so that a crash now and then costs seconds only.
+STABLE_S, MAX_DELAY_S = 10.0, 2.0
+# So many failures in a row, or so many starts that never answered, and it is not worth trying again.
+MAX_FAILURES, MAX_FAILED_STARTS = 12, 4
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What other commands need to know about a running server; kept in a file only its owner may read."""
+    """What other commands need to know about a running server; kept in a file only its owner may read.
+
+    release: what tritonserver read from the disk when it last started. log: of the running tritonserver.
+    """
 
     pid: int
     http_url: str
     grpc_url: str
     repository: str
     staging: str
+    log: str
+    release: str
     control_key: str
 
 
@@ -57,7 +65,7 @@ def run_directory(http_port: int) -> Path:
 
 def read_state(http_port: int) -> RunState:
     """Raises ServingError if no supervised server runs on that port."""
-    file = run_directory(http_port) / "state.json"
+    file = run_directory(http_port) / STATE_FILE
     with contextlib.suppress(OSError, ValueError, TypeError):
         state = RunState(**json.loads(file.read_text(encoding="utf-8")))
         if psutil.pid_exists(state.pid):
@@ -75,7 +83,7 @@ def serve(installation: Installation, repository: Path, address: Address) -> int
     staging = directory / "staging"
     staging.mkdir(parents=True, exist_ok=True)
     supervisor = Supervisor(installation, repository, staging, address, directory / "tritonserver.log", stop)
-    state = directory / "state.json"
+    state = directory / STATE_FILE
     try:
         write_private(state, supervisor.state())
         return supervisor.run()
@@ -84,9 +92,11 @@ def serve(installation: Installation, repository: Path, address: Address) -> int
 
 
 def write_private(file: Path, state: RunState) -> None:
-    file.unlink(missing_ok=True)
-    file.touch(mode=0o600)
-    file.write_text(json.dumps(vars(state)), encoding="utf-8")
+    new = file.with_name(f".{file.name}.new")
+    new.unlink(missing_ok=True)
+    new.touch(mode=0o600)
+    new.write_text(json.dumps(vars(state)), encoding="utf-8")
+    new.replace(file)  # at once: others read it at any moment
 
 
 class Supervisor:
@@ -108,7 +118,7 @@ class Supervisor:
         self.log = log
         self.stop = stop
         self.control_key = secrets.token_hex(16)
-        self.restarts: deque[float] = deque(maxlen=MAX_RESTARTS)
+        self.failures = self.failed_starts = 0
 
     def state(self) -> RunState:
         return RunState(
@@ -117,6 +127,8 @@ class Supervisor:
             grpc_url=self.address.grpc_url,
             repository=str(self.repository),
             staging=str(self.staging),
+            log=str(self.log),
+            release=require_release(self.repository)["release"],
             control_key=self.control_key,
         )
 
@@ -127,6 +139,7 @@ class Supervisor:
             failed_at = time.monotonic()
             with self.started() as server:
                 failure = self.wait_until_ready(server)
+                ready_at = time.monotonic() if failure is None else None
                 if failure is None and not self.stop.is_set():
                     if first:
                         print(start_message(self.installation, self.repository, self.address), flush=True)
@@ -138,40 +151,43 @@ class Supervisor:
                     server.terminate()
                     say("stopped")
                     return 0
-            if first and failure is not None and failure.startswith("could not start"):
+            if first and ready_at is None:
                 raise ServingError(failure)
             first = False
-            self.back_off(failure)
+            self.back_off(failure, ready_at)
 
     @contextlib.contextmanager
     def started(self):
-        """A launched server that is gone, with all its processes, when the block ends."""
+        """A launched server that is gone, with all its processes, when the block ends.
+
+        The switch lock is held from before the launch until it is ready, so that a server that reads its models never
+        meets half of a release switch.
+        """
         # Each server starts from a log of its own; the one before is kept for whoever looks into a failure.
         if self.log.exists():
             self.log.replace(self.log.with_suffix(".previous.log"))
         repositories = [self.repository, self.staging]
-        server = launch(self.installation, repositories, self.address, self.control_key, self.log)
-        try:
-            yield server
-        finally:
-            server.kill()
+        with (self.repository / SWITCH_LOCK).open("a") as self.reading:
+            fcntl.flock(self.reading, fcntl.LOCK_SH)
+            server = launch(self.installation, repositories, self.address, self.control_key, self.log)
+            try:
+                yield server
+            finally:
+                server.kill()
 
     def wait_until_ready(self, server: TritonProcess) -> str | None:
-        """None once a real inference answered; else why that will not happen.
-
-        The switch lock is held meanwhile, so that a server that reads its models never meets half of a release switch.
-        """
-        with (self.repository / SWITCH_LOCK).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            deadline = time.monotonic() + LOAD_LIMIT_S
-            while not self.stop.is_set():
-                if server.poll() is not None:
-                    return f"could not start: tritonserver ended with code {server.poll()}: {last_error(self.log)}"
-                if time.monotonic() > deadline:
-                    return f"could not start: no inference answered within {LOAD_LIMIT_S:.0f} s; see {self.log}"
-                if health.probe(self.address.http_url, 5.0).well:
-                    return None
-                self.stop.wait(0.1)
+        """None once a real inference answered; else why that will not happen."""
+        deadline = time.monotonic() + LOAD_LIMIT_S
+        while not self.stop.is_set():
+            if server.poll() is not None:
+                return f"could not start: tritonserver ended with code {server.poll()}: {last_error(self.log)}"
+            if time.monotonic() > deadline:
+                return f"could not start: no inference answered within {LOAD_LIMIT_S:.0f} s; see {self.log}"
+            if health.probe(self.address.http_url, 5.0).well:
+                write_private(self.log.with_name(STATE_FILE), self.state())
+                fcntl.flock(self.reading, fcntl.LOCK_UN)
+                return None
+            self.stop.wait(0.1)
         return None
 
     def watch(self, server: TritonProcess) -> str | None:
@@ -201,18 +217,21 @@ class Supervisor:
                 return f"inference hangs: nothing was answered for {silence:.1f} s ({found.reason})"
         return None
 
-    def back_off(self, failure: str | None) -> None:
-        """Wait longer after each restart, and give up when there were too many. Raises ServingError then."""
-        now = time.monotonic()
-        recent = [moment for moment in self.restarts if now - moment < WINDOW_S]
-        if len(recent) == MAX_RESTARTS:
+    def back_off(self, failure: str, ready_at: float | None) -> None:
+        """Wait longer after each failure in a row. Raises ServingError when there were too many.
+
+        ready_at: when the failed server first answered, None if it never did.
+        """
+        stable = ready_at is not None and time.monotonic() - ready_at >= STABLE_S
+        self.failures = 0 if stable else self.failures + 1
+        self.failed_starts = self.failed_starts + 1 if ready_at is None else 0
+        if self.failures >= MAX_FAILURES or self.failed_starts >= MAX_FAILED_STARTS:
             raise ServingError(
-                f"gave up after {MAX_RESTARTS} restarts within {WINDOW_S:.0f} s; the last failure: {failure}. "
+                f"gave up after {max(self.failures, self.failed_starts)} failures in a row; the last: {failure}. "
                 f"The server's own words are in {self.log}"
             )
-        delay = 0.0 if not recent else 2.0 ** (len(recent) - 2)
+        delay = 0.0 if self.failures < 2 else min(0.25 * 2 ** (self.failures - 2), MAX_DELAY_S)
         say(f"{failure}; restarting" + (f" in {delay:g} s" if delay else ""))
-        self.restarts.append(now)
         self.stop.wait(delay)
 
 

@@ -17,6 +17,7 @@ KNOWN_PARAMETERS = {
     "INTER_OP_THREAD_COUNT",
     "INFERENCE_MODE",
     "DISABLE_OPTIMIZED_EXECUTION",
+    "release",  # says what is loaded; nothing depends on it
 }
 UNSUPPORTED_SETTINGS = ("sequence_batching", "model_operations")
 

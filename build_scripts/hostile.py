@@ -1,0 +1,103 @@
+"""Requests that should never have been sent, each with its one defined answer.
+
+The tests send every one of them and the soak benchmark mixes them into its traffic; the README's table of bad requests
+is this list. Status 500 appears only where Triton's own HTTP frontend gives it, for JSON that it cannot parse: that
+happens before any model is asked, and no setting changes it.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass, field
+
+from build_scripts.settings import CLASSIFIER, ENSEMBLE
+
+GENERATE, INFER = f"/v2/models/{ENSEMBLE}/generate", f"/v2/models/{ENSEMBLE}/infer"
+CLASSIFIER_INFER = f"/v2/models/{CLASSIFIER}/infer"
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """status: the answer's HTTP status; says: what its body must contain: value and limit, where there are any."""
+
+    name: str
+    path: str
+    body: bytes
+    status: int
+    says: str
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def generate(name: str, body: bytes | dict, status: int, says: str) -> Hostile:
+    return Hostile(name, GENERATE, body if isinstance(body, bytes) else json.dumps(body).encode(), status, says)
+
+
+def binary(
+    name: str, rows: list[bytes], status: int, says: str, *, shape: list[int] | None = None, datatype: str = "BYTES"
+) -> Hostile:
+    """TEXT as raw bytes, length-prefixed, in Triton's binary tensor extension."""
+    data = b"".join(struct.pack("<I", len(row)) + row for row in rows) if datatype == "BYTES" else b"".join(rows)
+    tensor = {
+        "name": "TEXT",
+        "shape": shape if shape is not None else [len(rows), 1],
+        "datatype": datatype,
+        "parameters": {"binary_data_size": len(data)},
+    }
+    header = json.dumps({"inputs": [tensor]}).encode()
+    return Hostile(name, INFER, header + data, status, says, {"Inference-Header-Content-Length": str(len(header))})
+
+
+def tokens(
+    name: str, ids: list, mask: list, status: int, says: str, *, datatype: str = "INT64", rows: int = 1
+) -> Hostile:
+    """input_ids and attention_mask of identical rows, sent straight to the classifier."""
+    inputs = [
+        {"name": "INPUT__0", "shape": [rows, len(ids)], "datatype": datatype, "data": ids * rows},
+        {"name": "INPUT__1", "shape": [rows, len(mask)], "datatype": "INT64", "data": mask * rows},
+    ]
+    return Hostile(name, CLASSIFIER_INFER, json.dumps({"inputs": inputs}).encode(), status, says)
+
+
+def hostile_requests(vocab_size: int, max_length: int, max_batch_size: int) -> list[Hostile]:
+    """Every kind of bad request, for a classifier of these sizes and the limits in the committed configs."""
+    unparsable = "failed to parse the request JSON buffer"
+    over = max_batch_size + 1
+    return [
+        # text
+        binary("invalid UTF-8", [b"\xff\xfe"], 400, "TEXT row 0 is not UTF-8: byte 0xff at offset 0"),
+        binary("one bad text of two", [b"good", b"ab\xc3"], 400, "TEXT row 1 is not UTF-8: byte 0xc3 at offset 2"),
+        generate("invalid UTF-8 in JSON", b'{"TEXT": "\xff"}', 400, "is not UTF-8: byte 0xff at offset 0"),
+        generate("lone low surrogate", b'{"TEXT": "a\\udc00"}', 400, "is not UTF-8: byte 0xed at offset 1"),
+        generate("text over the limit", {"TEXT": "a" * (MIB + 1)}, 400, f"{MIB + 1} bytes; the limit is {MIB}"),
+        binary("texts over the limit", [b"a" * MIB] * 5, 400, f"{5 * MIB} bytes of TEXT; the limit is {4 * MIB}"),
+        generate("64 MiB of text", {"TEXT": "a" * (64 * MIB)}, 400, f"{64 * MIB} bytes of TEXT; the limit"),
+        # shape, type and name
+        binary("empty batch", [], 400, "expected 1 string elements for inference input 'TEXT'", shape=[0, 1]),
+        generate("empty list", {"TEXT": []}, 400, "expected 1 string elements for inference input 'TEXT'"),
+        generate("batch over the limit", {"TEXT": ["a"] * over}, 400, f"batch-size must be <= {max_batch_size}"),
+        binary("rank 1", [b"a"], 400, "Expected [-1,1], got [1]", shape=[1]),
+        binary("rank 3", [b"a"], 400, "Expected [-1,1], got [1,1,1]", shape=[1, 1, 1]),
+        binary("two texts a row", [b"a", b"b"], 400, "Expected [-1,1], got [1,2]", shape=[1, 2]),
+        binary("fewer texts than said", [b"a", b"b"], 400, "expected 3 string elements", shape=[3, 1]),
+        binary("more texts than said", [b"a", b"b"], 400, "unexpected number of string elements 2", shape=[1, 1]),
+        binary("wrong type", [b"\0" * 8], 400, "data-type is 'INT64'", shape=[1, 1], datatype="INT64"),
+        generate("missing input", {"TXT": "a"}, 400, "expected 1 inputs but got 0 inputs"),
+        Hostile("no inputs", INFER, b'{"inputs": []}', 400, "expected 1 inputs but got 0 inputs"),
+        Hostile("unknown model", "/v2/models/nobody/infer", b"{}", 404, "'nobody' is not found"),
+        # straight to the classifier
+        tokens("id past the vocabulary", [vocab_size], [1], 400, f"token id {vocab_size} in column 0"),
+        tokens("negative id", [1, -5], [1, 1], 400, "token id -5 in column 1"),
+        tokens("too many columns", [1] * (max_length + 1), [1] * (max_length + 1), 400, f"counts column {max_length}"),
+        tokens("ids and mask differ", [1] * 4, [1] * 5, 400, "INPUT__0 has 4 columns and INPUT__1 5"),
+        tokens("no columns", [], [], 400, "INPUT__0 has 0 columns"),
+        tokens("32-bit ids", [1], [1], 400, "data-type is 'INT32'", datatype="INT32"),
+        tokens("classifier batch over the limit", [1], [1], 400, f"batch-size must be <= {max_batch_size}", rows=over),
+        # what Triton's HTTP frontend cannot parse
+        generate("malformed JSON", b'{"TEXT": "a"', 500, unparsable),
+        generate("empty body", b"", 500, unparsable),
+        generate("lone high surrogate", b'{"TEXT": "\\ud800"}', 500, unparsable),
+        generate("a number for a text", {"TEXT": 5}, 500, "attempt to access JSON non-string as string"),
+        tokens("ids that are not integers", ["a"], [1], 500, "non-signed-integer as signed-integer"),
+    ]

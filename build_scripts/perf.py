@@ -1,0 +1,190 @@
+"""Sweep a running ensemble with perf_analyzer and write build/perf/report.md, with a plot.
+
+    python -m build_scripts perf
+
+Loads the server that runs on HTTP_PORT, or starts one of its own for as long as it takes. One level is
+`perf_analyzer`'s job; the load comes from the same machine and shares its cores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from build_scripts import client, corpus, health, processes, report
+from build_scripts.assemble import live_release, read_manifest
+from build_scripts.build import build
+from build_scripts.corpus import Workload
+from build_scripts.perf_analyzer import WINDOWS, Level, measure
+from build_scripts.settings import BUILD, Address, BuildOptions, ServingError
+from build_scripts.supervisor import RunState, read_state
+
+OUTPUT = BUILD / "perf"
+CONCURRENCY = (1, 2, 4, 8, 16)
+READY_LIMIT_S = 300.0
+# A window holds at least so many rounds of requests, however slow the model is.
+ROUNDS_A_WINDOW = 3
+
+
+def perf(options: BuildOptions, address: Address, seconds: float) -> Path:
+    """Sweep every workload over every level, `seconds` each; returns the report. Raises ServingError."""
+    processes.end_on_sigterm()
+    with server(options, address) as found:
+        state = read_state(found.http_port)
+        release = live_release(Path(state.repository))
+        manifest = read_manifest(release)
+        workloads = corpus.workloads(token_counter(release / "tokenizer.json"))
+        levels = {workload.name: [] for workload in workloads}
+        with tqdm(total=len(workloads) * len(CONCURRENCY), unit="level", disable=None) as progress:
+            for workload in workloads:
+                # Every length once: the first calls on new shapes are slow.
+                list(client.classify(workload.texts, found.grpc_url))
+                for concurrency in CONCURRENCY:
+                    progress.set_description(f"{workload.name}, concurrency {concurrency}")
+                    needed = ROUNDS_A_WINDOW * WINDOWS * longest_round(levels[workload.name], concurrency) / 1e3
+                    level = measure(found, workload.texts, concurrency, max(seconds, needed))
+                    levels[workload.name].append(level)
+                    progress.update()
+        return write(found, state, manifest, workloads, levels, seconds)
+
+
+@contextlib.contextmanager
+def server(options: BuildOptions, address: Address) -> Iterator[Address]:
+    """Where to find the server that runs on `address`, or one that is started now and stopped afterwards."""
+    if health.probe(address.http_url, 5.0).well:
+        repository = Path(read_state(address.http_port).repository)
+        served = read_manifest(live_release(repository))["checkpoint"]
+        if options.model and served != options.model:
+            raise ServingError(
+                f"the server on HTTP_PORT={address.http_port} serves {served}, not MODEL={options.model}; "
+                "stop it, or name a free HTTP_PORT"
+            )
+        print(f"measuring the server that runs on {address.http_url}", file=sys.stderr)
+        yield address
+        return
+    # Built here, so that the supervisor that is measured below never had to load torch.
+    build(options)
+    own = Address("127.0.0.1", *processes.free_ports(3))
+    asked = {
+        "--model": options.model,
+        "--max-length": options.max_length,
+        "--precision": options.precision,
+        "--calibration": options.calibration,
+        "--model-repository": options.repository,
+        "--host": own.host,
+        "--http-port": own.http_port,
+        "--grpc-port": own.grpc_port,
+        "--metrics-port": own.metrics_port,
+    }
+    arguments = [str(part) for option, value in asked.items() if value for part in (option, value)]
+    log = OUTPUT / "serve.log"
+    print(f"no server runs on {address.http_url}; starting one", file=sys.stderr)
+    with processes.running("build_scripts", ["serve", *arguments], log) as process:
+        processes.wait_until(lambda: health.probe(own.http_url, 2.0).well, process.poll, log, READY_LIMIT_S)
+        yield own
+
+
+def token_counter(file: Path):
+    """Counts tokens as the server does. file: the release's tokenizer.json."""
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.no_padding()
+    return lambda texts: [len(encoding.ids) for encoding in tokenizer.encode_batch(texts)]
+
+
+def longest_round(levels: list[Level], concurrency: int) -> float:
+    """ms that `concurrency` requests take at most, judging by the levels before: as if nothing ran in parallel."""
+    return concurrency * levels[0].p50 if levels else 0.0
+
+
+def write(
+    address: Address,
+    state: RunState,
+    manifest: dict,
+    workloads: list[Workload],
+    levels: dict[str, list[Level]],
+    seconds: float,
+) -> Path:
+    """The report, printed and written, and the chart."""
+    memory = processes.peak_memory(state.pid, children_only=True)
+    supervisor = processes.peak_memory(state.pid) - memory
+    sections = [
+        "# Throughput and latency of the ensemble",
+        report.facts(
+            server=f"{triton_version(address)}, load by perf_analyzer (tritonclient) over gRPC on the same machine",
+            model=f"{manifest['checkpoint']}, {manifest['architecture']}, {manifest['graph']}",
+            precision=f"{manifest['precision']} on {manifest['device']}",
+            max_length=str(manifest["max_length"]),
+            requests="one text each, closed loop: concurrency is how many are in flight",
+            measured=f"{WINDOWS} windows a level, {seconds:g} s or more together",
+            peak_memory=f"{memory:.0f} MiB tritonserver with its models' processes, {supervisor:.0f} MiB its "
+            "supervisor (sum of each process's peak resident memory)",
+        ),
+        "![latency over throughput](latency.png)",
+    ]
+    for workload in workloads:
+        sections += [f"## {workload.name}", workload.describe(manifest["max_length"]), *tables(levels[workload.name])]
+    sections.append(
+        "The mean is the client's, and what follows it adds up to it: waiting in both models' queues, the two models "
+        "(a request counts the whole time of the batch it was in), the ensemble's scheduling, and what lies outside the "
+        "server, gRPC and perf_analyzer. Batch fill is inferences per execution. All but the mean come from the "
+        "server's counters, which include the supervisor's own probe: one short text every 0.4 s."
+    )
+    text = "\n\n".join(sections)
+    print(text)
+    report.latency_chart(
+        OUTPUT / "latency",
+        [
+            report.Sweep(
+                f"{workload.name} texts",
+                CONCURRENCY,
+                *([getattr(level, name) for level in levels[workload.name]] for name in ("throughput", "p50", "p99")),
+            )
+            for workload in workloads
+        ],
+    )
+    return report.write(OUTPUT, text)
+
+
+def tables(levels: list[Level]) -> list[str]:
+    """Throughput and latency, and where the time goes."""
+    latency = [
+        [
+            str(level.concurrency),
+            report.number(level.throughput),
+            "–".join(map(report.number, level.spread)),
+            *(report.number(value) for value in (level.p50, level.p90, level.p95, level.p99)),
+        ]
+        for level in levels
+    ]
+    split = [
+        [
+            str(level.concurrency),
+            *map(report.number, (level.mean, level.queue, level.tokenizer.compute_ms, level.classifier.compute_ms)),
+            *map(report.number, (level.scheduling, level.client)),
+            *(f"{model.batch_fill:.2f}" for model in (level.tokenizer, level.classifier)),
+        ]
+        for level in levels
+    ]
+    return [
+        report.table(["concurrency", "texts/s", "its windows", "p50 ms", "p90 ms", "p95 ms", "p99 ms"], latency),
+        report.table(
+            [
+                *("concurrency", "mean ms", "queue", "tokenizer", "classifier", "scheduling", "client"),
+                *("tokenizer batch fill", "classifier batch fill"),
+            ],
+            split,
+        ),
+    ]
+
+
+def triton_version(address: Address) -> str:
+    with urllib.request.urlopen(f"{address.http_url}/v2", timeout=10) as response:
+        answer = json.load(response)
+    return f"{answer['name']} {answer['version']}"

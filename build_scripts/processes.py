@@ -1,0 +1,102 @@
+"""Processes that a benchmark starts beside itself: free ports, start and stop, and how much memory they took."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+from build_scripts.server import PR_SET_PDEATHSIG
+from build_scripts.settings import PROJECT, ServingError
+
+STOP_LIMIT_S = 30.0
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+@contextlib.contextmanager
+def running(module: str, arguments: list[str], log: Path) -> Iterator[subprocess.Popen]:
+    """`python -m module arguments`, its output in the log; asked to stop, and gone, when the block ends."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=PROJECT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            # Ctrl-C reaches the benchmark alone, which then stops it in order.
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_until(answers: Callable[[], bool], poll: Callable[[], int | None], log: Path, limit_s: float) -> None:
+    """Returns once `answers` is true. Raises ServingError if the process ended first or the time is over."""
+    deadline = time.monotonic() + limit_s
+    while not answers():
+        if poll() is not None:
+            last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"])[-1]
+            raise ServingError(f"a process that was to be measured ended with code {poll()}: {last} (all of it: {log})")
+        if time.monotonic() > deadline:
+            raise ServingError(f"a process that was to be measured did not answer within {limit_s:.0f} s; see {log}")
+        time.sleep(0.1)
+
+
+def listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+        return True
+    return False
+
+
+def peak_memory(pid: int, *, children_only: bool = False) -> float:
+    """MiB: the sum of each process's peak resident memory, over the process and all its descendants.
+
+    The kernel keeps the peaks, so nothing is sampled and none is missed. Pages that processes share count in each.
+    """
+    root = psutil.Process(pid)
+    family = [*([] if children_only else [root]), *root.children(recursive=True)]
+    return sum(_peak_kib(Path(f"/proc/{process.pid}/status")) for process in family) / 1024
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM end this process like Ctrl-C does: what it started is stopped first."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+def _peak_kib(status: Path) -> int:
+    with contextlib.suppress(OSError):
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1])
+    return 0
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

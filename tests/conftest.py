@@ -1,0 +1,96 @@
+"""Fixtures that more than one file uses: checkpoints and the files exported from them, each made once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import make_checkpoint
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A checkpoint directory as Hugging Face reads it, and as this project exports it."""
+
+    directory: Path
+
+    @cached_property
+    def model(self):
+        from transformers import AutoModelForSequenceClassification
+
+        return AutoModelForSequenceClassification.from_pretrained(self.directory, attn_implementation="eager").eval()
+
+    @cached_property
+    def tokenizer(self):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.directory)
+
+    @cached_property
+    def checkpoint(self):
+        from build_scripts.checkpoint import load
+
+        return load(self.directory)
+
+    def file(self, precision: str = "fp32") -> Path:
+        from build_scripts.export import export
+
+        path = self.directory / f"exported.{precision}.pt"
+        if not path.exists():
+            export(self.checkpoint, precision, path)
+        return path
+
+    @cached_property
+    def exported(self):
+        """The fp32 file, loaded as the server loads it."""
+        import torch
+
+        return torch.jit.load(str(self.file())).eval()
+
+
+@pytest.fixture(scope="session")
+def subject(tmp_path_factory) -> Callable[..., Subject]:
+    """subject(kind, **options): a checkpoint made by make_checkpoint, the same one for the same arguments."""
+    import torch
+
+    torch.set_num_threads(1)  # tiny models: a second thread would only spin
+
+    @cache
+    def make(kind: str, **options) -> Subject:
+        return Subject(make_checkpoint(kind, tmp_path_factory.mktemp(kind), **options))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def default_repository(tmp_path_factory) -> Path:
+    """The embedded default model, built in fp32 so that answers can be compared exactly."""
+    from build_scripts.build import build
+    from build_scripts.settings import BuildOptions
+
+    repository = tmp_path_factory.mktemp("default") / "repository"
+    build(BuildOptions(precision="fp32", repository=repository))
+    return repository
+
+
+@pytest.fixture(scope="session")
+def default_server(default_repository, tmp_path_factory):
+    """A supervised server of the default model; tests only send requests to it."""
+    from tests.servers import running
+
+    output = tmp_path_factory.mktemp("server") / "output.txt"
+    with running(default_repository, output, "--precision", "fp32") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def default_oracle():
+    """Hugging Face's answers for the default model."""
+    from build_scripts.demo import demo_checkpoint
+    from tests.oracle import HuggingFace
+
+    return HuggingFace(demo_checkpoint(), max_length=512)

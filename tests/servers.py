@@ -1,0 +1,123 @@
+"""Real servers for tests: started as a user starts them, on free ports, and proven to be gone afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from build_scripts.health import wait_until_well
+from build_scripts.server import find_installation
+from build_scripts.settings import PROJECT, Address
+
+START_LIMIT_S = 120.0
+
+
+@dataclass
+class RunningServer:
+    """A supervised server. process: the supervisor."""
+
+    process: subprocess.Popen
+    address: Address
+    output: Path
+
+    @property
+    def http(self) -> str:
+        return self.address.http_url
+
+    @property
+    def grpc(self) -> str:
+        return self.address.grpc_url
+
+    def family(self) -> list[psutil.Process]:
+        """The supervisor, tritonserver and its stubs."""
+        supervisor = psutil.Process(self.process.pid)
+        return [supervisor, *supervisor.children(recursive=True)]
+
+    def find(self, word: str) -> psutil.Process:
+        """The process whose command line has the word: "bin/tritonserver", "tokenizer/1", "classifier/1"."""
+        own = [p for p in self.family()[1:] if word in " ".join(p.cmdline()[:2])]
+        assert len(own) == 1, f"{word}: {[p.cmdline() for p in self.family()]}"
+        return own[0]
+
+    def said(self) -> str:
+        return self.output.read_text(encoding="utf-8", errors="replace")
+
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 30.0) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(timeout_s)
+
+
+def free_address() -> Address:
+    """Three ports that are free now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return Address("127.0.0.1", *(probe.getsockname()[1] for probe in sockets))
+
+
+def start(repository: Path, output: Path, *arguments: str, address: Address | None = None) -> RunningServer:
+    """`python -m build_scripts serve`, not waited for."""
+    address = address or free_address()
+    command = [
+        *(sys.executable, "-m", "build_scripts", "serve", "--model-repository", str(repository)),
+        *("--http-port", str(address.http_port), "--grpc-port", str(address.grpc_port)),
+        *("--metrics-port", str(address.metrics_port), *arguments),
+    ]
+    with output.open("wb") as file:
+        process = subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+    return RunningServer(process, address, output)
+
+
+@contextlib.contextmanager
+def running(repository: Path, output: Path, *arguments: str) -> Iterator[RunningServer]:
+    """A server that answers; when the block ends, it, its processes and its shared memory are proven gone."""
+    server = start(repository, output, *arguments)
+    try:
+        deadline = time.monotonic() + START_LIMIT_S
+        while not wait_until_well(server.http, 1.0).well:
+            assert server.process.poll() is None, server.said()
+            assert time.monotonic() < deadline, server.said()
+        family = server.family()
+        yield server
+        if server.process.poll() is None:
+            family = server.family()
+            assert server.stop() == 0, server.said()
+        _, alive = psutil.wait_procs(family, timeout=5)
+        assert not alive, alive
+        assert not shared_memory(server), shared_memory(server)
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in server.family():
+                process.kill()
+        server.process.wait()
+
+
+def shared_memory(server: RunningServer) -> list[str]:
+    """The shared-memory segments of this server's python backends."""
+    return [name for name in os.listdir("/dev/shm") if name.startswith(f"text_classifier_{server.process.pid}_")]
+
+
+def embedded() -> bool:
+    """Whether the server under test is the embedded one, whose classifier is a process of its own."""
+    return "embedded" in find_installation().description
+
+
+def post(url: str, body: bytes | dict, headers: dict[str, str] | None = None, timeout_s: float = 30.0):
+    """POST with a plain HTTP client; returns status and body."""
+    import httpx
+
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    response = httpx.post(url, content=content, headers=headers, timeout=timeout_s)
+    return response.status_code, response.content

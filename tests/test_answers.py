@@ -1,0 +1,90 @@
+"""Served answers equal plain Hugging Face's: on thousands of texts, in batches of every size and company."""
+
+import contextlib
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+
+from build_scripts.build import build
+from build_scripts.client import text_input
+from build_scripts.settings import BuildOptions
+from tests.oracle import HuggingFace
+from tests.servers import RunningServer, running
+from tests.texts import HEADLINES, HOSTILE, LENGTHS, of_length
+
+MAX_BATCH_SIZE = 64
+# 1 + 2 + … + 64: every batch size once.
+EVERY_BATCH_SIZE = list(range(1, MAX_BATCH_SIZE + 1))
+
+
+def varied_texts(count: int, seed: int = 0) -> list[str]:
+    """Headlines, hostile texts, one of each length up to 100,000 characters, and generated ones, shuffled."""
+    generator = random.Random(seed)
+    texts = [*HEADLINES, *HOSTILE, *(of_length(length, seed) for length in LENGTHS)]
+    generator.shuffle(texts)
+    texts = texts[:count]
+    texts += [of_length(generator.randint(1, 120), seed + index) for index in range(count - len(texts))]
+    generator.shuffle(texts)
+    return texts
+
+
+@contextlib.contextmanager
+def server_of(subject, kind: str, directory: Path):
+    """A server of a small random checkpoint, Hugging Face's answers for it, and its labels."""
+    checkpoint = subject(kind).directory
+    options = BuildOptions(model=str(checkpoint), precision="fp32", repository=directory / "repository")
+    manifest = build(options).manifest
+    arguments = ("--model", str(checkpoint), "--precision", "fp32")
+    with running(options.repository, directory / "output.txt", *arguments) as server:
+        yield server, HuggingFace(checkpoint, manifest["max_length"]), manifest["labels"]
+
+
+def served(server: RunningServer, batches: list[list[str]]) -> tuple[list[int], np.ndarray]:
+    """Class ids and probabilities of all texts, one request a batch."""
+    class_ids, probabilities = [], []
+    with triton.InferenceServerClient(server.grpc) as client:
+        for batch in batches:
+            result = client.infer("text_classifier", [text_input(batch)], client_timeout=60)
+            class_ids += result.as_numpy("CLASS_ID")[:, 0].tolist()
+            probabilities.append(result.as_numpy("PROBABILITIES"))
+    return class_ids, np.concatenate(probabilities)
+
+
+def cut(texts: list[str], sizes: list[int]) -> list[list[str]]:
+    ends = np.cumsum(sizes).tolist()
+    return [texts[end - size : end] for end, size in zip(ends, sizes)]
+
+
+def test_two_thousand_texts_in_batches_of_every_size(default_server, default_oracle: HuggingFace):
+    texts = varied_texts(sum(EVERY_BATCH_SIZE))
+    class_ids, probabilities = served(default_server, cut(texts, EVERY_BATCH_SIZE))
+    expected = default_oracle.probabilities(texts).numpy()
+    assert class_ids == expected.argmax(1).tolist()
+    assert np.abs(probabilities - expected).max() <= 1e-4
+
+
+def test_an_answer_does_not_depend_on_its_neighbours(default_server):
+    texts = varied_texts(60, seed=5)
+    _, alone = served(default_server, [[text] for text in texts])
+    _, together = served(default_server, [texts])
+    _, reversed_order = served(default_server, [texts[::-1]])
+    assert np.abs(alone - together).max() <= 1e-5
+    assert np.abs(alone - reversed_order[::-1]).max() <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["bert-chinese", "roberta", "albert"])
+def test_other_checkpoints_through_the_real_server(kind, subject, tmp_path):
+    with server_of(subject, kind, tmp_path) as (server, oracle, labels):
+        texts = varied_texts(200, seed=3)
+        class_ids, probabilities = served(server, cut(texts, [1, 3, 64, 32, 50, 50]))
+        expected = oracle.probabilities(texts).numpy()
+        assert class_ids == expected.argmax(1).tolist()
+        assert np.abs(probabilities - expected).max() <= 1e-4
+        with triton.InferenceServerClient(server.grpc) as client:
+            outputs = [triton.InferRequestedOutput("PROBABILITIES", class_count=1)]
+            best = client.infer("text_classifier", [text_input(texts[:10])], outputs=outputs)
+        named = [row[0].decode("utf-8").split(":", 2)[2] for row in best.as_numpy("PROBABILITIES")]
+        assert named == [labels[index] for index in class_ids[:10]]

@@ -1,0 +1,153 @@
+"""The contract on the wire, seen by clients that know nothing of this project."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+
+from build_scripts.server import embedded_wheel, perf_analyzer_environment
+from build_scripts.settings import PROJECT
+from tests.servers import embedded, post
+from tests.texts import HEADLINES
+
+SPORTS, TEXT = 7, "Midfielder scores twice as champions win away"
+
+
+def test_curl_with_a_text_gets_its_class_id(default_server):
+    url = f"{default_server.http}/v2/models/text_classifier/generate"
+    body = json.dumps({"TEXT": TEXT})
+    answer = json.loads(subprocess.run(["curl", "-s", url, "-d", body], capture_output=True, check=True).stdout)
+    assert answer["CLASS_ID"] == SPORTS
+    assert len(answer["PROBABILITIES"]) == 10
+
+
+def test_a_list_of_texts_gets_a_list(default_server):
+    body = {"TEXT": [TEXT, "Central bank holds interest rates as inflation slows"]}
+    status, answer = post(f"{default_server.http}/v2/models/text_classifier/generate", body)
+    assert status == 200
+    assert json.loads(answer)["CLASS_ID"] == [SPORTS, 0]
+
+
+def test_infer_over_http_returns_class_ids_and_labelled_probabilities(default_server):
+    body = {
+        "inputs": [{"name": "TEXT", "shape": [2, 1], "datatype": "BYTES", "data": [TEXT, "Museum reopens"]}],
+        "outputs": [{"name": "CLASS_ID"}, {"name": "PROBABILITIES", "parameters": {"classification": 3}}],
+    }
+    response = httpx.post(f"{default_server.http}/v2/models/text_classifier/infer", json=body).json()
+    outputs = {output["name"]: output for output in response["outputs"]}
+    assert outputs["CLASS_ID"]["datatype"] == "INT64"
+    assert outputs["CLASS_ID"]["shape"] == [2, 1]
+    assert outputs["PROBABILITIES"]["shape"] == [2, 3]
+    score, index, label = outputs["PROBABILITIES"]["data"][0].split(":")
+    assert (int(index), label) == (SPORTS, "sports")
+    assert 0.5 < float(score) <= 1
+
+
+def test_grpc_returns_int64_ids_and_fp32_probabilities_that_sum_to_one(default_server):
+    with triton.InferenceServerClient(default_server.grpc) as client:
+        tensor = triton.InferInput("TEXT", [1, 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[TEXT.encode()]], dtype=np.object_))
+        result = client.infer("text_classifier", [tensor])
+    assert result.as_numpy("CLASS_ID").tolist() == [[SPORTS]]
+    probabilities = result.as_numpy("PROBABILITIES")
+    assert probabilities.dtype == np.float32
+    assert probabilities.shape == (1, 10)
+    assert probabilities.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_client_that_tokenizes_itself_still_works(default_server, default_oracle):
+    """INPUT__0 and INPUT__1, int64 [1, 512], in; OUTPUT__0, int64 [1, 1], out."""
+    encoded = default_oracle.tokenizer(TEXT, padding="max_length", max_length=512)
+    inputs = [
+        {"name": name, "shape": [1, 512], "datatype": "INT64", "data": encoded[key]}
+        for name, key in (("INPUT__0", "input_ids"), ("INPUT__1", "attention_mask"))
+    ]
+    body = {"inputs": inputs, "outputs": [{"name": "OUTPUT__0"}]}
+    response = httpx.post(f"{default_server.http}/v2/models/classifier/infer", json=body).json()
+    (output,) = response["outputs"]
+    assert (output["datatype"], output["shape"], output["data"]) == ("INT64", [1, 1], [SPORTS])
+
+
+def test_the_models_describe_themselves_as_promised(default_server):
+    def described(model):
+        answer = httpx.get(f"{default_server.http}/v2/models/{model}").json()
+        return {
+            tensor["name"]: (tensor["datatype"], tensor["shape"]) for tensor in answer["inputs"] + answer["outputs"]
+        }
+
+    assert described("text_classifier") == {
+        "TEXT": ("BYTES", [-1, 1]),
+        "CLASS_ID": ("INT64", [-1, 1]),
+        "PROBABILITIES": ("FP32", [-1, -1]),
+    }
+    assert described("tokenizer") == {
+        "TEXT": ("BYTES", [-1, 1]),
+        "INPUT_IDS": ("INT64", [-1, -1]),
+        "ATTENTION_MASK": ("INT64", [-1, -1]),
+    }
+    assert described("classifier") == {
+        "INPUT__0": ("INT64", [-1, -1]),
+        "INPUT__1": ("INT64", [-1, -1]),
+        "OUTPUT__0": ("INT64", [-1, 1]),
+        "OUTPUT__1": ("FP32", [-1, -1]),
+    }
+
+
+@pytest.mark.skipif(not embedded(), reason="perf_analyzer's libraries come with the embedded server")
+def test_perf_analyzer_needs_no_shape_flags(default_server):
+    binary = Path(sys.executable).with_name("perf_analyzer")
+    command = [str(binary), "-m", "text_classifier", "-u", default_server.http.removeprefix("http://"), "-p", "500"]
+    done = subprocess.run(
+        [*command, "--max-trials", "2", "-s", "500"],
+        env=perf_analyzer_environment(embedded_wheel()),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "Throughput:" in done.stdout, done.stdout + done.stderr
+    assert "Failed" not in done.stdout + done.stderr
+
+
+def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "build_scripts", *arguments]
+    return subprocess.run(command, cwd=PROJECT, input=stdin, capture_output=True, text=True, timeout=60)
+
+
+def test_classify_prints_id_label_and_probability(default_server):
+    port = str(default_server.address.grpc_port)
+    done = run("classify", "--text", TEXT, "--grpc-port", port)
+    class_id, label, probability = done.stdout.rstrip("\n").split("\t")
+    assert (class_id, label) == (str(SPORTS), "sports")
+    assert 0.5 < float(probability) <= 1
+
+
+def test_classify_keeps_the_order_of_lines_and_shows_no_progress_in_a_pipe(default_server):
+    texts = HEADLINES
+    port = str(default_server.address.grpc_port)
+    many = run("classify", "--file", "-", "--grpc-port", port, stdin="\n".join(texts[:100]) + "\n")
+    assert many.stderr == ""
+    alone = run("classify", "--text", texts[77], "--grpc-port", port)
+    lines = many.stdout.splitlines()
+    assert len(lines) == 100
+    assert lines[77].split("\t")[:2] == alone.stdout.rstrip("\n").split("\t")[:2]
+
+
+def test_classify_says_how_to_start_a_server_when_there_is_none():
+    done = run("classify", "--text", "a", "--grpc-port", "9")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "make serve" in done.stderr
+
+
+def test_model_control_is_closed_to_whoever_reaches_the_inference_port(default_server):
+    for path in ("repository/index", "repository/models/tokenizer/unload", "repository/models/tokenizer/load"):
+        status, body = post(f"{default_server.http}/v2/{path}", {})
+        assert status == 403, body
+    with triton.InferenceServerClient(default_server.grpc) as client, pytest.raises(Exception, match="restricted"):
+        client.unload_model("tokenizer")
+    assert post(f"{default_server.http}/v2/models/text_classifier/generate", {"TEXT": TEXT})[0] == 200
