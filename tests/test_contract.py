@@ -101,9 +101,9 @@ def test_the_models_describe_themselves_as_promised(default_server):
 @pytest.mark.skipif(not embedded(), reason="perf_analyzer's libraries come with the embedded server")
 def test_perf_analyzer_needs_no_shape_flags(default_server):
     binary = Path(sys.executable).with_name("perf_analyzer")
-    command = [str(binary), "-m", "text_classifier", "-u", default_server.http.removeprefix("http://"), "-p", "500"]
+    command = [str(binary), "-m", "text_classifier", "-u", default_server.http.removeprefix("http://")]
     done = subprocess.run(
-        [*command, "--max-trials", "2", "-s", "500"],
+        [*command, "--request-count", "20"],
         env=perf_analyzer_environment(embedded_wheel()),
         capture_output=True,
         text=True,
