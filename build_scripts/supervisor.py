@@ -83,12 +83,10 @@ def serve(installation: Installation, repository: Path, address: Address) -> int
     staging = directory / "staging"
     staging.mkdir(parents=True, exist_ok=True)
     supervisor = Supervisor(installation, repository, staging, address, directory / "tritonserver.log", stop)
-    state = directory / STATE_FILE
     try:
-        write_private(state, supervisor.state())
         return supervisor.run()
     finally:
-        state.unlink(missing_ok=True)
+        (directory / STATE_FILE).unlink(missing_ok=True)
 
 
 def write_private(file: Path, state: RunState) -> None:
@@ -169,6 +167,7 @@ class Supervisor:
         repositories = [self.repository, self.staging]
         with (self.repository / SWITCH_LOCK).open("a") as self.reading:
             fcntl.flock(self.reading, fcntl.LOCK_SH)
+            write_private(self.log.with_name(STATE_FILE), self.state())
             server = launch(self.installation, repositories, self.address, self.control_key, self.log)
             try:
                 yield server
@@ -184,7 +183,6 @@ class Supervisor:
             if time.monotonic() > deadline:
                 return f"could not start: no inference answered within {LOAD_LIMIT_S:.0f} s; see {self.log}"
             if health.probe(self.address.http_url, 5.0).well:
-                write_private(self.log.with_name(STATE_FILE), self.state())
                 fcntl.flock(self.reading, fcntl.LOCK_UN)
                 return None
             self.stop.wait(0.1)
@@ -205,13 +203,16 @@ class Supervisor:
             if server.poll() is not None:
                 continue
             counted = success_count(self.address.http_url)
-            if counted > successes:  # overloaded, but others were answered meanwhile
+            # Overloaded, but others were answered meanwhile. A release makes Triton count from 0 again.
+            if counted not in (successes, -1):
                 successes, last_success = counted, time.monotonic()
                 continue
             if found.reason.startswith("HTTP 5") and not found.overloaded:
                 return f"inference fails: {found.reason}"
             period = max(time.monotonic() - began, 0.1)
-            idle = classifier_seconds(server) - worked < IDLE_SHARE * period
+            # A process that ended meanwhile, as at the end of a release, must not make the others look idle.
+            seconds = [now - worked.get(pid, 0.0) for pid, now in classifier_seconds(server).items()]
+            idle = sum(seconds) < IDLE_SHARE * period
             silence = time.monotonic() - last_success
             if (idle and silence > PROBE_TIMEOUT_S) or silence > BUSY_LIMIT_S:
                 return f"inference hangs: nothing was answered for {silence:.1f} s ({found.reason})"
@@ -235,14 +236,18 @@ class Supervisor:
         self.stop.wait(delay)
 
 
-def classifier_seconds(server: TritonProcess) -> float:
-    """CPU seconds used so far by the process that runs the classifier: its stub, or tritonserver itself."""
-    try:
+def classifier_seconds(server: TritonProcess) -> dict[int, float]:
+    """CPU seconds used so far by each process that runs a classifier: its stubs, or tritonserver itself."""
+    seconds: dict[int, float] = {}
+    with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(server.process.pid)
-        stubs = [child for child in process.children(recursive=True) if f"/{CLASSIFIER}" in " ".join(child.cmdline())]
-        return sum(sum(owner.cpu_times()[:2]) for owner in stubs or [process])
-    except psutil.Error:
-        return 0.0
+        for child in process.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if f"/{CLASSIFIER}" in " ".join(child.cmdline()):
+                    seconds[child.pid] = sum(child.cpu_times()[:2])
+        if not seconds:
+            seconds[process.pid] = sum(process.cpu_times()[:2])
+    return seconds
 
 
 def success_count(url: str) -> int:
