@@ -29,7 +29,7 @@ Host = Annotated[str, typer.Option(envvar="HOST", help="Address to listen on.")]
 HttpPort = Annotated[int, typer.Option(envvar="HTTP_PORT")]
 GrpcPort = Annotated[int, typer.Option(envvar="GRPC_PORT")]
 MetricsPort = Annotated[int, typer.Option(envvar="METRICS_PORT")]
-Seconds = Annotated[float, typer.Option(envvar="SECONDS_PER_LEVEL", min=0.1, help="How long each level is measured.")]
+Seconds = Annotated[float, typer.Option(envvar="SECONDS_PER_LEVEL", min=0.1, help="Per level and service, or variant.")]
 
 DEFAULT = Address()
 
@@ -148,6 +148,52 @@ def perf(
 
     options = build_options(model, max_length, precision, calibration, model_repository)
     print(f"\nwritten: {sweep(options, Address(host, http_port, grpc_port), seconds)}")
+
+
+@app.command(epilog="Example: python -m build_scripts release --model ./my-checkpoint")
+def release(
+    model: Model = "",
+    max_length: MaxLength = None,
+    precision: Precision = "auto",
+    calibration: Calibration = None,
+    http_port: HttpPort = DEFAULT.http_port,
+) -> None:
+    """Build a release into the running server's repository and put it live, without a failed request."""
+    from build_scripts.release import release as put_live
+
+    put_live(build_options(model, max_length, precision, calibration, SOURCE_REPOSITORY), http_port)
+
+
+@app.command(epilog="Example: python -m build_scripts rollback --http-port 9000")
+def rollback(http_port: HttpPort = DEFAULT.http_port) -> None:
+    """Put the release that was live before back, without a failed request."""
+    from build_scripts.release import rollback as put_back
+
+    put_back(http_port)
+
+
+@app.command(epilog="Example: python -m build_scripts status --http-port 9000")
+def status(http_port: HttpPort = DEFAULT.http_port) -> None:
+    """Print what the running server answers with, and what could be rolled back to."""
+    from build_scripts.release import status as describe
+
+    print(describe(http_port))
+
+
+@app.command(epilog="Example: python -m build_scripts compare --model ./my-checkpoint")
+def compare(model: Model = "", max_length: MaxLength = None, seconds: Seconds = 2.5) -> None:
+    """Compare the ensemble with the services it replaces, in one run; writes build/compare."""
+    from build_scripts.compare import compare as measure
+
+    print(f"\nwritten: {measure(model, max_length, seconds)}")
+
+
+@app.command(epilog="Example: python -m build_scripts bench --model ./my-checkpoint")
+def bench(model: Model = "", max_length: MaxLength = None, seconds: Seconds = 3.0) -> None:
+    """Time the classifier file alone, against this machine's peak; writes build/bench."""
+    from build_scripts.bench import bench as measure
+
+    print(f"\nwritten: {measure(model, max_length, seconds)}")
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ KEPT_RELEASES = 3
 MANIFEST = "manifest.json"
 # BUILD_LOCK is held by whoever builds. SWITCH_LOCK is held for the instant of a switch, and by a server while it loads.
 BUILD_LOCK, SWITCH_LOCK = ".build.lock", ".switch.lock"
+DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
 def releases_directory(repository: Path) -> Path:
@@ -42,15 +43,32 @@ def read_manifest(release: Path) -> dict:
 
 @contextlib.contextmanager
 def locked(repository: Path) -> Iterator[None]:
-    """Only one process builds or switches a repository at a time; others wait, and say so."""
-    repository.mkdir(parents=True, exist_ok=True)
-    with (repository / BUILD_LOCK).open("a") as file:
+    """Only one process builds or switches a repository at a time; others wait, and say so.
+
+    Raises ServingError if the repository cannot be written to, or when its disk is full.
+    """
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+        lock = (repository / BUILD_LOCK).open("a")
+    except OSError as error:
+        raise ServingError(
+            f"MODEL_REPOSITORY={repository}: {error.strerror}; expected a directory that this user may write to"
+        ) from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"another build is at work in {repository}; waiting for it", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        except Exception as error:  # copytree and tokenizers raise types of their own when a disk is full
+            if any(reason in str(error) for reason in DISK_FULL):
+                raise ServingError(
+                    f"no space left in {repository}; a release needs about four times the checkpoint's size while it "
+                    "is built. Free some space and run it again: what was there before is untouched"
+                ) from error
+            raise
 
 
 def copy_sources(repository: Path) -> None:
@@ -64,7 +82,19 @@ def copy_sources(repository: Path) -> None:
         there = repository / Path(directory).relative_to(SOURCE_REPOSITORY)
         return ignored(directory, names) | {name for name in names if (there / name).is_symlink()}
 
-    shutil.copytree(SOURCE_REPOSITORY, repository, symlinks=True, ignore=missing, dirs_exist_ok=True)
+    shutil.copytree(
+        SOURCE_REPOSITORY, repository, symlinks=True, ignore=missing, dirs_exist_ok=True, copy_function=copy_whole
+    )
+
+
+def copy_whole(source: str, target: str) -> None:
+    """Copy a file so that neither a full disk nor a kill leaves half of it where there was a whole one."""
+    new = Path(target).with_name(f".{Path(target).name}.new")
+    try:
+        shutil.copy2(source, new)
+        os.replace(new, target)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -85,13 +115,6 @@ def staged(repository: Path, release_id: str) -> Iterator[Path]:
         shutil.rmtree(directory / release_id, ignore_errors=True)
         staging.rename(directory / release_id)
         os.utime(directory / release_id, (0, 0))  # never live so far; see `switch`
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ServingError(
-                f"no space left in {repository}; a release needs about four times the checkpoint's size while it is "
-                "built. Free some space and run it again: what was there before is untouched"
-            ) from error
-        raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -120,7 +143,8 @@ def prune(repository: Path) -> None:
     live = live_release(repository)
     for release in releases(repository)[KEPT_RELEASES:]:
         if release.resolve() != live:
-            shutil.rmtree(release)
+            # Under another name first: killed half-way, what is left must not pass for a release.
+            shutil.rmtree(release.rename(release.with_name(f".building-{release.name}")))
 
 
 def sync_tree(directory: Path) -> None:

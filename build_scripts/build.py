@@ -33,27 +33,33 @@ class Built:
 
 def build(options: BuildOptions) -> Built:
     """Bring the repository to what the options ask for, doing only what is missing. Raises ServingError."""
-    release_id = build_release(options)
+    source = _checkpoint_directory(options)
+    # One lock for both steps: a release that is not live yet is the first that another build would remove.
     with assemble.locked(options.repository):
-        live = assemble.live_release(options.repository)
-        changed = live is None or live.name != release_id
+        release = _make_release(options, source)
+        changed = assemble.live_release(options.repository) != release.resolve()
         if changed:
-            assemble.switch(options.repository, release_id)
+            assemble.switch(options.repository, release.name)
             assemble.prune(options.repository)
-    release = assemble.releases_directory(options.repository) / release_id
-    return Built(release, assemble.read_manifest(release), changed)
+        return Built(release, assemble.read_manifest(release), changed)
 
 
 def build_release(options: BuildOptions) -> str:
     """Make sure that the release exists, without switching to it; returns its id."""
     source = _checkpoint_directory(options)
-    release_id = fingerprint(options, source)
     with assemble.locked(options.repository):
-        assemble.copy_sources(options.repository)
-        if not (assemble.releases_directory(options.repository) / release_id / assemble.MANIFEST).is_file():
-            with assemble.staged(options.repository, release_id) as staging:
-                _fill(staging, options, source, release_id)
-    return release_id
+        return _make_release(options, source).name
+
+
+def _make_release(options: BuildOptions, source: Path) -> Path:
+    """The release's directory, filled now if it is not there. The caller holds the lock."""
+    release_id = fingerprint(options, source)
+    assemble.copy_sources(options.repository)
+    release = assemble.releases_directory(options.repository) / release_id
+    if not (release / assemble.MANIFEST).is_file():
+        with assemble.staged(options.repository, release_id) as staging:
+            _fill(staging, options, source, release_id)
+    return release
 
 
 def fingerprint(options: BuildOptions, source: Path) -> str:

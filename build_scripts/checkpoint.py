@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from build_scripts.settings import LONGEST_MAX_LENGTH, SHORTEST_MAX_LENGTH, ServingError
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json")
+VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 SAMPLE_TEXTS = ["a", "Plain words, and 中文 too \U0001f642.", "\x00\u0301 \t", "long " * 600]
 
 
@@ -43,11 +44,15 @@ class Checkpoint:
 
 def resolve(model: str) -> Path:
     """The directory of a checkpoint: itself, or a hub id's local copy, downloaded if need be."""
-    path = Path(model).expanduser()
+    try:
+        path = Path(model).expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, a user that is not there
+        raise ServingError(f"MODEL={model}: {error}; expected a Hugging Face checkpoint directory") from error
     if path.is_dir():
         return path
-    if path.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
-        found = "a file" if path.exists() else "nothing there"
+    if exists or model.startswith((".", "/", "~")) or model.count("/") > 1:
+        found = "a file" if exists else "nothing there"
         raise ServingError(f"MODEL={model}: {found}; expected a Hugging Face checkpoint directory, or a hub id")
     try:
         return Path(snapshot_download(model, allow_patterns=["*.json", "*.txt", "*.model", *WEIGHT_FILES]))
@@ -100,8 +105,10 @@ def _load_config(path: Path):
         raise ServingError(f"{path} has no config.json; expected the directory that save_pretrained wrote")
     try:
         config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise ServingError(f"{path}/config.json cannot be used: {_first_line(error)}") from error
+    except Exception as error:  # what a damaged file raises depends on the damage; all mean the same to the user
+        raise ServingError(
+            f"{path}/config.json cannot be used: {_first_line(error)}; expected what save_pretrained wrote"
+        ) from error
     heads = config.architectures or []
     if heads and not any(name.endswith("ForSequenceClassification") for name in heads):
         raise ServingError(
@@ -112,6 +119,11 @@ def _load_config(path: Path):
         raise ServingError(
             f"{path} has {config.num_labels} label(s) and problem type {config.problem_type or 'unset'}: a regression "
             "has no class ids; expected a single-label or multi-label classifier with at least 2 labels"
+        )
+    if sorted(config.id2label) != list(range(config.num_labels)):
+        raise ServingError(
+            f"id2label in {path}/config.json has the ids {sorted(config.id2label)}; expected 0 to "
+            f"{config.num_labels - 1}, one for each class id: mend id2label"
         )
     return config
 
@@ -136,6 +148,12 @@ def _load_model(path: Path) -> nn.Module:
 
 
 def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    # Without a vocabulary AutoTokenizer makes an empty one, to which every word is unknown.
+    if not any(file for pattern in VOCABULARY_FILES for file in path.glob(pattern)):
+        raise ServingError(
+            f"{path} has no tokenizer (none of {', '.join(VOCABULARY_FILES)}); expected tokenizer.json: "
+            "save the tokenizer beside the model with tokenizer.save_pretrained"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # as for the weights: one meaning, many types
@@ -150,6 +168,12 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         )
     if tokenizer.pad_token_id is None:
         raise ServingError(f"the tokenizer in {path} has no padding token; set tokenizer.pad_token and save it again")
+    if tokenizer.split_special_tokens:
+        raise ServingError(
+            f"the tokenizer in {path} has split_special_tokens set, which tokenizer.json cannot express; "
+            "expected it unset: save the tokenizer again without it"
+        )
+    tokenizer.padding_side = "right"  # as the server pads; a mask hides the padding, so the side means nothing else
     return tokenizer
 
 
@@ -167,7 +191,7 @@ def _positions(model: nn.Module) -> int:
 def _max_length(asked: int | None, positions: int, tokenizer: PreTrainedTokenizerBase) -> int:
     limit = min(positions, LONGEST_MAX_LENGTH)
     if asked is None:
-        return min(limit, tokenizer.model_max_length)
+        asked = min(limit, int(tokenizer.model_max_length))
     if not SHORTEST_MAX_LENGTH <= asked <= limit:
         raise ServingError(
             f"MAX_LENGTH={asked}; expected {SHORTEST_MAX_LENGTH} to {limit}: this checkpoint has {positions} "

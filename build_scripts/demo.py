@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from build_scripts.assemble import locked
 from build_scripts.settings import BUILD, DATA, ServingError
 
 HEADLINES = DATA / "demo_headlines.tsv"
@@ -35,15 +36,16 @@ def demo_checkpoint() -> Path:
     """The fine-tuned checkpoint, trained now if it is missing or older than its ingredients."""
     stamp = CHECKPOINT / "ingredients.json"
     wanted = ingredients()
-    if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == wanted:
+    with locked(BUILD):
+        if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == wanted:
+            return CHECKPOINT
+        training = CHECKPOINT.with_name(f"{CHECKPOINT.name}.training")
+        shutil.rmtree(training, ignore_errors=True)
+        fine_tune(pretrained_directory(), training)
+        (training / stamp.name).write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+        shutil.rmtree(CHECKPOINT, ignore_errors=True)
+        training.rename(CHECKPOINT)
         return CHECKPOINT
-    training = CHECKPOINT.with_name(f"{CHECKPOINT.name}.training")
-    shutil.rmtree(training, ignore_errors=True)
-    fine_tune(pretrained_directory(), training)
-    (training / stamp.name).write_text(json.dumps(wanted, indent=1), encoding="utf-8")
-    shutil.rmtree(CHECKPOINT, ignore_errors=True)
-    training.rename(CHECKPOINT)
-    return CHECKPOINT
 
 
 def ingredients() -> dict[str, str]:

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from build_scripts.checkpoint import Checkpoint
-from build_scripts.settings import DATA
+from build_scripts.settings import DATA, ServingError
 
 # Two classes whose probabilities differ by less are a near tie: any rounding may decide it.
 NEAR_TIE = 0.01
@@ -46,9 +46,18 @@ class Parity:
 
 
 def calibration_texts(file: Path | None = None) -> list[str]:
-    """The texts of a user's file, or a built-in multilingual list; always with hostile ones added."""
-    lines = (file or DATA / "calibration.txt").read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if line.strip()] + HOSTILE_TEXTS
+    """The texts of a user's file, or a built-in multilingual list; always with hostile ones added.
+
+    Raises ServingError if the file holds none.
+    """
+    try:
+        lines = (file or DATA / "calibration.txt").read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ServingError(f"CALIBRATION={file} is not UTF-8 (byte {error.start}); convert it first") from error
+    texts = [line for line in lines if line.strip()]
+    if not texts:
+        raise ServingError(f"CALIBRATION={file} holds no text; expected texts, one a line")
+    return texts + HOSTILE_TEXTS
 
 
 def probabilities(logits: torch.Tensor, multi_label: bool) -> torch.Tensor:

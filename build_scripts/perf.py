@@ -132,8 +132,8 @@ def write(
         sections += [f"## {workload.name}", workload.describe(manifest["max_length"]), *tables(levels[workload.name])]
     sections.append(
         "The mean is the client's, and what follows it adds up to it: waiting in both models' queues, the two models "
-        "(a request counts the whole time of the batch it was in), the ensemble's scheduling, and what lies outside the "
-        "server, gRPC and perf_analyzer. Batch fill is inferences per execution. All but the mean come from the "
+        "(a request counts the whole time of the batch it was in), the ensemble's scheduling, and what lies outside "
+        "the server, gRPC and perf_analyzer. Batch fill is inferences per execution. All but the mean come from the "
         "server's counters, which include the supervisor's own probe: one short text every 0.4 s."
     )
     text = "\n\n".join(sections)

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from build_scripts.server import PR_SET_PDEATHSIG
-from build_scripts.settings import PROJECT, ServingError
+from build_scripts.settings import ServingError
 
 STOP_LIMIT_S = 30.0
 
@@ -37,7 +37,6 @@ def running(module: str, arguments: list[str], log: Path) -> Iterator[subprocess
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
-            cwd=PROJECT,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -111,8 +111,8 @@ def latency_chart(file: Path, sweeps: Sequence[Sweep]) -> None:
         # Room below the lowest point for the labels of its level.
         panel.set_ylim(-0.08 * max(sweep.p99), 1.08 * max(sweep.p99))
         panel.grid(alpha=0.25)
-    panels[0].legend(frameon=False, loc="upper left")
-    _caption(figure, "Numbers at the points: requests in flight (concurrency)")
+    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside upper right", ncols=2)
+    figure.supxlabel("Numbers at the points: requests in flight (concurrency)", fontsize=9, color="#444444")
     _save(figure, file)
 
 
@@ -140,10 +140,6 @@ def _figure(rows: int, columns: int):
         figure = Figure((PANEL_WIDTH * columns, PANEL_HEIGHT * rows), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
     return figure, panels
-
-
-def _caption(figure, text: str) -> None:
-    figure.supxlabel(text, fontsize=9, color="#444444")
 
 
 def _save(figure, file: Path) -> None:

@@ -81,7 +81,11 @@ def forget_device(traced: torch.jit.ScriptModule) -> None:
 
 def graphs(model: torch.jit.ScriptModule) -> list[torch._C.Graph]:
     """The graph of every method of every submodule; changing one changes the model."""
-    return [module._c._get_method(name).graph for module in model.modules() for name in module._c._method_names()]
+    return [method.graph for method in methods(model)]
+
+
+def methods(model: torch.jit.ScriptModule) -> list[torch._C.ScriptMethod]:
+    return [module._c._get_method(name) for module in model.modules() for name in module._c._method_names()]
 
 
 def is_device(node: torch._C.Node) -> bool:
@@ -90,5 +94,7 @@ def is_device(node: torch._C.Node) -> bool:
 
 def device_constants(model: torch.jit.ScriptModule) -> list[str]:
     """The device constants anywhere in a TorchScript model, as text; a file for every device has none."""
-    nodes = [node for graph in graphs(model) for node in graph.findAllNodes("prim::Constant")]
+    # Inlined, because a scripted function that a method calls has a graph of its own.
+    inlined = [method.inlined_graph for method in methods(model)]
+    nodes = [node for graph in inlined for node in graph.findAllNodes("prim::Constant")]
     return [str(node).strip() for node in nodes if is_device(node)]

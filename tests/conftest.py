@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -55,15 +56,41 @@ class Subject:
 @pytest.fixture(scope="session")
 def subject(tmp_path_factory) -> Callable[..., Subject]:
     """subject(kind, **options): a checkpoint made by make_checkpoint, the same one for the same arguments."""
-    import torch
-
-    torch.set_num_threads(1)  # tiny models: a second thread would only spin
 
     @cache
     def make(kind: str, **options) -> Subject:
         return Subject(make_checkpoint(kind, tmp_path_factory.mktemp(kind), **options))
 
     return make
+
+
+@contextlib.contextmanager
+def single_thread() -> Iterator[None]:
+    """For models so small that a second thread only spins, on the core that something else needs."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    with single_thread():
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_repository(subject, tmp_path_factory) -> Path:
+    """A complete repository of a tiny model; whoever uses it leaves it as it is."""
+    from build_scripts.build import build
+    from build_scripts.settings import BuildOptions
+
+    repository = tmp_path_factory.mktemp("tiny") / "repository"
+    with single_thread():
+        build(BuildOptions(model=str(subject("bert").directory), precision="fp32", repository=repository))
+    return repository
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.checkpoints import FALLBACK_KINDS, KINDS, PACKED_KINDS
 from tests.texts import VARIED
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MAX_LOGIT_ERROR = 1e-4
 # Between two ways of batching the same texts.
 SAME = 1e-5

@@ -23,6 +23,7 @@ BEGINNINGS = (8_192, 65_536)
 # at spaces; for BERT's also between two Chinese characters or two punctuation marks, which it always isolates.
 BETWEEN_WORDS = r"(?<=[A-Za-z])(?= [A-Za-z])"
 BETWEEN_BERT_SYMBOLS = r"(?<=[\u4e00-\u9fff])(?=[\u4e00-\u9fff])|(?<=[!-/:-@])(?=[!-/:-@])"
+SPANNING_A_CUT = re.compile(r"\S |[\u4e00-\u9fff]{2}|[!-/:-@]{2}")
 SPLITTING_AT_SPACES = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit", "Metaspace", "ByteLevel"}
 
 
@@ -142,5 +143,8 @@ def safe_cut_pattern(description):
     if not splits:
         return None
     normalizer = description["normalizer"] or {}
+    # Such a token is searched for in the normalized text: last_safe_cut, which reads the raw text, would not see it.
+    if normalizer and any(t["normalized"] and SPANNING_A_CUT.search(t["content"]) for t in description["added_tokens"]):
+        return None
     isolates = splits[0]["type"] == "BertPreTokenizer" and normalizer.get("handle_chinese_chars", False)
     return re.compile(f"{BETWEEN_WORDS}|{BETWEEN_BERT_SYMBOLS}" if isolates else BETWEEN_WORDS)

@@ -1,0 +1,126 @@
+"""Time the classifier file alone, against this machine's peak and Hugging Face; writes build/bench/report.md.
+
+    python -m build_scripts bench
+
+No server, no tokenizer: `torch.jit.load` and a call, as the server's backend does it, on the CPU.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from build_scripts import report
+from build_scripts.architectures import bert_parts
+from build_scripts.bench_report import HUGGING_FACE, PEAK_SHAPE, PRECISIONS, Measured, sections
+from build_scripts.checkpoint import Checkpoint, load, resolve
+from build_scripts.demo import demo_checkpoint
+from build_scripts.export import DTYPES, export
+from build_scripts.flops import classifier_flops
+from build_scripts.machine import cores, cpu_precisions
+from build_scripts.settings import BUILD
+from build_scripts.timing import MOST_CALLS, ROUNDS, interleaved
+
+OUTPUT = BUILD / "bench"
+LONGEST_RANDOM = 500
+
+
+def bench(model: str, max_length: int | None, seconds: float) -> Path:
+    """Measure every workload, at most about `seconds` a variant; returns the report. Raises ServingError."""
+    checkpoint = load(checkpoint_directory(model), max_length)
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(cores())
+    files = {precision: OUTPUT / f"model.{precision}.pt" for precision in PRECISIONS}
+    graphs = {export(checkpoint, precision, file) for precision, file in files.items()}
+    loaded = {precision: torch.jit.load(str(file)).eval() for precision, file in files.items()}
+    reduced = copy.deepcopy(checkpoint.model).bfloat16()
+    parts = bert_parts(checkpoint.model)
+    measured = []
+    with torch.inference_mode(), torch.jit.optimized_execution(False):
+        for name, lengths in workloads(checkpoint.max_length).items():
+            variants = variants_of(checkpoint, loaded, reduced, lengths)
+            flops = [classifier_flops(parts, one) if parts else None for one in (lengths, equal_lengths(lengths))]
+            measured.append(Measured(name, lengths, interleaved(variants, seconds, name), *flops))
+    config = checkpoint.model.config
+    emulated = [precision for precision in PRECISIONS if precision not in cpu_precisions()]
+    facts = report.facts(
+        model=f"{model or 'embedded default'}, {config.model_type}, {config.num_hidden_layers} layers, hidden "
+        f"{config.hidden_size}",
+        graph=", ".join(graphs),
+        max_length=str(checkpoint.max_length),
+        precision="fp32 and bf16" + (f"; this CPU emulates {', '.join(emulated)}" if emulated else ""),
+        concurrency=f"one call at a time on {torch.get_num_threads()} threads, no server",
+        measured=f"up to {ROUNDS * MOST_CALLS} calls of each; all variants of a batch take turns",
+    )
+    text = "\n\n".join(["# The classifier file alone", facts, *sections(measured, checkpoint.max_length)])
+    print(text)
+    return report.write(OUTPUT, text)
+
+
+def checkpoint_directory(model: str) -> Path:
+    """model: a directory, a hub id, or "" for the embedded default."""
+    return resolve(model) if model else demo_checkpoint()
+
+
+def workloads(max_length: int) -> dict[str, list[int]]:
+    """Token counts of each batch, by name."""
+    normal = torch.randn(32, generator=torch.Generator().manual_seed(7)).tolist()
+    batches = {
+        "1 × 16": [16],
+        "1 × 64": [64],
+        f"1 × {max_length}": [max_length],
+        "8 mixed": [12, 20, 9, 33, 15, 60, 18, 25],
+        "32 lognormal": [int(min(LONGEST_RANDOM, max(4, math.exp(3.2 + 0.9 * z)))) for z in normal],
+    }
+    return {name: [min(length, max_length) for length in batch] for name, batch in batches.items()}
+
+
+def equal_lengths(lengths: list[int]) -> list[int]:
+    """As many texts and tokens, spread as evenly as whole tokens allow."""
+    shortest, longer = divmod(sum(lengths), len(lengths))
+    return [shortest + (index < longer) for index in range(len(lengths))]
+
+
+def random_batch(checkpoint: Checkpoint, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random tokens between the special ones; input_ids, attention_mask: (len(lengths), max_length) int64."""
+    tokenizer, rows = checkpoint.tokenizer, checkpoint.model.get_input_embeddings().num_embeddings
+    first, last = tokenizer("")["input_ids"][0], tokenizer("")["input_ids"][-1]
+    shape = (len(lengths), checkpoint.max_length)
+    ids = torch.randint(min(1000, rows // 2), rows, shape, generator=torch.Generator().manual_seed(3))
+    mask = torch.zeros(shape, dtype=torch.int64)
+    for row, length in enumerate(lengths):
+        ids[row, 0], ids[row, length - 1], ids[row, length:] = first, last, tokenizer.pad_token_id
+        mask[row, :length] = 1
+    return ids, mask
+
+
+def variants_of(
+    checkpoint: Checkpoint, loaded: dict[str, torch.nn.Module], reduced: torch.nn.Module, lengths: list[int]
+) -> dict[str, Callable[[], object]]:
+    """Everything that takes turns on one workload, by name. loaded: the files, by precision; reduced: HF in bf16."""
+    padded = random_batch(checkpoint, lengths)
+    trimmed = tuple(tensor[:, : max(lengths)].contiguous() for tensor in padded)
+    variants: dict[str, Callable[[], object]] = {}
+    for precision, classifier in loaded.items():
+        variants[precision] = lambda run=classifier: run(*padded)
+        variants[f"peak {precision}"] = large_product(DTYPES[precision])
+    for name, precision in HUGGING_FACE.items():
+        model = reduced if precision == "bf16" else checkpoint.model
+        ids, mask = padded if "padded" in name else trimmed
+        variants[name] = lambda run=model, ids=ids, mask=mask: run(input_ids=ids, attention_mask=mask).logits
+    if len(set(lengths)) > 1:
+        even = random_batch(checkpoint, equal_lengths(lengths))
+        variants |= {f"{precision} equal": lambda run=run: run(*even) for precision, run in loaded.items()}
+    return variants
+
+
+def large_product(dtype: torch.dtype) -> Callable[[], torch.Tensor]:
+    """The matrix product of the classifier's linear layers, at a size that keeps every core busy."""
+    rows, columns, inner = PEAK_SHAPE
+    x, bias = torch.randn(rows, inner).to(dtype), torch.zeros(columns).to(dtype)
+    weight = torch.ops.mkldnn._reorder_linear_weight(torch.randn(columns, inner).to(dtype), rows)
+    return lambda: torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "none")

@@ -1,0 +1,153 @@
+"""Compare the ensemble with the services it replaces, in one run; writes build/compare/report.md and bar charts.
+
+    python -m build_scripts compare
+
+Same machine, model, texts and client for all. Every service runs from the start; one at a time is loaded, in short
+rounds that take turns, and a median over the rounds is reported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from build_scripts import compare_report, corpus, processes, services
+from build_scripts.bench import checkpoint_directory
+from build_scripts.build import build
+from build_scripts.checkpoint import Checkpoint, load
+from build_scripts.corpus import Workload
+from build_scripts.flask_service import export_onnx
+from build_scripts.server import find_installation
+from build_scripts.services import Service
+from build_scripts.settings import BUILD, BuildOptions, ServingError
+
+OUTPUT = BUILD / "compare"
+WORKLOADS = ("short", "lognormal")
+CONCURRENCY = (1, 4, 16)
+ROUNDS = 3
+# Two classes whose probabilities differ by less may change places through rounding, in fp32 too.
+TIE = 1e-4
+
+
+@dataclass
+class Results:
+    """What one service did on one workload: per concurrency level, one value a round."""
+
+    throughput: dict[int, list[float]] = field(default_factory=lambda: {level: [] for level in CONCURRENCY})
+    p50_ms: dict[int, list[float]] = field(default_factory=lambda: {level: [] for level in CONCURRENCY})
+
+
+def compare(model: str, max_length: int | None, seconds: float) -> Path:
+    """Measure all services, about `seconds` a round; returns the report. Raises ServingError."""
+    processes.end_on_sigterm()
+    directory = checkpoint_directory(model)
+    manifests = {}
+    for precision in ("fp32", "auto"):
+        options = BuildOptions(model, max_length, precision, None, OUTPUT / f"repository-{precision}")
+        manifests[precision] = build(options).manifest
+    checkpoint = load(directory, max_length)
+    onnx = OUTPUT / "onnx" / "model.onnx"
+    onnx.parent.mkdir(parents=True, exist_ok=True)
+    export_onnx(checkpoint, onnx)
+    workloads = [one for one in corpus.workloads(token_counter(checkpoint)) if one.name in WORKLOADS]
+    with contextlib.ExitStack() as stack:
+        all_services = start(stack, directory, checkpoint.max_length, onnx, manifests["auto"]["precision"])
+        texts = sorted({text for workload in workloads for text in workload.texts})
+        agreement = agreements(all_services, texts[::2])  # all of them would take a slow service minutes
+        results = measure(all_services, workloads, seconds)
+        memory = [processes.peak_memory(service.pid) for service in all_services]
+    return compare_report.write(
+        OUTPUT, manifests["auto"], workloads, [one.name for one in all_services], results, agreement, memory, seconds
+    )
+
+
+def token_counter(checkpoint: Checkpoint):
+    return lambda texts: checkpoint.tokenize(texts)[1].sum(1).tolist()
+
+
+def start(stack: contextlib.ExitStack, directory: Path, max_length: int, onnx: Path, automatic: str) -> list[Service]:
+    """All services, the baseline first; they stop when the stack is closed."""
+    flasks = {
+        f"Flask, padded to {max_length}": "padded",
+        "Flask, not padded": "trimmed",
+        "Flask, ONNX Runtime": "onnx",
+    }
+    ensembles = {"this ensemble, fp32": "fp32", f"this ensemble, {automatic} (auto)": "auto"}
+    installation = find_installation()
+    started = []
+    with tqdm(total=len(flasks) + len(ensembles), unit="service", desc="starting", disable=None) as progress:
+        for name, kind in flasks.items():
+            log = OUTPUT / f"flask-{kind}.log"
+            started.append(stack.enter_context(services.flask(name, kind, directory, max_length, onnx, log)))
+            progress.update()
+        for name, precision in ensembles.items():
+            repository, log = OUTPUT / f"repository-{precision}", OUTPUT / f"ensemble-{precision}.log"
+            started.append(stack.enter_context(services.ensemble(name, installation, repository, log)))
+            progress.update()
+    return started
+
+
+def agreements(all_services: Sequence[Service], texts: list[str]) -> list[str]:
+    """For each service, how many texts get the baseline's class id. Warms everything up on the way.
+
+    Raises ServingError if a service in fp32 disagrees: all but the last, whose precision was chosen.
+    """
+    found: list[list[int]] = []
+    counts = []
+    for service in tqdm(all_services, desc="comparing class ids", unit="service", disable=None):
+        answers = service.ask(texts)
+        found.append([service.class_id(answer) for answer in answers])
+        if not counts:
+            margins = [margin(service.probabilities(answer)) for answer in answers]
+        differing = [index for index, pair in enumerate(zip(found[0], found[-1])) if pair[0] != pair[1]]
+        if service is not all_services[-1] and any(margins[index] > TIE for index in differing):
+            index = next(index for index in differing if margins[index] > TIE)
+            raise ServingError(
+                f"{service.name} answers {found[-1][index]} where {all_services[0].name} answers {found[0][index]}, "
+                f"for {texts[index]!r}; services that disagree cannot be compared"
+            )
+        counts.append(f"{len(texts) - len(differing)} of {len(texts)}")
+    return counts
+
+
+def margin(probabilities: Sequence[float]) -> float:
+    """Between the most probable class and the next."""
+    first, second = sorted(probabilities)[:-3:-1]
+    return first - second
+
+
+def measure(all_services: Sequence[Service], workloads: Sequence[Workload], seconds: float) -> dict[str, list[Results]]:
+    """Rounds of workload, concurrency, service: workload name -> results in the order of the services."""
+    results = {workload.name: [Results() for _ in all_services] for workload in workloads}
+    steps = [(workload, level) for _ in range(ROUNDS) for workload in workloads for level in CONCURRENCY]
+    with tqdm(total=len(steps) * len(all_services), unit="level", disable=None) as progress:
+        for workload, level in steps:
+            for service, into in zip(all_services, results[workload.name]):
+                progress.set_description(f"{workload.name}, concurrency {level}, {service.name}")
+                throughput, p50_ms = load_once(service, workload.texts, level, seconds)
+                into.throughput[level].append(throughput)
+                into.p50_ms[level].append(p50_ms)
+                progress.update()
+    return results
+
+
+def load_once(service: Service, texts: Sequence[str], concurrency: int, seconds: float) -> tuple[float, float]:
+    """Requests a second and median latency (ms) of one run of the client, in a process of its own."""
+    bodies = OUTPUT / "bodies.json"
+    bodies.write_text(json.dumps([service.body(text) for text in texts]), encoding="utf-8")
+    command = [sys.executable, "-m", "build_scripts.http_load", "--port", str(service.port), "--path", service.path]
+    command += ["--bodies", str(bodies), "--concurrency", str(concurrency), "--seconds", str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise ServingError(f"{service.name} failed under load: {done.stderr.strip()[-300:]}")
+    answer = json.loads(done.stdout)
+    latencies = answer["latencies_ms"]
+    return len(latencies) / answer["seconds"], statistics.median(latencies)

@@ -1,0 +1,116 @@
+"""The services that the ensemble replaces: one Flask route that tokenizes one text and runs the model on it.
+
+    python -m build_scripts.flask_service --kind padded --checkpoint ./my-checkpoint --port 8000
+
+Written as such services are usually written, and served by waitress. Three kinds: Hugging Face's eager fp32 model with
+every text padded to max_length, the same without padding, and ONNX Runtime without padding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from flask import Flask, jsonify, request
+from waitress import serve
+
+from build_scripts.checkpoint import Checkpoint, load
+from build_scripts.machine import cores
+from build_scripts.parity import probabilities
+
+KINDS = ("padded", "trimmed", "onnx")
+# waitress's own default: so many texts at a time are worked on.
+WAITRESS_THREADS = 4
+
+
+def application(checkpoint: Checkpoint, logits: Callable[[dict[str, torch.Tensor]], torch.Tensor], padded: bool):
+    """logits: from input_ids and attention_mask, (1, tokens) int64, to (1, labels) fp32."""
+    app = Flask(__name__)
+    padding = "max_length" if padded else False
+
+    @app.post("/classify")
+    def classify():
+        text = request.get_json()["text"]
+        inputs = checkpoint.tokenizer(
+            text, truncation=True, max_length=checkpoint.max_length, padding=padding, return_tensors="pt"
+        )
+        with torch.inference_mode():
+            found = probabilities(logits(dict(inputs))[0], checkpoint.multi_label)
+        return jsonify(class_id=int(found.argmax()), probabilities=found.tolist())
+
+    return app
+
+
+def eager(checkpoint: Checkpoint) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
+    """Hugging Face's model, on the GPU where there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = checkpoint.model.to(device)
+    return lambda inputs: model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits.cpu()
+
+
+def onnx_runtime(file: Path) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
+    """The exported model on the CPU, with ONNX Runtime's default optimizations."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cores()
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]
+    return lambda inputs: torch.from_numpy(session.run(None, {name: inputs[name].numpy() for name in names})[0])
+
+
+class Logits(torch.nn.Module):
+    """What is exported: two tensors in, logits out."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+def export_onnx(checkpoint: Checkpoint, file: Path) -> None:
+    """Hugging Face's fp32 model; batch and tokens may have any size."""
+    example = checkpoint.tokenizer(["one", "a longer text"], padding=True, return_tensors="pt")
+    free = {0: "batch", 1: "tokens"}
+    with warnings.catch_warnings():
+        # torch 2.13 prefers its newer exporter, which needs two more packages and gives the same graph.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Logits(checkpoint.model).eval(),  # the exporter would otherwise leave the model in training mode
+            (example["input_ids"], example["attention_mask"]),
+            str(file),
+            input_names=["input_ids", "attention_mask"],
+            output_names=["logits"],
+            dynamic_axes={"input_ids": free, "attention_mask": free, "logits": {0: "batch"}},
+            opset_version=17,
+            dynamo=False,
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Serve one text a request, as such services are usually written.")
+    parser.add_argument("--kind", choices=KINDS, required=True)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--max-length", type=int)
+    parser.add_argument("--onnx", type=Path, help="the exported model, for --kind onnx")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--threads", type=int, default=WAITRESS_THREADS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(cores())
+    checkpoint = load(arguments.checkpoint, arguments.max_length)
+    logits = onnx_runtime(arguments.onnx) if arguments.kind == "onnx" else eager(checkpoint)
+    app = application(checkpoint, logits, padded=arguments.kind == "padded")
+    with app.test_client() as client:  # the first call is slow, and sets the tokenizer up
+        client.post("/classify", json={"text": "warm up"})
+    serve(app, host="127.0.0.1", port=arguments.port, threads=arguments.threads, _quiet=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""Put another release live in a running server, and back: no failed request, and no answer of two releases.
+
+    make release MODEL=./my-checkpoint
+    make rollback
+    make status
+
+Triton swaps a model that it loads again at once, and a request takes hold of all its models when it is scheduled. But
+the tokenizer and the classifier are swapped one after the other, and a request between the two passes through one of
+each release (measured under load: more than a thousand mixed answers a switch). So the swap is made where there is only
+one: at the ensemble.
+
+1. Load the new release beside the live one, as `tokenizer_<id>` and `classifier_<id>` with an ensemble of their own,
+   and ask it something. If that fails, nothing has changed.
+2. Point `text_classifier` to that pair: every request from now on is answered by the new release.
+3. Switch the link on the disk, and load `tokenizer` and `classifier` again, through which no text passes now.
+4. Point `text_classifier` back to them, and remove what step 1 loaded: the server is as if started on this release.
+
+Whatever is interrupted where, answers stay consistent: a server that is started again meanwhile reads the one release
+that the link leads to, and a name that carries an id never means another release. The next release or rollback removes
+what an interrupted one left. Nothing here starts or stops a server; without one, `make repo` switches.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from build_scripts import assemble
+from build_scripts.build import build_release
+from build_scripts.candidate import candidate_names, configured, stage
+from build_scripts.control import Control, Running
+from build_scripts.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, BuildOptions, ServingError
+
+# A request is scheduled milliseconds after it looked up its model (a 60 MiB body: 0.8 s), however long it then waits.
+DRAIN_LIMIT_S = 10.0
+
+
+def release(options: BuildOptions, http_port: int) -> None:
+    """Build what the options ask for into the running server's repository, and put it live."""
+    with Control(http_port) as control:
+        release_id = build_release(replace(options, repository=Path(control.state.repository)))
+        go_live(control, release_id)
+
+
+def rollback(http_port: int) -> None:
+    """Put the release live that was before the one on the disk."""
+    with Control(http_port) as control:
+        repository = Path(control.state.repository)
+        earlier = history(repository)[1:]
+        if not earlier:
+            raise ServingError(f"{repository} holds no release that was live before; put one live with `make release`")
+        go_live(control, earlier[0].name)
+
+
+def history(repository: Path) -> list[Path]:
+    """The releases that were live and are still there, the live one first."""
+    live = assemble.live_release(repository)
+    return sorted(
+        (path for path in assemble.releases(repository) if path.stat().st_mtime_ns),
+        key=lambda path: path.resolve() != live,
+    )
+
+
+def go_live(control: Control, release_id: str) -> None:
+    """Swap the running server and its repository to a complete release. Others that want to do the same wait."""
+    repository = Path(control.state.repository)
+    with assemble.locked(repository):
+        before = control.running()
+        live = assemble.live_release(repository)
+        if before.settled and before.release == release_id and live and live.name == release_id:
+            print(f"release {release_id} is live already, nothing to do", flush=True)
+            return
+        print(f"loading release {release_id} beside {before.release}", flush=True)
+        try:
+            load_candidate(control, repository, release_id)
+            control.load(ENSEMBLE, configured(repository, release_id, ENSEMBLE, models=candidate_names(release_id)))
+        except ServingError as error:
+            remove_candidates(control)
+            raise ServingError(f"release {release_id} was not put live, {before.release} still is: {error}") from error
+        print(f"release {release_id} answers; settling it", flush=True)
+        try:
+            settle(control, repository, release_id)
+        except (ServingError, OSError) as error:
+            raise ServingError(
+                f"release {release_id} was put live, but is not settled: {error}. See `make status`; the next "
+                "`make release` or `make rollback` cleans up, and so does a restart of the server"
+            ) from error
+        assemble.prune(repository)
+        print(f"release {release_id} is live; `make rollback` goes back", flush=True)
+
+
+def load_candidate(control: Control, repository: Path, release_id: str) -> None:
+    """Step 1: load a release beside the live one, and make sure that it answers.
+
+    An ensemble whose config is wrong would be taken off the server if it were loaded in the place of the live one.
+    """
+    directory = assemble.releases_directory(repository) / release_id
+    if not (directory / assemble.MANIFEST).is_file():
+        raise ServingError(f"it is gone from {directory.parent}; run `make release` with its checkpoint again")
+    remove_candidates(control)
+    stage(repository, Path(control.state.staging), directory)
+    labels = assemble.read_manifest(directory)["labels"]
+    ensemble = candidate_names(release_id)[ENSEMBLE]
+    control.load(ensemble)
+    found = control.labels_of(ensemble, len(labels))
+    if found != labels:
+        raise ServingError(f"it answers with the labels {', '.join(found)}; expected {', '.join(labels)}")
+
+
+def settle(control: Control, repository: Path, release_id: str) -> None:
+    """Steps 3 and 4: make the disk, and the models under their own names, what the ensemble answers with already."""
+    await_stragglers(Path(control.state.log))
+    assemble.switch(repository, release_id)
+    # A server that was started again before the switch runs the old models under their own names.
+    pair = candidate_names(release_id)
+    found = control.running()
+    if found != Running(release_id, (pair[TOKENIZER], pair[CLASSIFIER])):
+        raise ServingError(f"the server was started again meanwhile, with release {found.release}")
+    for name in (TOKENIZER, CLASSIFIER):
+        control.load(name, configured(repository, release_id, name))
+    control.load(ENSEMBLE, configured(repository, release_id, ENSEMBLE))
+    await_stragglers(Path(control.state.log))
+    remove_candidates(control)
+
+
+def remove_candidates(control: Control) -> None:
+    """Unload and delete everything in the staging directory that no request passes through, whoever left it."""
+    used = control.running().models
+    # "text_classifier_…" before the models that it is made of.
+    for directory in sorted(Path(control.state.staging).iterdir(), key=lambda path: not path.name.startswith(ENSEMBLE)):
+        if directory.name not in used:
+            control.unload(directory.name)
+            shutil.rmtree(directory)
+
+
+def await_stragglers(log: Path) -> None:
+    """Wait until no request is left that looked up the ensemble before the last swap and has yet to look up its models.
+
+    The old ensemble lives as long as such a request, and Triton logs its end. Requests that are scheduled have hold of
+    their models and need not be waited for, hence the limit.
+    """
+    deadline = time.monotonic() + DRAIN_LIMIT_S
+    while time.monotonic() < deadline:
+        text = log.read_bytes()
+        loaded = text.count(f"successfully loaded '{ENSEMBLE}'".encode())
+        if loaded - text.count(f"successfully unloaded '{ENSEMBLE}'".encode()) == 1:
+            return
+        time.sleep(0.05)
+
+
+def status(http_port: int) -> str:
+    """What the server answers with, what a restart would bring, and what could be rolled back to."""
+    with Control(http_port) as control:
+        running = control.running()
+        repository = Path(control.state.repository)
+        url = control.state.http_url
+    lines = [f"server   {url}, repository {repository}"]
+    live = assemble.live_release(repository)
+    known = {path.name: assemble.read_manifest(path) for path in assemble.releases(repository)}
+    lines.append(f"live     {describe(running.release, known)}")
+    if live and live.name != running.release:
+        lines.append(f"on disk  {describe(live.name, known)}: comes with a restart of the server")
+    if not running.settled:
+        lines.append(
+            f"         a release was interrupted: requests pass through {' and '.join(running.models)}; "
+            "the next `make release` or `make rollback` cleans up"
+        )
+    earlier = [path.name for path in history(repository)[1:]]
+    lines += [f"{'before' if not index else '':9}{describe(name, known)}" for index, name in enumerate(earlier)]
+    return "\n".join(lines)
+
+
+def describe(release_id: str, manifests: dict[str, dict]) -> str:
+    manifest = manifests.get(release_id)
+    if manifest is None:
+        return f"{release_id} (no longer on disk)"
+    return f"{release_id} {manifest['checkpoint']}, {manifest['precision']}, {len(manifest['labels'])} labels"

@@ -1,0 +1,91 @@
+"""The services that `compare` measures, each in processes of its own, all alive at once and idle unless loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from build_scripts import health, processes
+from build_scripts.server import Installation, launch
+from build_scripts.settings import ENSEMBLE, Address, ServingError
+
+START_LIMIT_S = 300.0
+INFER = f"/v2/models/{ENSEMBLE}/infer"
+
+
+@dataclass(frozen=True)
+class Service:
+    """Where one text goes and what comes back. body: of a request for a text; class_id: from a parsed answer."""
+
+    name: str
+    port: int
+    pid: int
+    path: str
+    body: Callable[[str], dict]
+    class_id: Callable[[dict], int]
+    probabilities: Callable[[dict], list[float]]
+
+    def ask(self, texts: list[str]) -> list[dict]:
+        """The parsed answer to every text, one request each. Raises ServingError if one is refused."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=START_LIMIT_S)
+        answers = []
+        with contextlib.closing(connection):
+            for text in texts:
+                body = json.dumps(self.body(text)).encode("utf-8")
+                connection.request("POST", self.path, body, {"Content-Type": "application/json"})
+                response = connection.getresponse()
+                said = response.read()
+                if response.status != 200:
+                    raise ServingError(f"{self.name} answered HTTP {response.status}: {said[:200]!r}")
+                answers.append(json.loads(said))
+        return answers
+
+
+@contextlib.contextmanager
+def flask(name: str, kind: str, checkpoint: Path, max_length: int, onnx: Path, log: Path) -> Iterator[Service]:
+    """One of `flask_service.KINDS`."""
+    (port,) = processes.free_ports(1)
+    arguments = ["--kind", kind, "--checkpoint", str(checkpoint), "--max-length", str(max_length)]
+    arguments += ["--onnx", str(onnx), "--port", str(port)]
+    with processes.running("build_scripts.flask_service", arguments, log) as process:
+        processes.wait_until(lambda: processes.listens(port), process.poll, log, START_LIMIT_S)
+        yield Service(
+            name,
+            port,
+            process.pid,
+            "/classify",
+            body=lambda text: {"text": text},
+            class_id=lambda answer: answer["class_id"],
+            probabilities=lambda answer: answer["probabilities"],
+        )
+
+
+@contextlib.contextmanager
+def ensemble(name: str, installation: Installation, repository: Path, log: Path) -> Iterator[Service]:
+    """A tritonserver on the repository, without a supervisor: its probes would disturb whoever is measured."""
+    address = Address("127.0.0.1", *processes.free_ports(3))
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)
+    server = launch(installation, [repository], address, secrets.token_hex(16), log)
+    try:
+        processes.wait_until(lambda: health.probe(address.http_url, 2.0).well, server.poll, log, START_LIMIT_S)
+        yield Service(
+            name,
+            address.http_port,
+            server.process.pid,
+            INFER,
+            body=lambda text: {"inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": [text]}]},
+            class_id=lambda answer: output(answer, "CLASS_ID")[0],
+            probabilities=lambda answer: output(answer, "PROBABILITIES"),
+        )
+    finally:
+        server.terminate()
+
+
+def output(answer: dict, name: str) -> list:
+    return next(one["data"] for one in answer["outputs"] if one["name"] == name)

@@ -1,0 +1,70 @@
+"""The part of `triton_python_backend_utils` that our models use: in Triton's stub it exists only inside the server.
+
+`load_model` imports a model.py as the server would. Nothing is simulated beyond what these classes hold.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+
+class Tensor:
+    def __init__(self, name: str, array: np.ndarray):
+        self.name, self.array = name, array
+
+    def as_numpy(self) -> np.ndarray:
+        return self.array
+
+
+class TritonError:
+    INTERNAL, INVALID_ARG = "INTERNAL", "INVALID_ARG"
+
+    def __init__(self, message: str, code: str = INTERNAL):
+        self.text, self.kind = message, code
+
+    def message(self) -> str:
+        return self.text
+
+    def code(self) -> str:
+        return self.kind
+
+
+class TritonModelException(Exception):
+    pass
+
+
+class InferenceResponse:
+    def __init__(self, output_tensors: list[Tensor] | None = None, error: TritonError | None = None):
+        self.outputs, self.error = {tensor.name: tensor.as_numpy() for tensor in output_tensors or []}, error
+
+
+class Request:
+    def __init__(self, **arrays: np.ndarray):
+        self.arrays = arrays
+
+
+def get_input_tensor_by_name(request: Request, name: str) -> Tensor | None:
+    return Tensor(name, request.arrays[name]) if name in request.arrays else None
+
+
+def load_model(directory: Path, parameters: dict[str, str]) -> tuple[ModuleType, object]:
+    """The module directory/model.py, and its TritonPythonModel, initialized with these parameters."""
+    spec = importlib.util.spec_from_file_location(f"model_in_{directory.name}", directory / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    path = list(sys.path)
+    sys.modules["triton_python_backend_utils"] = sys.modules[__name__]
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules["triton_python_backend_utils"]
+        sys.path[:] = path  # the model puts its own directory first, which is right in a process of its own only
+    model = module.TritonPythonModel()
+    config = {"parameters": {key: {"string_value": value} for key, value in parameters.items()}}
+    model.initialize({"model_config": json.dumps(config)})
+    return module, model

@@ -1,0 +1,365 @@
+"""Releases in a running server, under load: no request fails, and every answer is of one release from end to end."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import shutil
+import signal
+import threading
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from build_scripts import assemble
+from build_scripts.build import build
+from build_scripts.client import text_input
+from build_scripts.control import Control
+from build_scripts.health import wait_until_well
+from build_scripts.release import go_live, history, release, rollback, status
+from build_scripts.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, BuildOptions, ServingError
+from tests.checkpoints import make_checkpoint
+from tests.oracle import HuggingFace
+from tests.servers import RunningServer, running
+
+# Both vocabularies know words of each, under different ids.
+TEXTS = ["stocks fall as banks report", "中文 and english", "字学一丁 a b c", "the school opens", "丁七万丈三上下不与"]
+IDS = [[2, 40, 41, 42, 3], [2, 99, 17, 3, 0]]
+TOLERANCE = 1e-3
+
+
+class Release:
+    """A checkpoint, and what plain Hugging Face answers with it."""
+
+    def __init__(self, directory: Path):
+        self.options = BuildOptions(model=str(directory), precision="fp32")
+        self.oracle = HuggingFace(directory, max_length=128)
+        config = self.oracle.model.config
+        self.labels = [config.id2label[index] for index in range(config.num_labels)]
+        self.expected = self.oracle.probabilities(TEXTS).numpy()
+
+    def classify_ids(self) -> np.ndarray:
+        """What the classifier alone answers to IDS, in which 0 is padding."""
+        import torch
+
+        ids = torch.tensor(IDS)
+        with torch.inference_mode():
+            return self.oracle.model(input_ids=ids, attention_mask=(ids != 0).long()).logits.softmax(-1).numpy()
+
+
+class Clients:
+    """Four kinds of clients that send requests until they are told to stop, and judge every answer."""
+
+    def __init__(self, server: RunningServer, releases: dict[str, Release]):
+        self.server = server
+        self.releases = releases
+        self.alone = {name: one.classify_ids() for name, one in releases.items()}
+        self.answers: Counter = Counter()
+        self.wrong: list[tuple] = []
+        self.stop = threading.Event()
+        kinds = [self.keep_alive, self.keep_alive, self.new_connections, self.new_connections, self.grpc, self.grpc]
+        self.threads = [threading.Thread(target=self.go_on, args=(kind,)) for kind in [*kinds, self.ids, self.ready]]
+
+    def __enter__(self) -> Clients:
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+
+    def go_on(self, kind: Callable[[], Iterator[None]]) -> None:
+        while not self.stop.is_set():
+            try:
+                for _ in kind():
+                    if self.stop.wait(0.02):  # some load, and cores left for the releases
+                        break
+            except Exception as error:  # whatever it is, it is a failed request, and the test will show it
+                self.wrong.append((kind.__name__, repr(error)))
+
+    def keep_alive(self) -> Iterator[None]:
+        with contextlib.closing(self.connect()) as connection:
+            for index in range(10**9):
+                self.infer_http("keep-alive", connection, index % len(TEXTS))
+                yield
+
+    def new_connections(self) -> Iterator[None]:
+        for index in range(10**9):
+            with contextlib.closing(self.connect()) as connection:
+                self.infer_http("new connection", connection, index % len(TEXTS))
+            yield
+
+    def grpc(self) -> Iterator[None]:
+        outputs = [
+            triton.InferRequestedOutput("CLASS_ID"),
+            triton.InferRequestedOutput("PROBABILITIES", class_count=99),
+        ]
+        with triton.InferenceServerClient(self.server.grpc) as client:
+            for index in range(10**9):
+                result = client.infer(ENSEMBLE, [text_input([TEXTS[index % len(TEXTS)]])], outputs=outputs)
+                best = [text.decode().split(":", 2) for text in result.as_numpy("PROBABILITIES")[0]]
+                best.sort(key=lambda parts: int(parts[1]))
+                self.judge(
+                    "gRPC", index % len(TEXTS), int(result.as_numpy("CLASS_ID")[0, 0]),
+                    [float(score) for score, _, _ in best], [label for _, _, label in best],
+                )  # fmt: skip
+                yield
+
+    def ids(self) -> Iterator[None]:
+        """A client of the classifier alone, as Triton BERT deployments have them."""
+        rows = np.array(IDS)
+        tensors = [triton.InferInput(f"INPUT__{index}", rows.shape, "INT64") for index in range(2)]
+        tensors[0].set_data_from_numpy(rows)
+        tensors[1].set_data_from_numpy((rows != 0).astype(np.int64))
+        with triton.InferenceServerClient(self.server.grpc) as client:
+            while True:
+                found = client.infer(CLASSIFIER, tensors).as_numpy("OUTPUT__1")
+                names = [name for name, rows in self.alone.items() if close(found, rows)]
+                self.count("classifier alone", names, found)
+                yield
+
+    def ready(self) -> Iterator[None]:
+        """What a load balancer asks."""
+        while True:
+            with urllib.request.urlopen(f"{self.server.http}/v2/health/ready", timeout=30):
+                yield
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection(self.server.address.client_host, self.server.address.http_port, timeout=30)
+
+    def infer_http(self, kind: str, connection: http.client.HTTPConnection, index: int) -> None:
+        body = {"inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": [TEXTS[index]]}]}
+        connection.request("POST", f"/v2/models/{ENSEMBLE}/infer", json.dumps(body))
+        response = connection.getresponse()
+        content = response.read()
+        if response.status != 200:
+            self.wrong.append((kind, response.status, content))
+            return
+        outputs = {output["name"]: output["data"] for output in json.loads(content)["outputs"]}
+        self.judge(kind, index, outputs["CLASS_ID"][0], outputs["PROBABILITIES"])
+
+    def judge(self, kind: str, index: int, class_id: int, row: list[float], labels: list[str] | None = None) -> None:
+        """An answer must be one release's in all its parts."""
+        names = [
+            name
+            for name, one in self.releases.items()
+            if close(row, one.expected[index])
+            and class_id == int(one.expected[index].argmax())
+            and labels in (None, one.labels)
+        ]
+        self.count(kind, names, (index, class_id, row, labels))
+
+    def count(self, kind: str, names: list[str], found: object) -> None:
+        if len(names) == 1:
+            self.answers[kind, names[0]] += 1
+        else:
+            self.wrong.append((kind, "an answer of no release", found))
+
+
+def close(found: object, expected: np.ndarray) -> bool:
+    return np.shape(found) == np.shape(expected) and bool(np.allclose(found, expected, atol=TOLERANCE))
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory) -> dict[str, Release]:
+    """Other vocabulary, other labels, other number of classes."""
+    english = {"labels": ["one", "two: with a colon", "three"], "seed": 7}
+    return {
+        "chinese": Release(make_checkpoint("bert-chinese", tmp_path_factory.mktemp("chinese"))),
+        "english": Release(make_checkpoint("bert", tmp_path_factory.mktemp("english"), **english)),
+    }
+
+
+@pytest.fixture(scope="module")
+def server(releases, tmp_path_factory) -> Iterator[RunningServer]:
+    """Serves "chinese" first."""
+    directory = tmp_path_factory.mktemp("release")
+    arguments = ["--model", releases["chinese"].options.model, "--precision", "fp32"]
+    with running(directory / "repository", directory / "output.txt", *arguments) as server:
+        yield server
+
+
+@pytest.fixture
+def port(server) -> int:
+    return server.address.http_port
+
+
+@pytest.fixture
+def repository(port) -> Path:
+    with Control(port) as control:
+        return Path(control.state.repository)
+
+
+def answering(server: RunningServer, releases: dict[str, Release]) -> str:
+    """The name of the release that answers, in all its parts."""
+    clients = Clients(server, releases)
+    with contextlib.closing(clients.connect()) as connection:
+        for index in range(len(TEXTS)):
+            clients.infer_http("once", connection, index)
+    assert not clients.wrong
+    assert len(clients.answers) == 1
+    return next(iter(clients.answers))[1]
+
+
+def staged_models(port: int) -> list[str]:
+    with Control(port) as control:
+        return sorted(path.name for path in Path(control.state.staging).iterdir())
+
+
+def test_a_mixture_would_be_noticed(releases):
+    """The tokenizer of one release with the classifier of the other gives answers that are neither's."""
+    import torch
+
+    for tokenizer, classifier in (releases.values(), reversed(releases.values())):
+        for index, text in enumerate(TEXTS):
+            ids = torch.tensor([tokenizer.oracle.tokenizer(text)["input_ids"]])
+            ids = ids.clamp(max=classifier.oracle.model.config.vocab_size - 1)
+            with torch.inference_mode():
+                mixed = classifier.oracle.model(input_ids=ids).logits.softmax(-1)[0].numpy()
+            assert np.abs(mixed - classifier.expected[index]).max() > 10 * TOLERANCE
+
+
+@pytest.mark.timeout(900)
+def test_ten_releases_and_rollbacks_under_load(server, releases, port):
+    with Clients(server, releases) as clients:
+        for _ in range(5):
+            release(releases["english"].options, port)
+            assert answering(server, releases) == "english"
+            rollback(port)
+            assert answering(server, releases) == "chinese"
+    assert clients.wrong == []
+    for kind in ("keep-alive", "new connection", "gRPC", "classifier alone"):
+        assert min(clients.answers[kind, name] for name in releases) > 50, clients.answers
+    assert staged_models(port) == []
+
+
+def test_what_is_live_already_is_left_alone(server, releases, port, capsys):
+    before = {process.pid for process in server.family()}
+    release(releases["chinese"].options, port)
+    assert "live already, nothing to do" in capsys.readouterr().out
+    assert {process.pid for process in server.family()} == before
+
+
+def test_status_tells_the_server_from_the_disk(server, releases, port, repository):
+    """`make repo` switches the disk without telling the server."""
+    english = build(BuildOptions(releases["english"].options.model, precision="fp32", repository=repository))
+    lines = status(port).splitlines()
+    assert [line.split()[0] for line in lines] == ["server", "live", "on", "before"]
+    assert releases["chinese"].options.model in lines[1]
+    assert english.release.name in lines[2]
+    assert "comes with a restart" in lines[2]
+    release(releases["english"].options, port)
+    assert answering(server, releases) == "english"
+    assert "on disk" not in status(port)
+
+
+def test_a_release_that_cannot_be_loaded_changes_nothing(server, releases, port, repository):
+    before, live = status(port), answering(server, releases)
+    broken = assemble.releases_directory(repository) / "000000000000"
+    shutil.copytree(assemble.live_release(repository), broken)
+    (broken / "model.pt").write_bytes(b"no TorchScript")
+    with Control(port) as control, pytest.raises(ServingError, match=r"was not put live, .* still is: load failed"):
+        go_live(control, broken.name)
+    shutil.rmtree(broken)
+    assert status(port) == before
+    assert answering(server, releases) == live
+    assert staged_models(port) == []
+
+
+def test_an_interrupted_release_answers_consistently_and_is_completed_by_the_next(server, releases, port, monkeypatch):
+    other = "chinese" if answering(server, releases) == "english" else "english"
+    load = Control.load
+
+    def fail_on_classifier(control, model, config=None):
+        if model == CLASSIFIER:
+            raise ServingError("no memory left")
+        load(control, model, config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Control, "load", fail_on_classifier)
+        with pytest.raises(ServingError, match="was put live, but is not settled: no memory left"):
+            release(releases[other].options, port)
+    assert answering(server, releases) == other
+    assert "a release was interrupted" in status(port)
+    release(releases[other].options, port)
+    assert answering(server, releases) == other
+    assert "a release was interrupted" not in status(port)
+    assert staged_models(port) == []
+
+
+def test_a_server_that_ends_in_the_middle_comes_back_with_one_release(server, releases, port, monkeypatch):
+    def kill(log):
+        server.find("bin/tritonserver").send_signal(signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("build_scripts.release.await_stragglers", kill)
+        with pytest.raises(ServingError, match="was put live, but is not settled"):
+            rollback(port)
+    assert wait_until_well(server.http, 60).well
+    live = answering(server, releases)
+    assert releases[live].options.model in status(port).splitlines()[1]
+    release(releases[live].options, port)
+    assert answering(server, releases) == live
+    assert staged_models(port) == []
+
+
+def test_a_release_that_never_was_live_is_no_rollback_target(tmp_path):
+    for name in ("first", "second", "never"):
+        with assemble.staged(tmp_path, name) as directory:
+            (directory / assemble.MANIFEST).write_text("{}")
+    for name in ("first", "second"):
+        assemble.switch(tmp_path, name)
+    assert [path.name for path in history(tmp_path)] == ["second", "first"]
+
+
+@pytest.mark.parametrize("key", [None, "wrong"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v2/repository/index"),
+        ("POST", f"/v2/repository/models/{TOKENIZER}/load"),
+        ("POST", f"/v2/repository/models/{ENSEMBLE}/unload"),
+        ("GET", "/v2/systemsharedmemory/status"),
+        ("POST", "/v2/logging"),
+        ("POST", "/v2/trace/setting"),
+    ],
+)
+def test_model_control_over_http_needs_the_key(server, method, path, key):
+    headers = {} if key is None else {"triton-control": key}
+    request = urllib.request.Request(server.http + path, b"{}" if method == "POST" else None, headers, method=method)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=10)
+    assert refused.value.code == 403
+    refused.value.close()
+
+
+@pytest.mark.parametrize("key", [None, "wrong"])
+def test_model_control_over_grpc_needs_the_key(server, key):
+    headers = None if key is None else {"triton-grpc-protocol-triton-control": key}
+    with triton.InferenceServerClient(server.grpc) as client:
+        calls = [
+            lambda: client.load_model(TOKENIZER, headers=headers),
+            lambda: client.unload_model(ENSEMBLE, headers=headers),
+            lambda: client.get_model_repository_index(headers=headers),
+            lambda: client.get_system_shared_memory_status(headers=headers),
+            lambda: client.update_log_settings({}, headers=headers),
+        ]
+        for call in calls:
+            with pytest.raises(InferenceServerException, match="restricted"):
+                call()
+
+
+def test_the_key_lies_in_a_file_of_its_owner_only(port):
+    from build_scripts.supervisor import STATE_FILE, run_directory
+
+    assert (run_directory(port) / STATE_FILE).stat().st_mode & 0o777 == 0o600
