@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,7 @@ def go_live(control: Control, release_id: str) -> None:
     """Swap the running server and its repository to a complete release. Others that want to do the same wait."""
     repository = Path(control.state.repository)
     with assemble.locked(repository):
+        remove_candidates(control)
         before = control.running()
         live = assemble.live_release(repository)
         if before.settled and before.release == release_id and live and live.name == release_id:
@@ -99,7 +101,6 @@ def load_candidate(control: Control, repository: Path, release_id: str) -> None:
     directory = assemble.releases_directory(repository) / release_id
     if not (directory / assemble.MANIFEST).is_file():
         raise ServingError(f"it is gone from {directory.parent}; run `make release` with its checkpoint again")
-    remove_candidates(control)
     stage(repository, Path(control.state.staging), directory)
     labels = assemble.read_manifest(directory)["labels"]
     ensemble = candidate_names(release_id)[ENSEMBLE]
@@ -118,8 +119,13 @@ def settle(control: Control, repository: Path, release_id: str) -> None:
     found = control.running()
     if found != Running(release_id, (pair[TOKENIZER], pair[CLASSIFIER])):
         raise ServingError(f"the server was started again meanwhile, with release {found.release}")
-    for name in (TOKENIZER, CLASSIFIER):
-        control.load(name, configured(repository, release_id, name))
+    with ThreadPoolExecutor() as pool:
+        loads = [
+            pool.submit(control.load, name, configured(repository, release_id, name))
+            for name in (TOKENIZER, CLASSIFIER)
+        ]
+    for load in loads:
+        load.result()
     control.load(ENSEMBLE, configured(repository, release_id, ENSEMBLE))
     await_stragglers(Path(control.state.log))
     remove_candidates(control)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import filecmp
 import os
 import platform
 import resource
@@ -24,8 +23,9 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from build_scripts.settings import BUILD, ENSEMBLE, PROJECT, Address, ServingError
+from build_scripts.settings import BUILD, ENSEMBLE, Address, ServingError
 
+OURS = Path(__file__).resolve().parent
 PR_SET_PDEATHSIG = 1
 # Triton waits this long for requests in flight when it is asked to stop.
 EXIT_TIMEOUT_S = 10
@@ -103,28 +103,29 @@ def prepare_backends(wheel: Path) -> Path:
 
     Copies, because Triton refuses a backend library that a link leads out of its directory.
     """
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    python_version = f"{sys.version_info.major}.{sys.version_info.minor}"
     source = wheel / "pytriton" / "tritonserver"
-    stub = source / "python_backend_stubs" / version / "triton_python_backend_stub"
+    stub = source / "python_backend_stubs" / python_version / "triton_python_backend_stub"
     if not stub.exists():
         known = ", ".join(sorted(path.name for path in stub.parent.parent.iterdir()))
         raise ServingError(
-            f"the embedded tritonserver has no stub for Python {version}, only for {known}; set PYTHON=…"
+            f"the embedded tritonserver has no stub for Python {python_version}, only for {known}; set PYTHON=…"
         )
-    backends = BUILD / f"backends-{version}"
-    copies = {
-        backends / "python" / "libtriton_python.so": source / "backends" / "python" / "libtriton_python.so",
-        backends / "python" / "triton_python_backend_utils.py": source
-        / "backends/python/triton_python_backend_utils.py",
-        backends / "python" / "triton_python_backend_stub": stub,
-        backends / "pytorch" / "model.py": PROJECT / "build_scripts" / "pytorch_backend" / "model.py",
+    backends = BUILD / f"backends-{python_version}"
+    python, utils = source / "backends" / "python", "triton_python_backend_utils.py"
+    contents = {
+        backends / "python" / "libtriton_python.so": (python / "libtriton_python.so").read_bytes(),
+        backends / "python" / "triton_python_backend_stub": stub.read_bytes(),
+        backends / "python" / utils: (python / utils).read_bytes(),
+        backends / "pytorch" / "model.py": (OURS / "pytorch_backend" / "model.py").read_bytes(),
     }
-    for copy, original in copies.items():
-        if not (copy.exists() and filecmp.cmp(copy, original)):
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            new = copy.with_name(f".{copy.name}.{os.getpid()}")
-            shutil.copy2(original, new)
-            os.replace(new, copy)
+    for file, content in contents.items():
+        if not (file.exists() and file.read_bytes() == content):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            new = file.with_name(f".{file.name}.{os.getpid()}")
+            new.write_bytes(content)
+            new.chmod(0o755)
+            os.replace(new, file)
     return backends
 
 

@@ -82,7 +82,7 @@ class Clients:
         while not self.stop.is_set():
             try:
                 for _ in kind():
-                    if self.stop.wait(0.02):  # some load, and cores left for the releases
+                    if self.stop.wait(0.05):  # some load, and cores left for the releases
                         break
             except Exception as error:  # whatever it is, it is a failed request, and the test will show it
                 self.wrong.append((kind.__name__, repr(error)))

@@ -5,10 +5,10 @@ NVIDIA's containers have a C++ backend for this; the embedded server has none, s
 not. One thing it adds: if the model exports `check_inputs`, a request with bad values gets a 400 of its own.
 """
 
+import itertools
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
@@ -18,6 +18,17 @@ KNOWN_PARAMETERS = {
     "INFERENCE_MODE",
     "DISABLE_OPTIMIZED_EXECUTION",
     "release",  # says what is loaded; nothing depends on it
+}
+DTYPES = {
+    "TYPE_BOOL": torch.bool,
+    "TYPE_UINT8": torch.uint8,
+    "TYPE_INT8": torch.int8,
+    "TYPE_INT16": torch.int16,
+    "TYPE_INT32": torch.int32,
+    "TYPE_INT64": torch.int64,
+    "TYPE_FP16": torch.float16,
+    "TYPE_FP32": torch.float32,
+    "TYPE_FP64": torch.float64,
 }
 UNSUPPORTED_SETTINGS = ("sequence_batching", "model_operations")
 
@@ -34,7 +45,6 @@ class TritonPythonModel:
         set_threads(parameters)
         self.inputs = positional(config["input"], "INPUT")
         self.outputs = positional(config["output"], "OUTPUT")
-        self.output_types = [pb_utils.triton_string_to_numpy(output["data_type"]) for output in self.outputs]
         self.device = device_of(args["model_instance_kind"], args["model_instance_device_id"])
         self.batches = config["max_batch_size"] > 0
         self.inference_mode = parameters.get("INFERENCE_MODE", "true") == "true"
@@ -55,32 +65,29 @@ class TritonPythonModel:
             return [pb_utils.InferenceResponse(error=error)]
 
     def run(self, requests):
-        columns = [[as_numpy(request, spec["name"]) for request in requests] for spec in self.inputs]
+        columns = [[input_tensor(request, spec["name"]) for request in requests] for spec in self.inputs]
         rows = self.rows_of(columns[0])
-        tensors = [torch.from_numpy(join(arrays)).to(self.device) for arrays in columns]
+        tensors = [join(column).to(self.device) for column in columns]
         with torch.inference_mode(self.inference_mode), torch.jit.optimized_execution(self.optimized):
             complaints = self.check_inputs(*tensors) if self.check_inputs else []
             if complaints:
                 return self.answer_the_rest(requests, [next(filter(None, complaints[span]), "") for span in rows])
             outputs = self.model(*tensors)
         outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
-        arrays = [
-            np.ascontiguousarray(output.cpu().numpy().astype(dtype, copy=False))
-            for output, dtype in zip(outputs, self.output_types, strict=True)
-        ]
+        tensors = [to_be_sent(spec, output) for spec, output in zip(self.outputs, outputs, strict=True)]
         return [
             pb_utils.InferenceResponse(
-                [pb_utils.Tensor(spec["name"], array[span]) for spec, array in zip(self.outputs, arrays)]
+                [pb_utils.Tensor.from_dlpack(spec["name"], tensor[span]) for spec, tensor in zip(self.outputs, tensors)]
             )
             for span in rows
         ]
 
-    def rows_of(self, arrays):
+    def rows_of(self, tensors):
         """The rows of the joined batch that belong to each request, as slices."""
         if not self.batches:
             return [slice(None)]
-        ends = np.cumsum([len(array) for array in arrays]).tolist()
-        return [slice(end - len(array), end) for end, array in zip(ends, arrays)]
+        ends = itertools.accumulate(len(tensor) for tensor in tensors)
+        return [slice(end - len(tensor), end) for end, tensor in zip(ends, tensors)]
 
     def answer_the_rest(self, requests, messages):
         """messages: one per request, empty if it is good. Bad requests get a 400, the others their answer."""
@@ -123,6 +130,9 @@ def positional(specs, prefix):
         raise pb_utils.TritonModelException(
             f"expected tensors named {prefix}__0, {prefix}__1 …, found {names}"
         ) from None
+    for _, spec in numbered:
+        if spec["data_type"] not in DTYPES:
+            raise pb_utils.TritonModelException(f"{spec['name']}: {spec['data_type']} is not supported")
     return [spec for _, spec in numbered]
 
 
@@ -135,10 +145,18 @@ def device_of(kind, device_id):
     raise pb_utils.TritonModelException(f"instance kind {kind} is not supported; use KIND_CPU or KIND_GPU")
 
 
-def as_numpy(request, name):
-    return pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+def input_tensor(request, name):
+    """A view of the request's tensor, in the memory that it came in."""
+    return torch.from_dlpack(pb_utils.get_input_tensor_by_name(request, name).to_dlpack())
 
 
-def join(arrays):
-    """One batch from the requests' arrays; a single request is not copied."""
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+def join(tensors):
+    """One batch from the requests' tensors; a single request is not copied."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+def to_be_sent(spec, output):
+    """An output in main memory. Raises TypeError if it is not of the type that the configuration promises."""
+    if output.dtype != DTYPES[spec["data_type"]]:
+        raise TypeError(f"{spec['name']} is {output.dtype}, the configuration says {spec['data_type']}")
+    return output.cpu().contiguous()

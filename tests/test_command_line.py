@@ -1,0 +1,99 @@
+"""What people type: every command explains itself, at once, and every make target is listed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from build_scripts.__main__ import app
+from build_scripts.settings import PROJECT
+
+COMMANDS = sorted(typer.main.get_command(app).commands)
+MAKEFILE = (PROJECT / "Makefile").read_text(encoding="utf-8")
+TARGETS = dict(re.findall(r"^([a-z-]+):.*?## (.+)$", MAKEFILE, re.MULTILINE))
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(arguments, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_there_are_commands_and_targets():
+    assert {"repo", "serve", "classify", "health"} <= set(COMMANDS)
+    assert {"repo", "serve", "classify", "health", "test", "lint", "help"} <= set(TARGETS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_commands_help_says_what_it_does_and_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        app([command, "--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert re.search(rf"Example: python -m build_scripts {command}\b", " ".join(text.split()))
+    assert len(typer.main.get_command(app).commands[command].help.split()) >= 4
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_example_uses_only_options_that_exist(command):
+    own = typer.main.get_command(app).commands[command]
+    options = {name for parameter in own.params for name in parameter.opts}
+    assert set(re.findall(r"(?<=\s)--[\w-]+", own.epilog)) <= options
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_unknown_option_is_refused(command, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        app([command, "--no-such-option"])
+    assert exit_.value.code == 2
+    assert "--no-such-option" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_can_be_given_as_a_make_variable(command):
+    """`make serve HTTP_PORT=9000` passes variables on as the environment."""
+    own = typer.main.get_command(app).commands[command]
+    options = [parameter for parameter in own.params if parameter.opts != ["--help"]]
+    assert [parameter.name for parameter in options if not parameter.envvar] == []
+
+
+def test_help_answers_without_loading_anything_heavy():
+    heavy = "torch", "transformers", "tokenizers", "numpy", "tritonclient", "rich.table", "huggingface_hub"
+    code = f"""
+import runpy, sys
+sys.argv = ["build_scripts", "--help"]
+try:
+    runpy.run_module("build_scripts", run_name="__main__")
+except SystemExit as exit_:
+    assert exit_.code == 0, exit_.code
+print("loaded:", [name for name in {heavy!r} if name in sys.modules])
+"""
+    done = run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("loaded: []\n")
+    assert all(command in done.stdout for command in COMMANDS)
+
+
+def test_make_lists_every_target_with_its_help():
+    assert TARGETS
+    for arguments in ((), ("help",)):
+        listed = dict(re.findall(r"^  make ([a-z-]+) +(.+)$", run("make", *arguments).stdout, re.MULTILINE))
+        assert listed == TARGETS
+
+
+def test_every_phony_target_has_a_help_line():
+    phony = re.search(r"^\.PHONY: (.+)$", MAKEFILE, re.MULTILINE).group(1).split()
+    assert set(phony) == set(TARGETS)
+
+
+def test_every_target_that_runs_a_command_runs_one_that_exists():
+    run_by_make = set(re.findall(r"\$\(RUN\) (\w+)", MAKEFILE))
+    assert run_by_make == set(COMMANDS)
+
+
+def test_make_names_the_pythons_that_will_do():
+    done = run("make", "install", "PYTHON=false", "VENV=/nonexistent/venv")
+    assert done.returncode != 0
+    assert "Python 3.10 to 3.12 is needed" in done.stdout + done.stderr
