@@ -131,10 +131,10 @@ def write(
     for workload in workloads:
         sections += [f"## {workload.name}", workload.describe(manifest["max_length"]), *tables(levels[workload.name])]
     sections.append(
-        "The mean is the client's, and what follows it adds up to it: waiting in both models' queues, the two models "
-        "(a request counts the whole time of the batch it was in), the ensemble's scheduling, and what lies outside "
-        "the server, gRPC and perf_analyzer. Batch fill is inferences per execution. All but the mean come from the "
-        "server's counters, which include the supervisor's own probe: one short text every 0.4 s."
+        "The mean is the client's. Queue, tokenizer and classifier come from the server's counters: waiting in both "
+        "models' queues, and the models themselves, where a request counts the whole time of the batch it was in. The "
+        "rest is the ensemble's scheduling, gRPC and perf_analyzer. Batch fill is inferences per execution. The "
+        "counters include the supervisor's own probe, one short text every 0.4 s."
     )
     text = "\n\n".join(sections)
     print(text)
@@ -167,7 +167,7 @@ def tables(levels: list[Level]) -> list[str]:
         [
             str(level.concurrency),
             *map(report.number, (level.mean, level.queue, level.tokenizer.compute_ms, level.classifier.compute_ms)),
-            *map(report.number, (level.scheduling, level.client)),
+            report.number(level.rest),
             *(f"{model.batch_fill:.2f}" for model in (level.tokenizer, level.classifier)),
         ]
         for level in levels
@@ -176,7 +176,7 @@ def tables(levels: list[Level]) -> list[str]:
         report.table(["concurrency", "texts/s", "its windows", "p50 ms", "p90 ms", "p95 ms", "p99 ms"], latency),
         report.table(
             [
-                *("concurrency", "mean ms", "queue", "tokenizer", "classifier", "scheduling", "client"),
+                *("concurrency", "mean ms", "queue", "tokenizer", "classifier", "rest"),
                 *("tokenizer batch fill", "classifier batch fill"),
             ],
             split,

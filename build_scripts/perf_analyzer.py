@@ -22,7 +22,7 @@ from pathlib import Path
 from build_scripts.server import embedded_wheel, perf_analyzer_environment
 from build_scripts.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, Address, ServingError
 
-MODELS = (ENSEMBLE, TOKENIZER, CLASSIFIER)
+MODELS = (TOKENIZER, CLASSIFIER)
 # perf_analyzer takes three windows at least, and averages the last three.
 WINDOWS = 3
 # It refuses to report unless the windows agree to within so many percent. We report their spread instead.
@@ -40,17 +40,11 @@ class Counters:
     requests: int
     inferences: int
     executions: int
-    total_ns: int
     queue_ns: int
     compute_ns: int
 
     def __sub__(self, earlier: Counters) -> Counters:
         return Counters(*(late - early for late, early in zip(vars(self).values(), vars(earlier).values())))
-
-    @property
-    def total_ms(self) -> float:
-        """Mean per request, from its arrival to its answer."""
-        return self.total_ns / max(self.requests, 1) / 1e6
 
     @property
     def queue_ms(self) -> float:
@@ -80,7 +74,6 @@ class Level:
     p90: float
     p95: float
     p99: float
-    ensemble: Counters
     tokenizer: Counters
     classifier: Counters
 
@@ -90,14 +83,9 @@ class Level:
         return self.tokenizer.queue_ms + self.classifier.queue_ms
 
     @property
-    def scheduling(self) -> float:
-        """Inside the server, but in neither model nor its queue."""
-        return self.ensemble.total_ms - self.queue - self.tokenizer.compute_ms - self.classifier.compute_ms
-
-    @property
-    def client(self) -> float:
-        """Outside the server: gRPC and perf_analyzer itself."""
-        return self.mean - self.ensemble.total_ms
+    def rest(self) -> float:
+        """In neither model nor its queue: the ensemble's scheduling, gRPC, and perf_analyzer itself."""
+        return self.mean - self.queue - self.tokenizer.compute_ms - self.classifier.compute_ms
 
 
 def measure(address: Address, texts: Sequence[str], concurrency: int, seconds: float) -> Level:
@@ -109,13 +97,12 @@ def measure(address: Address, texts: Sequence[str], concurrency: int, seconds: f
         passes = _run(address, inputs, report, concurrency, seconds)
         after = [counters(address, model) for model in MODELS]
         row = read_report(report.read_text(encoding="utf-8"))
-    ensemble, tokenizer, classifier = (late - early for late, early in zip(after, before))
-    if min(ensemble.requests, tokenizer.requests, classifier.requests) <= 0:
+    tokenizer, classifier = (late - early for late, early in zip(after, before))
+    if min(tokenizer.requests, classifier.requests) <= 0:
         raise ServingError(f"the server on {address.http_url} was restarted while it was measured; see its log")
     return Level(
         concurrency=concurrency,
         spread=(min(passes), max(passes)) if passes else (row["throughput"], row["throughput"]),
-        ensemble=ensemble,
         tokenizer=tokenizer,
         classifier=classifier,
         **row,
@@ -139,7 +126,6 @@ def read_counters(answer: dict) -> Counters:
         requests=sum(int(one["success"]["count"]) for one in sums),
         inferences=sum(int(version["inference_count"]) for version in versions),
         executions=sum(int(version["execution_count"]) for version in versions),
-        total_ns=sum(int(one["success"]["ns"]) for one in sums),
         queue_ns=sum(int(one["queue"]["ns"]) for one in sums),
         compute_ns=sum(int(one[stage]["ns"]) for one in sums for stage in stages),
     )

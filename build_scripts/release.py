@@ -17,7 +17,9 @@ one: at the ensemble.
 
 Whatever is interrupted where, answers stay consistent: a server that is started again meanwhile reads the one release
 that the link leads to, and a name that carries an id never means another release. The next release or rollback removes
-what an interrupted one left. Nothing here starts or stops a server; without one, `make repo` switches.
+what an interrupted one left. For a while the server holds three classifiers: old, candidate and new.
+
+Nothing here starts or stops a server; without one, `make repo` switches.
 """
 
 from __future__ import annotations
@@ -80,14 +82,14 @@ def go_live(control: Control, release_id: str) -> None:
             control.load(ENSEMBLE, configured(repository, release_id, ENSEMBLE, models=candidate_names(release_id)))
         except ServingError as error:
             remove_candidates(control)
-            raise ServingError(f"release {release_id} was not put live, {before.release} still is: {error}") from error
+            raise ServingError(f"{before.release} is still live, {release_id} could not be loaded: {error}") from error
         print(f"release {release_id} answers; settling it", flush=True)
         try:
             settle(control, repository, release_id)
         except (ServingError, OSError) as error:
             raise ServingError(
-                f"release {release_id} was put live, but is not settled: {error}. See `make status`; the next "
-                "`make release` or `make rollback` cleans up, and so does a restart of the server"
+                f"release {release_id} answered, but could not be completed: {error}. `make status` tells what answers "
+                "now; `make release` or `make rollback` completes or undoes it, and a restart clears what is left"
             ) from error
         assemble.prune(repository)
         print(f"release {release_id} is live; `make rollback` goes back", flush=True)

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -89,14 +90,14 @@ class Clients:
 
     def keep_alive(self) -> Iterator[None]:
         with contextlib.closing(self.connect()) as connection:
-            for index in range(10**9):
-                self.infer_http("keep-alive", connection, index % len(TEXTS))
+            for index in cycle(range(len(TEXTS))):
+                self.infer_http("keep-alive", connection, index)
                 yield
 
     def new_connections(self) -> Iterator[None]:
-        for index in range(10**9):
+        for index in cycle(range(len(TEXTS))):
             with contextlib.closing(self.connect()) as connection:
-                self.infer_http("new connection", connection, index % len(TEXTS))
+                self.infer_http("new connection", connection, index)
             yield
 
     def grpc(self) -> Iterator[None]:
@@ -105,12 +106,12 @@ class Clients:
             triton.InferRequestedOutput("PROBABILITIES", class_count=99),
         ]
         with triton.InferenceServerClient(self.server.grpc) as client:
-            for index in range(10**9):
-                result = client.infer(ENSEMBLE, [text_input([TEXTS[index % len(TEXTS)]])], outputs=outputs)
+            for index in cycle(range(len(TEXTS))):
+                result = client.infer(ENSEMBLE, [text_input([TEXTS[index]])], outputs=outputs)
                 best = [text.decode().split(":", 2) for text in result.as_numpy("PROBABILITIES")[0]]
                 best.sort(key=lambda parts: int(parts[1]))
                 self.judge(
-                    "gRPC", index % len(TEXTS), int(result.as_numpy("CLASS_ID")[0, 0]),
+                    "gRPC", index, int(result.as_numpy("CLASS_ID")[0, 0]),
                     [float(score) for score, _, _ in best], [label for _, _, label in best],
                 )  # fmt: skip
                 yield
@@ -268,7 +269,10 @@ def test_a_release_that_cannot_be_loaded_changes_nothing(server, releases, port,
     broken = assemble.releases_directory(repository) / "000000000000"
     shutil.copytree(assemble.live_release(repository), broken)
     (broken / "model.pt").write_bytes(b"no TorchScript")
-    with Control(port) as control, pytest.raises(ServingError, match=r"was not put live, .* still is: load failed"):
+    with (
+        Control(port) as control,
+        pytest.raises(ServingError, match="is still live, 000000000000 could not be loaded: load failed"),
+    ):
         go_live(control, broken.name)
     shutil.rmtree(broken)
     assert status(port) == before
@@ -287,7 +291,7 @@ def test_an_interrupted_release_answers_consistently_and_is_completed_by_the_nex
 
     with monkeypatch.context() as patch:
         patch.setattr(Control, "load", fail_on_classifier)
-        with pytest.raises(ServingError, match="was put live, but is not settled: no memory left"):
+        with pytest.raises(ServingError, match="answered, but could not be completed: no memory left"):
             release(releases[other].options, port)
     assert answering(server, releases) == other
     assert "a release was interrupted" in status(port)
@@ -303,12 +307,12 @@ def test_a_server_that_ends_in_the_middle_comes_back_with_one_release(server, re
 
     with monkeypatch.context() as patch:
         patch.setattr("build_scripts.release.await_stragglers", kill)
-        with pytest.raises(ServingError, match="was put live, but is not settled"):
+        with pytest.raises(ServingError, match="answered, but could not be completed"):
             rollback(port)
     assert wait_until_well(server.http, 60).well
     live = answering(server, releases)
     assert releases[live].options.model in status(port).splitlines()[1]
-    release(releases[live].options, port)
+    release(releases[live].options, port)  # whatever it was, it cleans up
     assert answering(server, releases) == live
     assert staged_models(port) == []
 

@@ -90,6 +90,14 @@ def test_the_steps_of_the_ensemble_fit_together():
         assert known[name] == spec
 
 
+def test_ids_and_mask_reach_the_classifier_in_this_order():
+    """They have one type and shape: swapped, they would fit as well."""
+    tokenizer, classifier = config(ENSEMBLE).ensemble_scheduling.step
+    assert classifier.input_map["INPUT__0"] == tokenizer.output_map["INPUT_IDS"]
+    assert classifier.input_map["INPUT__1"] == tokenizer.output_map["ATTENTION_MASK"]
+    assert dict(classifier.output_map) == {"OUTPUT__0": "CLASS_ID", "OUTPUT__1": "PROBABILITIES"}
+
+
 def test_the_ensemble_pins_the_versions_that_are_there():
     """With "the latest", the tokenizer of one release could meet the classifier of another."""
     for step in config(ENSEMBLE).ensemble_scheduling.step:
