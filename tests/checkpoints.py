@@ -161,7 +161,9 @@ def make_tokenizer(kind: str, max_length: int) -> PreTrainedTokenizerBase:
 
 @functools.cache
 def corpus() -> list[str]:
-    return [text for _, text in headlines("train")][::4]
+    """Headlines, and runs of the same characters often enough for tokens of several of them."""
+    runs = ["wait ... what?! -- no  no   no    no", "中文 中文 字学 中文学", "(see: [1]), $$$ 100,000 !?"]
+    return [text for _, text in headlines("train")][::4] + 12 * runs
 
 
 def sample_texts() -> list[str]:

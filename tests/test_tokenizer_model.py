@@ -119,7 +119,7 @@ def test_truncation_on_the_left_is_kept(serve):
 AROUND_A_CUT = [
     " the", " market", "a", "b", " ", "  ", ".", ",", "-", "[", "]", "<", ">", "(", "中", "文", "，", "[MASK]",
     "<mask>", "</s>", " <mask>", "[MASK", "MASK]", "new york", " New York", "Néw York", "wall-street", "!?", " tok en",
-    "\u0301", "\u200d", "\n", "ing", "1", "é", "##s", "'s", "\x00", "▁",
+    "\u0301", "\u200d", "\n", "ing", "1", "é", "##s", "'s", "\x00", "▁", "...", "--", "   ", "中文",
 ]  # fmt: skip
 
 
@@ -143,7 +143,18 @@ def small(request, serve):
     return served
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=200, deadline=None)
+@given(parts=st.lists(st.sampled_from(AROUND_A_CUT), min_size=20, max_size=60), size=st.integers(40, 70))
+def test_a_cut_changes_no_token_before_it(small, parts, size):
+    text = "".join(parts)
+    cut = small.model.last_safe_cut(text, size)
+    if cut is not None:
+        assert size // 2 <= cut < size
+        before, whole = small.hugging_face([text[:cut], text], add_special_tokens=False)["input_ids"]
+        assert whole[: len(before)] == before
+
+
+@settings(max_examples=100, deadline=None)
 @given(parts=st.lists(st.sampled_from(AROUND_A_CUT), min_size=20, max_size=120))
 def test_the_shortcut_for_long_texts_never_changes_an_answer(small, parts):
     text = "".join(parts)
@@ -153,10 +164,10 @@ def test_the_shortcut_for_long_texts_never_changes_an_answer(small, parts):
 @pytest.mark.parametrize("kind", SHORTCUT_KINDS)
 @pytest.mark.parametrize("normalized", [False, True])
 def test_an_added_token_is_found_wherever_a_cut_falls(serve, kind, normalized):
-    """A normalized one also through capitals and accents."""
+    """A normalized one also through capitals and accents, where the text itself does not hold it."""
     served = with_small_beginnings(serve, kind, normalized=normalized)
-    starts = ["a " * words for words in range(48)]
-    texts = [f"{start}{token}{' the' * 40}" for start in starts for token in ("new york", "Néw York", "wall-street!?")]
+    starts = [word * words for word in ("a ", "a   ", " the") for words in range(16)]
+    texts = [f"{start}{token}{' 5' * 60}" for start in starts for token in ("new york", "Néw York", "wall-street!?")]
     assert served.ids(texts) == served.expected(texts)
 
 
