@@ -1,8 +1,8 @@
 """Drive mixed valid and hostile traffic, kill processes at random, and check every single answer.
 
 Two phases. The calm one kills nobody, so that resident memory early and late can be compared; in the stormy one a
-random process of the server is killed or stopped now and then. Every class id is compared with plain Hugging Face's. A request
-may fail only in a recovery window: from a kill until the service answers again, RECOVERY_LIMIT_S at most.
+random process of the server is killed or stopped now and then. Every class id is compared with plain Hugging Face's.
+A request may fail only in a recovery window: from a kill until the service answers again, RECOVERY_LIMIT_S at most.
 """
 
 from __future__ import annotations

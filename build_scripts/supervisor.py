@@ -190,29 +190,26 @@ class Supervisor:
 
     def watch(self, server: TritonProcess) -> str | None:
         """Returns why the server must be replaced, or None when it is asked to stop."""
-        last_success, successes = time.monotonic(), -1
+        last_success, successes = time.monotonic(), success_count(self.address.http_url)
         while not self.stop.wait(PROBE_EVERY_S):
             if server.poll() is not None:
                 return f"tritonserver ended with code {server.poll()}"
+            counted = success_count(self.address.http_url)
+            if counted > successes:  # others were answered meanwhile: no need to ask for ourselves
+                successes, last_success = counted, time.monotonic()
+                continue
             worked = classifier_seconds(server)
             began = time.monotonic()
             found = health.probe(self.address.http_url, PROBE_TIMEOUT_S)
             if found.well:
                 last_success = time.monotonic()
                 continue
-            if server.poll() is not None:
-                continue
-            counted = success_count(self.address.http_url)
-            # Overloaded, but others were answered meanwhile. A release makes Triton count from 0 again.
-            if counted not in (successes, -1):
-                successes, last_success = counted, time.monotonic()
+            if server.poll() is not None or success_count(self.address.http_url) > successes:
                 continue
             if found.reason.startswith("HTTP 5") and not found.overloaded:
                 return f"inference fails: {found.reason}"
             period = max(time.monotonic() - began, 0.1)
-            # A process that ended meanwhile, as at the end of a release, must not make the others look idle.
-            seconds = [now - worked.get(pid, 0.0) for pid, now in classifier_seconds(server).items()]
-            idle = sum(seconds) < IDLE_SHARE * period
+            idle = classifier_seconds(server) - worked < IDLE_SHARE * period
             silence = time.monotonic() - last_success
             if (idle and silence > PROBE_TIMEOUT_S) or silence > BUSY_LIMIT_S:
                 return f"inference hangs: nothing was answered for {silence:.1f} s ({found.reason})"
@@ -234,6 +231,15 @@ class Supervisor:
         delay = 0.0 if self.failures < 2 else min(0.25 * 2 ** (self.failures - 2), MAX_DELAY_S)
         say(f"{failure}; restarting" + (f" in {delay:g} s" if delay else ""))
         self.stop.wait(delay)
+
+
+def warm_up(url: str) -> None:
+    """Classify texts of the lengths that matter: the first of each makes oneDNN compile kernels, which takes as long
+    again as the answer. Failures are the watcher's business."""
+    for text in ("word " * words for words in (*range(1, 33), 40, 48, 56, 64, 96, 128, 256, 510)):
+        body = json.dumps({"TEXT": text}).encode()
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"{url}/v2/models/{ENSEMBLE}/generate", body, timeout=30).close()
 
 
 def classifier_seconds(server: TritonProcess) -> dict[int, float]:

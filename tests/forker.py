@@ -86,8 +86,12 @@ def forking(outputs: Path, *command: str) -> Iterator[Forker]:
 
 
 def main() -> None:
+    # ruff: noqa: F401 (imported here once, for all children)
+    import transformers.models.bert.modeling_bert
+    import transformers.models.bert.tokenization_bert
+
     from build_scripts import __main__ as command_line
-    from build_scripts import build, checkpoint, export, parity, precision, summary  # noqa: F401 (imported once, here)
+    from build_scripts import build, checkpoint, export, parity, precision, summary
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children vanish when they end
     print("ready", flush=True)

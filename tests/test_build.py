@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -90,7 +91,9 @@ def test_a_second_build_waits_for_the_first(forker, options, repository):
     with (repository / assemble.BUILD_LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         child = forker.start(*options, "--model-repository", repository)
+        deadline = time.monotonic() + 30
         while "waiting for it" not in child.text():
+            assert time.monotonic() < deadline, child.text()
             time.sleep(0.01)
         time.sleep(0.2)
         assert snapshot(repository) == {}, "nothing may be written without the lock"
@@ -139,7 +142,8 @@ def test_a_killed_build_leaves_what_was_there_or_what_it_made(forker, options, t
         forker.run(*options, "--max-length", 32 + moment, "--model-repository", repository)
         old = assert_complete(repository) if not fresh else old
         assert max_length(repository) == 32 + moment
-        assert leftovers(repository) == []
+    forker.run(*options, "--max-length", 17, "--model-repository", tmp_path / "old")
+    assert all(leftovers(repository) == [] for repository in tmp_path.iterdir())
 
 
 def max_length(repository: Path) -> int:
@@ -166,6 +170,28 @@ def test_the_releases_that_were_live_last_are_kept(repository):
     assemble.switch(repository, "g")
     assemble.prune(repository)
     assert [path.name for path in assemble.releases(repository)] == ["g", "d", "f"]
+
+
+def test_a_reader_always_finds_a_live_release(repository):
+    for name in "ab":
+        fake_release(repository, name)
+    assemble.switch(repository, "a")
+    found, done = [], threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                found.append((repository / "text_classifier" / "live" / assemble.MANIFEST).read_bytes())
+            except OSError as error:
+                found.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for name in 50 * "ba":
+        assemble.switch(repository, name)
+    done.set()
+    reader.join()
+    assert set(found) == {b'{"release": "a"}', b'{"release": "b"}'}
 
 
 def test_what_is_half_removed_does_not_pass_for_a_release(repository, monkeypatch):
