@@ -194,8 +194,12 @@ class Supervisor:
         while not self.stop.wait(PROBE_EVERY_S):
             if server.poll() is not None:
                 return f"tritonserver ended with code {server.poll()}"
+            broken = broken_process(server)
+            if broken and not health.probe(self.address.http_url, 0.3).well:
+                return f"{broken}, and inference fails"
             counted = success_count(self.address.http_url)
-            if counted > successes:  # others were answered meanwhile: no need to ask for ourselves
+            # Others were answered meanwhile: no need to ask for ourselves. A release makes Triton count from 0 again.
+            if counted not in (successes, -1):
                 successes, last_success = counted, time.monotonic()
                 continue
             worked = classifier_seconds(server)
@@ -204,12 +208,14 @@ class Supervisor:
             if found.well:
                 last_success = time.monotonic()
                 continue
-            if server.poll() is not None or success_count(self.address.http_url) > successes:
+            if server.poll() is not None or success_count(self.address.http_url) not in (successes, -1):
                 continue
             if found.reason.startswith("HTTP 5") and not found.overloaded:
                 return f"inference fails: {found.reason}"
             period = max(time.monotonic() - began, 0.1)
-            idle = classifier_seconds(server) - worked < IDLE_SHARE * period
+            # A process that ended meanwhile, as at the end of a release, must not make the others look idle.
+            seconds = [now - worked.get(pid, 0.0) for pid, now in classifier_seconds(server).items()]
+            idle = sum(seconds) < IDLE_SHARE * period
             silence = time.monotonic() - last_success
             if (idle and silence > PROBE_TIMEOUT_S) or silence > BUSY_LIMIT_S:
                 return f"inference hangs: nothing was answered for {silence:.1f} s ({found.reason})"
@@ -240,6 +246,18 @@ def warm_up(url: str) -> None:
         body = json.dumps({"TEXT": text}).encode()
         with contextlib.suppress(OSError):
             urllib.request.urlopen(f"{url}/v2/models/{ENSEMBLE}/generate", body, timeout=30).close()
+
+
+def broken_process(server: TritonProcess) -> str | None:
+    """A model's process that was killed or stopped, in words. Triton does not collect the dead ones, so they remain as
+    zombies; for an instant, so does one that is unloaded, which is why inference is asked too."""
+    states = {psutil.STATUS_ZOMBIE: "was killed", psutil.STATUS_STOPPED: "is stopped"}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(server.process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.status() in states:
+                    return f"process {child.pid} of a model {states[child.status()]}"
+    return None
 
 
 def classifier_seconds(server: TritonProcess) -> dict[int, float]:

@@ -159,15 +159,20 @@ def fake_release(repository: Path, name: str) -> None:
         (staging / assemble.MANIFEST).write_text(json.dumps({"release": name}), encoding="utf-8")
 
 
+def go_live(repository: Path, name: str) -> None:
+    assemble.switch(repository, name)
+    time.sleep(0.01)  # the history is told by file times, which the kernel takes every few milliseconds
+
+
 def test_the_releases_that_were_live_last_are_kept(repository):
     for name in "abcdef":
         fake_release(repository, name)
-        assemble.switch(repository, name)
+        go_live(repository, name)
         assemble.prune(repository)
     assert [path.name for path in assemble.releases(repository)] == ["f", "e", "d"]
-    assemble.switch(repository, "d")
+    go_live(repository, "d")
     fake_release(repository, "g")
-    assemble.switch(repository, "g")
+    go_live(repository, "g")
     assemble.prune(repository)
     assert [path.name for path in assemble.releases(repository)] == ["g", "d", "f"]
 
@@ -197,7 +202,7 @@ def test_a_reader_always_finds_a_live_release(repository):
 def test_what_is_half_removed_does_not_pass_for_a_release(repository, monkeypatch):
     for name in "abcd":
         fake_release(repository, name)
-        assemble.switch(repository, name)
+        go_live(repository, name)
 
     def killed_after_one_file(directory: Path) -> None:
         (directory / "model.pt").unlink()
@@ -240,7 +245,7 @@ def test_no_other_build_removes_a_release_before_it_is_live(subject, repository,
     monkeypatch.setattr(build, "_fill", fill)
     for name in "abc":
         fake_release(repository, name)
-        assemble.switch(repository, name)
+        go_live(repository, name)
     monkeypatch.setattr(assemble, "locked", locked_and_then_another)
     built = build.build(BuildOptions(model=model, max_length=32, repository=repository))
     assert built.changed
