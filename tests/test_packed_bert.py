@@ -254,15 +254,47 @@ def test_any_batch_of_lengths_equals_hugging_face(subject, kind, lengths, seed, 
     assert_equals_hugging_face(subject(kind), *batch(subject(kind), lengths, max(lengths) + wider, seed))
 
 
+# Ids around both ends of a vocabulary, masks that are none, rows of any width.
+any_id = st.one_of(st.integers(0, 50), st.sampled_from([-1, 499, 500, 501, 2**31, -(2**63), 2**63 - 1]))
+any_mask = st.sampled_from([0, 1, 1, 1, -1, 7])
+any_rows = st.tuples(st.integers(1, 140), st.integers(1, 4)).flatmap(
+    lambda shape: st.lists(
+        st.lists(st.tuples(any_id, any_mask), min_size=shape[0], max_size=shape[0]), min_size=shape[1], max_size=shape[1]
+    )
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=any_rows)
+@pytest.mark.parametrize("kind", ["bert", "albert"])
+def test_any_integers_are_answered_or_refused_row_by_row(subject, kind, rows):
+    own = subject(kind)
+    ids, mask = torch.tensor(rows).unbind(2)
+    counts = mask != 0
+    counts[:, 0] = True
+    known = (ids >= 0) & (ids < own.model.config.vocab_size) & (torch.arange(ids.size(1)) < 128)
+    refused = (counts & ~known).any(1)
+    class_ids, probabilities = answers(own.exported, ids, mask)
+    assert ((class_ids == -1) == refused).all()
+    assert (probabilities.isnan().all(1) == refused).all()
+    complaints = own.exported.check_inputs(ids, mask) or [""] * len(ids)
+    assert [complaint != "" for complaint in complaints] == refused.tolist()
+    if not refused.all():
+        good = ids[~refused, :128] * counts[~refused, :128]
+        expected = eager(own, good, counts[~refused, :128].long()).softmax(1)
+        assert (probabilities[~refused] - expected).abs().max() < MAX_LOGIT_ERROR
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_bf16_stays_near_fp32(subject, kind):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_stays_near_fp32(subject, kind, precision):
     own = subject(kind)
     ids, mask = batch(own, [1, 30, 30, 31, 47, 48, 100, 128, 128])
-    file = torch.jit.load(str(own.file("bf16"))).eval()
+    file = torch.jit.load(str(own.file(precision))).eval()
     _, expected = answers(own.exported, ids, mask)
     _, found = answers(file, ids, mask)
     assert (found - expected).abs().max() < 0.05
-    assert not torch.equal(found, expected), "bf16 weights must have been used"
+    assert not torch.equal(found, expected), "weights of that precision must have been used"
 
 
 @pytest.mark.parametrize("kind", PACKED_KINDS)

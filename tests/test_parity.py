@@ -155,7 +155,7 @@ def test_a_precision_that_was_asked_for_is_obeyed_and_its_failure_is_kept(subjec
     assert not choice.chosen.passed
 
 
-@pytest.mark.parametrize("kind", ["roberta", "albert"])
+@pytest.mark.parametrize("kind", ["bert-chinese", "albert"])
 def test_a_build_compares_every_text_of_the_calibration(subject, tmp_path, kind):
     calibration = tmp_path / "texts.txt"
     calibration.write_text("\n\n".join(HEADLINES[:20]), encoding="utf-8")
@@ -167,5 +167,8 @@ def test_a_build_compares_every_text_of_the_calibration(subject, tmp_path, kind)
     assert attempts["fp32"]["passed"]
     assert all(attempt["parity"]["texts"] == 20 + len(parity.HOSTILE_TEXTS) for attempt in attempts.values())
     assert attempts[manifest["precision"]]["passed"]
+    labels = (built.release / "labels.txt").read_text(encoding="utf-8").splitlines()
+    config = subject(kind).model.config
+    assert labels == [config.id2label[index] for index in range(config.num_labels)]
     files = sorted(path.name for path in built.release.iterdir())
     assert files == ["labels.txt", "manifest.json", "model.pt", "tokenizer.json", "tokenizers"]

@@ -96,6 +96,7 @@ def test_any_texts_get_hugging_faces_ids(served, texts):
 
 
 @pytest.mark.parametrize("name", MEBIBYTES)
+@pytest.mark.parametrize("served", ["minilm", "roberta", "xlm-roberta"], indirect=True)
 def test_a_mebibyte_gets_hugging_faces_ids(served, name):
     text = MEBIBYTES[name]
     assert len(text.encode()) <= 1 << 20
