@@ -196,6 +196,18 @@ def bench(model: Model = "", max_length: MaxLength = None, seconds: Seconds = 3.
     print(f"\nwritten: {measure(model, max_length, seconds)}")
 
 
+@app.command(epilog="Example: python -m build_scripts soak --duration 600")
+def soak(
+    model: Model = "",
+    duration: Annotated[float, typer.Option(envvar="DURATION", help="Seconds, half a minute at least.")] = 600.0,
+) -> None:
+    """Mixed valid and hostile traffic with killed processes, every answer checked; writes build/soak."""
+    from build_scripts.soak import check_duration
+    from build_scripts.soak import soak as run
+
+    raise typer.Exit(0 if run(model, check_duration(duration)) else 1)
+
+
 def main() -> None:
     try:
         app()

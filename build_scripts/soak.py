@@ -252,6 +252,6 @@ def report(findings: Findings, memory: dict[str, float], duration_s: float) -> s
 
 def check_duration(duration_s: float) -> float:
     """Raises ServingError for a duration in which nothing could be seen."""
-    if duration_s < 10:
-        raise ServingError(f"DURATION={duration_s:g}; expected at least 10 seconds")
+    if duration_s < 30:
+        raise ServingError(f"DURATION={duration_s:g}; expected at least 30 seconds")
     return duration_s
