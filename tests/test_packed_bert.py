@@ -259,7 +259,9 @@ any_id = st.one_of(st.integers(0, 50), st.sampled_from([-1, 499, 500, 501, 2**31
 any_mask = st.sampled_from([0, 1, 1, 1, -1, 7])
 any_rows = st.tuples(st.integers(1, 140), st.integers(1, 4)).flatmap(
     lambda shape: st.lists(
-        st.lists(st.tuples(any_id, any_mask), min_size=shape[0], max_size=shape[0]), min_size=shape[1], max_size=shape[1]
+        st.lists(st.tuples(any_id, any_mask), min_size=shape[0], max_size=shape[0]),
+        min_size=shape[1],
+        max_size=shape[1],
     )
 )
 
