@@ -249,14 +249,15 @@ def warm_up(url: str) -> None:
 
 
 def broken_process(server: TritonProcess) -> str | None:
-    """A model's process that was killed or stopped, in words. Triton does not collect the dead ones, so they remain as
+    """A process of the server that was killed or stopped, in words. Triton does not collect the dead ones, so they remain as
     zombies; for an instant, so does one that is unloaded, which is why inference is asked too."""
     states = {psutil.STATUS_ZOMBIE: "was killed", psutil.STATUS_STOPPED: "is stopped"}
     with contextlib.suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(server.process.pid).children():
+        tritonserver = psutil.Process(server.process.pid)
+        for process in [tritonserver, *tritonserver.children()]:
             with contextlib.suppress(psutil.NoSuchProcess):
-                if child.status() in states:
-                    return f"process {child.pid} of a model {states[child.status()]}"
+                if (state := process.status()) in states:
+                    return f"process {process.pid} of the server {states[state]}"
     return None
 
 
