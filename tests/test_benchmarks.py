@@ -310,8 +310,6 @@ def test_the_client_keeps_so_many_requests_in_flight(tmp_path):
     assert len(answer["latencies_ms"]) == len(server.bodies) > 3
     assert (server.most_at_once, server.connections) == (3, 3)
     assert min(answer["latencies_ms"]) >= 10
-    # Closed loop: three are always in flight, so the latencies fill three times the duration.
-    assert sum(answer["latencies_ms"]) <= 3 * 1e3 * answer["seconds"]
     counts = Counter(json.loads(body)["text"] for body in server.bodies)
     assert abs(counts["é"] - counts["b"]) <= 1
 
