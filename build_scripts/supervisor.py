@@ -249,8 +249,11 @@ def warm_up(url: str) -> None:
 
 
 def broken_process(server: TritonProcess) -> str | None:
-    """A process of the server that was killed or stopped, in words. Triton does not collect the dead ones, so they remain as
-    zombies; for an instant, so does one that is unloaded, which is why inference is asked too."""
+    """A process of the server that was killed or stopped, in words.
+
+    Triton does not collect the dead ones, so they remain as zombies. For an instant, so does one that is unloaded,
+    which is why inference is asked too.
+    """
     states = {psutil.STATUS_ZOMBIE: "was killed", psutil.STATUS_STOPPED: "is stopped"}
     with contextlib.suppress(psutil.NoSuchProcess):
         tritonserver = psutil.Process(server.process.pid)
