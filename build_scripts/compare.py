@@ -149,5 +149,8 @@ def load_once(service: Service, texts: Sequence[str], concurrency: int, seconds:
     if done.returncode != 0:
         raise ServingError(f"{service.name} failed under load: {done.stderr.strip()[-300:]}")
     answer = json.loads(done.stdout)
-    latencies = answer["latencies_ms"]
+    if answer["unanswered"] or set(answer["latencies_ms"]) != {"200"}:
+        counts = {status: len(values) for status, values in answer["latencies_ms"].items()}
+        raise ServingError(f"{service.name} failed under load: {counts}, {answer['unanswered']} without an answer")
+    latencies = answer["latencies_ms"]["200"]
     return len(latencies) / answer["seconds"], statistics.median(latencies)

@@ -1,75 +1,71 @@
-"""A closed-loop HTTP client: so many threads, each with one open connection, each sending as soon as it was answered.
+"""A closed-loop HTTP client: so many open connections, each sending its next request as soon as it was answered.
 
     python -m build_scripts.http_load --port 8000 --path /classify --bodies bodies.json --concurrency 4 --seconds 3
 
-Prints JSON: `seconds` until the last answer, and `latencies_ms`. Runs as a process of its own, so that its work does
-not wait for the caller's. Knows nothing of what it sends; the same client loads every service that is compared.
+Prints JSON: `seconds` until the last answer; `latencies_ms`, by HTTP status; `unanswered` requests. Runs as a process
+of its own, so that its work does not wait for the caller's, in one thread, so that it takes little from whoever is
+measured. Knows nothing of what it sends; the same client loads every service that is compared, and floods ours.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
+import asyncio
 import json
 import sys
-import threading
 import time
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-TIMEOUT_S = 300.0
+# After the last request was sent, answers are waited for this long.
+TIMEOUT_S = 60.0
 
 
-@dataclass
 class Load:
-    """What one run sends, and what came back. bodies: sent in order, over and over, whichever thread is free."""
+    """What one run sends, and what came back. bodies: sent in order, over and over, whichever connection is free."""
 
-    port: int
-    path: str
-    bodies: Sequence[bytes]
-    latencies_ms: list[float] = field(default_factory=list)
-    last_answer: float = 0.0
-    failure: str = ""
-    sent: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self, port: int, path: str, bodies: Sequence[bytes]):
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: "
+        self.port = port
+        self.requests = [f"{head}{len(body)}\r\n\r\n".encode("ascii") + body for body in bodies]
+        self.latencies_ms: dict[int, list[float]] = defaultdict(list)
+        self.sent = self.answered = 0
+        self.last_answer = 0.0
 
-    def run(self, concurrency: int, seconds: float) -> float:
+    async def run(self, concurrency: int, seconds: float) -> float:
         """Returns the seconds from the first request to the last answer; none is sent after `seconds`."""
-        barrier = threading.Barrier(concurrency + 1)
-        threads = [threading.Thread(target=self._send, args=(barrier, seconds)) for _ in range(concurrency)]
-        for thread in threads:
-            thread.start()
-        barrier.wait()
-        start = time.perf_counter()
-        for thread in threads:
-            thread.join()
+        connections = [await asyncio.open_connection("127.0.0.1", self.port) for _ in range(concurrency)]
+        start = self.last_answer = time.perf_counter()
+        senders = [asyncio.create_task(self._send(*connection, start + seconds)) for connection in connections]
+        done, unanswered = await asyncio.wait(senders, timeout=seconds + TIMEOUT_S)
+        for task in unanswered:
+            task.cancel()
+        for task in done:
+            task.result()  # raises what the task raised
         return self.last_answer - start
 
-    def _send(self, barrier: threading.Barrier, seconds: float) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
-        connection.connect()
-        barrier.wait()
-        end = time.perf_counter() + seconds
-        try:
-            while not self.failure and time.perf_counter() < end:
-                with self.lock:
-                    body = self.bodies[self.sent % len(self.bodies)]
-                    self.sent += 1
-                start = time.perf_counter()
-                connection.request("POST", self.path, body, {"Content-Type": "application/json"})
-                answer = connection.getresponse()
-                text = answer.read()
-                now = time.perf_counter()
-                if answer.status != 200:
-                    self.failure = f"HTTP {answer.status}: {text[:200].decode('utf-8', 'replace')}"
-                with self.lock:
-                    self.latencies_ms.append(1e3 * (now - start))
-                    self.last_answer = max(self.last_answer, now)
-        except (OSError, http.client.HTTPException) as error:
-            self.failure = repr(error)
-        finally:
-            connection.close()
+    async def _send(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, end: float) -> None:
+        while time.perf_counter() < end:
+            request = self.requests[self.sent % len(self.requests)]
+            self.sent += 1
+            start = time.perf_counter()
+            writer.write(request)
+            status = await read_answer(reader)
+            self.last_answer = time.perf_counter()
+            self.answered += 1
+            self.latencies_ms[status].append(1e3 * (self.last_answer - start))
+        writer.close()
+
+
+async def read_answer(reader: asyncio.StreamReader) -> int:
+    """Read one answer to its end; returns its status."""
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    _, found, rest = head.partition(b"content-length:")
+    if not found:
+        raise ValueError(f"an answer without Content-Length: {head[:200]!r}")
+    await reader.readexactly(int(rest.split(b"\r\n", 1)[0]))
+    return int(head.split(b" ", 2)[1])
 
 
 def main() -> int:
@@ -82,11 +78,13 @@ def main() -> int:
     arguments = parser.parse_args()
     bodies = [json.dumps(body).encode("utf-8") for body in json.loads(arguments.bodies.read_text(encoding="utf-8"))]
     load = Load(arguments.port, arguments.path, bodies)
-    seconds = load.run(arguments.concurrency, arguments.seconds)
-    if load.failure:
-        print(load.failure, file=sys.stderr)
+    try:
+        seconds = asyncio.run(load.run(arguments.concurrency, arguments.seconds))
+    except (OSError, ValueError, asyncio.IncompleteReadError) as error:
+        print(repr(error), file=sys.stderr)
         return 1
-    json.dump({"seconds": seconds, "latencies_ms": load.latencies_ms}, sys.stdout)
+    answer = {"seconds": seconds, "latencies_ms": load.latencies_ms, "unanswered": load.sent - load.answered}
+    json.dump(answer, sys.stdout)
     return 0
 
 

@@ -34,6 +34,8 @@ STACK_BYTES = 1 << 30
 # What only the supervisor may call; the key is made anew for each server.
 RESTRICTED = "model-repository,shared-memory,trace,logging"
 CONTROL_HEADER = "triton-control"
+# Tells the tokenizer where it can read how many requests wait.
+METRICS_VARIABLE = "TRITON_METRICS_ADDRESS"
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,12 @@ def launch(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **tuning(), **installation.environment},
+            env={
+                **os.environ,
+                **tuning(),
+                **installation.environment,
+                METRICS_VARIABLE: address.metrics_address,
+            },
             # A group of its own: Ctrl-C reaches the supervisor alone, and the whole group can be killed.
             start_new_session=True,
             preexec_fn=_before_exec,
@@ -255,8 +262,9 @@ def tuning() -> dict[str, str]:
     """Environment that was chosen by measurement; what the user has set wins.
 
     GOMP_SPINCOUNT: the classifier's threads spin while they wait for each other and take the cores from everybody else.
-    On 2 cores with short texts, requests/s at concurrency 1, 4 and 16 were 85, 128, 413 without a limit, 213, 250, 400
-    with 1000 and 135, 102, 279 with none at all (OMP_WAIT_POLICY=passive); on a busy machine the difference is tenfold.
+    On 2 cores with short texts, requests/s at concurrency 1, 4 and 16 were 193, 320, 550 with a limit of 400; 268, 383,
+    585 with 1000; 262, 371, 551 with 3000; without a limit 85, 128, 413, and on a busy machine a tenth of that.
+    Two classifiers with one thread each gave 190, 422, 640: more when busy, and 1.4 times the latency alone.
     TOKENIZERS_PARALLELISM: a text takes 15 us, less than handing it to another thread would cost.
     """
     chosen = {"GOMP_SPINCOUNT": "1000", "TOKENIZERS_PARALLELISM": "false"}

@@ -44,6 +44,10 @@ class Address:
     def grpc_url(self) -> str:
         return f"{self.client_host}:{self.grpc_port}"
 
+    @property
+    def metrics_address(self) -> str:
+        return f"{self.client_host}:{self.metrics_port}"
+
 
 @dataclass(frozen=True)
 class BuildOptions:

@@ -1,12 +1,14 @@
 """Drive mixed valid and hostile traffic, kill processes at random, and check every single answer.
 
-Two phases. The calm one kills nobody, so that resident memory early and late can be compared; in the stormy one a
-random process of the server is killed or stopped now and then. Every class id is compared with plain Hugging Face's.
-A request may fail only in a recovery window: from a kill until the service answers again, RECOVERY_LIMIT_S at most.
+Three phases. The calm one kills nobody, so that resident memory early and late can be compared; then a flood; in the
+stormy one a random process of the server is killed or stopped now and then. Outside the flood every class id is
+compared with plain Hugging Face's. A request may fail only in a recovery window: from a kill until the service answers
+again, RECOVERY_LIMIT_S at most.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import random
@@ -14,7 +16,9 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 from tqdm import tqdm
@@ -23,12 +27,16 @@ from build_scripts import machine
 from build_scripts.build import build
 from build_scripts.health import probe
 from build_scripts.hostile import GENERATE, Hostile, hostile_requests
+from build_scripts.overload import Overload, overload, resident
+from build_scripts.overload import report as overload_report
 from build_scripts.processes import free_ports, running, wait_until
 from build_scripts.settings import BUILD, DATA, Address, BuildOptions, ServingError
 
-CLIENTS, TIMEOUT_S = 6, 15.0
+CLIENTS, TIMEOUT_S = 16, 15.0
 RECOVERY_LIMIT_S = 10.0
-CALM_SHARE = 0.6
+CALM_SHARE, FLOOD_SHARE = 0.65, 0.05
+# The flood is of texts with fewer characters.
+SHORT = 120
 # Resident memory is compared after so many requests and at the end of the calm phase.
 WARM_REQUESTS = 10_000
 HOSTILE_SHARE, LIST_SHARE = 0.08, 0.05
@@ -75,12 +83,13 @@ def soak(model: str, duration_s: float) -> bool:
     log = directory / "server.log"
     with running("build_scripts", arguments, log) as process:
         wait_until(lambda: probe(address.http_url, 1).well, process.poll, log, 120)
-        findings, memory = drive(process.pid, address, traffic, duration_s)
-    text = report(findings, memory, duration_s)
+        course = drive(process.pid, address, traffic, duration_s, directory)
+    text = report(course, duration_s)
     (directory / "report.md").write_text(text, encoding="utf-8")
     print(text)
     print(f"written to {directory / 'report.md'}; the server's log is {log}")
-    return not any(findings.counts[bad] for bad in ("wrong", "hung", "failed"))
+    unanswered = course.flood.flood.unanswered + course.flood.flood.others
+    return not unanswered and not any(course.findings.counts[bad] for bad in ("wrong", "hung", "failed"))
 
 
 def make_traffic(model: str, max_length: int) -> Traffic:
@@ -107,34 +116,73 @@ def noise(count: int) -> list[str]:
     return ["".join(chr(rng.randrange(*rng.choice(ranges))) for _ in range(rng.randint(1, 80))) for _ in range(count)]
 
 
-def drive(supervisor: int, address: Address, traffic: Traffic, duration_s: float) -> tuple[Findings, dict[str, float]]:
-    """Send until the duration is over; memory: MiB resident after WARM_REQUESTS and at the end of the calm phase."""
-    findings, stop, memory = Findings(), threading.Event(), {}
-    clients = [
+@dataclass
+class Course:
+    """What a whole run gave. memory: MiB by moment, see `calm`."""
+
+    findings: Findings
+    memory: dict[str, float]
+    flood: Overload
+
+
+def drive(supervisor: int, address: Address, traffic: Traffic, duration_s: float, directory: Path) -> Course:
+    """Calm, flood and storm, one after the other."""
+    findings = Findings()
+    with (
+        tqdm(total=round(duration_s), unit="s", desc="soaking", disable=None) as progress,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.enter_context(clients(address, traffic, findings))
+        memory = calm(supervisor, findings, CALM_SHARE * duration_s, progress)
+        stack.close()
+        headlines = [text for text in traffic.texts if len(text) < SHORT]
+        flood = overload(address, supervisor, headlines, FLOOD_SHARE * duration_s, directory)
+        progress.update(round(FLOOD_SHARE * duration_s))
+        stack.enter_context(clients(address, traffic, findings))
+        storm(supervisor, address, findings, (1 - CALM_SHARE - FLOOD_SHARE) * duration_s, progress)
+    return Course(findings, memory, flood)
+
+
+@contextlib.contextmanager
+def clients(address: Address, traffic: Traffic, findings: Findings) -> Iterator[None]:
+    """CLIENTS closed loops in the background, until the block ends."""
+    stop = threading.Event()
+    threads = [
         threading.Thread(target=client, args=(address, traffic, findings, stop, seed), daemon=True)
         for seed in range(CLIENTS)
     ]
-    for thread in clients:
+    for thread in threads:
         thread.start()
-    rng, began = random.Random(7), time.monotonic()
-    next_kill = began + CALM_SHARE * duration_s
-    with tqdm(total=round(duration_s), unit="s", desc="soaking", disable=None) as progress:
-        while (elapsed := time.monotonic() - began) < duration_s:
-            time.sleep(0.5)
-            progress.update(round(elapsed) - progress.n)
-            if "early" not in memory and findings.counts["sent"] >= WARM_REQUESTS:
-                memory["early"] = resident(supervisor)
-            if elapsed < CALM_SHARE * duration_s:
-                memory["calm"], memory["calm requests"] = resident(supervisor), findings.counts["sent"]
-            elif time.monotonic() > next_kill and elapsed < duration_s - RECOVERY_LIMIT_S:
-                strike(supervisor, address, findings, rng)
-                next_kill = time.monotonic() + rng.uniform(6, 15)
+    yield
     stop.set()
-    for thread in clients:
+    for thread in threads:
         thread.join(TIMEOUT_S + 5)
         if thread.is_alive():
             findings.note("hung", "a client never came back")
-    return findings, memory
+
+
+def calm(supervisor: int, findings: Findings, seconds: float, progress: tqdm) -> dict[str, float]:
+    """Resident MiB after WARM_REQUESTS ("early") and at the end ("late"), with the "requests" sent by then."""
+    memory: dict[str, float] = {}
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.5)
+        progress.update(0.5)
+        if "early" not in memory and findings.counts["sent"] >= WARM_REQUESTS:
+            memory["early"] = resident(supervisor)
+    return {**memory, "late": resident(supervisor), "requests": findings.counts["sent"]}
+
+
+def storm(supervisor: int, address: Address, findings: Findings, seconds: float, progress: tqdm) -> None:
+    """Strike every now and then; the last strike leaves time to recover."""
+    rng = random.Random(7)
+    begin = next_strike = time.monotonic()
+    while (elapsed := time.monotonic() - begin) < seconds:
+        time.sleep(0.5)
+        if time.monotonic() > next_strike and (elapsed == 0 or elapsed < seconds - RECOVERY_LIMIT_S):
+            strike(supervisor, address, findings, rng)
+            next_strike = time.monotonic() + rng.uniform(6, 15)
+        progress.update(time.monotonic() - begin - elapsed)
 
 
 def client(address: Address, traffic: Traffic, findings: Findings, stop: threading.Event, seed: int) -> None:
@@ -206,19 +254,9 @@ def strike(supervisor: int, address: Address, findings: Findings, rng: random.Ra
     findings.window_until = min(findings.window_until, time.monotonic() + 0.5)
 
 
-def resident(supervisor: int) -> float:
-    """MiB that the server's processes have in memory now, without the supervisor's own."""
-    total = 0
-    for process in psutil.Process(supervisor).children(recursive=True):
-        try:
-            total += process.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
-    return total / 2**20
-
-
-def report(findings: Findings, memory: dict[str, float], duration_s: float) -> str:
+def report(course: Course, duration_s: float) -> str:
     """Markdown."""
+    findings, memory = course.findings, course.memory
     counts = findings.counts
     lines = [
         "# Soak",
@@ -240,12 +278,13 @@ def report(findings: Findings, memory: dict[str, float], duration_s: float) -> s
         lines += ["", "| process and signal | recovered after, s |", "|---|---|"]
         lines += [f"| {name} | {took:.1f} |" for name, took in findings.recoveries]
     if "early" in memory:
-        growth = memory["calm"] / memory["early"] - 1
+        growth = memory["late"] / memory["early"] - 1
         lines += [
             "",
             f"Resident memory of the server: {memory['early']:.0f} MiB after {WARM_REQUESTS} requests, "
-            f"{memory['calm']:.0f} MiB after {memory['calm requests']:.0f} ({growth:+.1%}).",
+            f"{memory['late']:.0f} MiB after {memory['requests']:.0f} ({growth:+.1%}).",
         ]
+    lines += ["", "## Flood", "", *overload_report(course.flood)]
     lines += ["", *(f"- {example}" for example in findings.examples)]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -310,7 +310,7 @@ def start_message(installation: Installation, repository: Path, address: Address
         f"  labels     {', '.join(manifest['labels'])}",
         f"  HTTP       {address.http_url}/v2/models/{ENSEMBLE}",
         f"  gRPC       {address.grpc_url}",
-        f"  metrics    http://{address.client_host}:{address.metrics_port}/metrics",
+        f"  metrics    http://{address.metrics_address}/metrics",
         f"  try        curl -s {address.http_url.removeprefix('http://')}/v2/models/{ENSEMBLE}/generate "
         """-d '{"TEXT": "Midfielder scores twice as champions win away"}'""",
         "",

@@ -27,7 +27,7 @@ class Tensor:
 
 
 class TritonError:
-    INTERNAL, INVALID_ARG = "INTERNAL", "INVALID_ARG"
+    INTERNAL, INVALID_ARG, UNAVAILABLE = "INTERNAL", "INVALID_ARG", "UNAVAILABLE"
 
     def __init__(self, message: str, code: str = INTERNAL):
         self.text, self.kind = message, code
@@ -37,6 +37,12 @@ class TritonError:
 
     def code(self) -> str:
         return self.kind
+
+
+class Logger:
+    @staticmethod
+    def log_warn(message: str) -> None:
+        print(message, file=sys.stderr)
 
 
 class TritonModelException(Exception):

@@ -20,7 +20,12 @@ from tests import fake_triton
 from tests.checkpoints import make_tokenizer
 from tests.texts import HEADLINES, MEBIBYTES, VARIED, any_text
 
-LIMITS = {"max_text_bytes": str(1 << 20), "max_request_bytes": str(4 << 20)}
+LIMITS = {
+    "max_text_bytes": str(1 << 20),
+    "max_request_bytes": str(4 << 20),
+    "max_pending_requests": "1000000",
+    "metrics_address": "127.0.0.1:9",  # nobody there: nothing is refused
+}
 # WordPiece as BERT ships it, byte-level BPE, and two ways to split for a Unigram.
 KINDS = ("minilm", "roberta", "xlm-roberta", "deberta-v2")
 
@@ -61,7 +66,8 @@ def serve(tmp_path_factory):
 
     def make(hugging_face: PreTrainedTokenizerBase, max_length: int) -> Served:
         directory = tmp_path_factory.mktemp("tokenizer")
-        shutil.copy(SOURCE_REPOSITORY / "tokenizer" / "1" / "model.py", directory)
+        for source in (SOURCE_REPOSITORY / "tokenizer" / "1").glob("*.py"):
+            shutil.copy(source, directory)
         checkpoint = Checkpoint(directory, None, hugging_face, [], False, max_length)
         serving_tokenizer(checkpoint).save(str(directory / "tokenizer.json"))
         return Served(*fake_triton.load_model(directory, LIMITS), hugging_face, max_length)

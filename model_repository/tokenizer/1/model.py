@@ -1,10 +1,11 @@
 """Triton `python` model: TEXT -> INPUT_IDS, ATTENTION_MASK, both int64 (batch, max_length).
 
 Needs numpy and the `tokenizers` package, and brings the second along: a copy lies beside this file. It truncates and
-pads; it does not batch (the dynamic batcher does) and knows nothing of the classifier.
+pads; it does not batch (the dynamic batcher does). While too many requests wait for the classifier it refuses.
 """
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import triton_python_backend_utils as pb_utils
 HERE = Path(__file__).resolve().parent
 # First in line, so that answers come from the version that was verified, whatever else the container has installed.
 sys.path.insert(0, str(HERE))
+from admission import Admission  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
 # Longer texts are tried by a beginning of each of these sizes before the whole is tokenized; see encode_long.
@@ -29,9 +31,14 @@ SPLITTING_AT_SPACES = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit", "Met
 
 class TritonPythonModel:
     def initialize(self, args):
-        parameters = json.loads(args["model_config"])["parameters"]
-        self.max_text_bytes = int(parameters["max_text_bytes"]["string_value"])
-        self.max_request_bytes = int(parameters["max_request_bytes"]["string_value"])
+        parameters = {
+            key: value["string_value"] for key, value in json.loads(args["model_config"])["parameters"].items()
+        }
+        self.max_text_bytes = int(parameters["max_text_bytes"])
+        self.max_request_bytes = int(parameters["max_request_bytes"])
+        self.max_pending_requests = int(parameters["max_pending_requests"])
+        metrics = os.environ.get("TRITON_METRICS_ADDRESS", parameters["metrics_address"])
+        self.admission = Admission(self.max_pending_requests, metrics, warn=pb_utils.Logger.log_warn)
         self.tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
         self.tokenizer.no_padding()  # rows are padded below, in numpy
         self.max_length = self.tokenizer.truncation["max_length"]
@@ -41,6 +48,19 @@ class TritonPythonModel:
         self.added_tokens = [token["content"].lower() for token in description["added_tokens"]]
 
     def execute(self, requests):
+        """One response per request, in order; the last ones are refused if the classifier has enough to do."""
+        admitted = self.admission.admit(len(requests))
+        return self.answer(requests[:admitted]) + [self.refusal() for _ in requests[admitted:]]
+
+    def refusal(self):
+        """What becomes HTTP 503 and gRPC UNAVAILABLE."""
+        message = (
+            f"overload: {self.max_pending_requests} requests wait for the classifier already "
+            "(max_pending_requests in tokenizer/config.pbtxt); try again later"
+        )
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.UNAVAILABLE))
+
+    def answer(self, requests):
         """One response per request, in order; a bad request gets an error of its own."""
         texts, spans, errors = [], [], []
         for request in requests:

@@ -1,0 +1,107 @@
+"""The tokenizer refuses requests while too many wait for the classifier, and only then."""
+
+import contextlib
+import importlib.util
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from build_scripts.overload import FLOODING, overload, percentile
+from build_scripts.processes import free_ports
+from build_scripts.settings import SOURCE_REPOSITORY
+from tests.servers import running
+from tests.texts import HEADLINES
+
+
+class Metrics:
+    """Triton's metrics, with as many waiting requests as a test says."""
+
+    def __init__(self):
+        self.waiting = {"classifier": 0, "classifier_0123abcd": 0, "tokenizer": 9000, "text_classifier": 9000}
+        self.readings = 0
+        metrics = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                metrics.readings += 1
+                self.send_response(200)
+                self.end_headers()
+                for model, count in metrics.waiting.items():
+                    gauge = f'nv_inference_pending_request_count{{model="{model}",version="1"}} {count}\n'
+                    self.wfile.write(gauge.encode())
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def metrics():
+    metrics = Metrics()
+    thread = threading.Thread(target=metrics.server.serve_forever)
+    thread.start()
+    with contextlib.closing(metrics.server.socket):
+        yield metrics
+        metrics.server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def admission():
+    """The module beside the tokenizer's model.py."""
+    file = SOURCE_REPOSITORY / "tokenizer" / "1" / "admission.py"
+    spec = importlib.util.spec_from_file_location("admission", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_so_many_are_admitted_as_the_gauge_leaves_room_for(admission, metrics):
+    metrics.waiting["classifier"], metrics.waiting["classifier_0123abcd"] = 90, 3
+    gate = admission.Admission(100, metrics.address, warn=pytest.fail)
+    assert gate.admit(5) == 5
+    assert gate.admit(5) == 2
+    assert gate.admit(5) == 0
+    assert metrics.readings == 1
+    metrics.waiting["classifier"] = 0
+    time.sleep(admission.READ_EVERY_S)
+    assert gate.admit(50) == 50
+
+
+def test_a_queue_over_the_limit_admits_nobody(admission, metrics):
+    metrics.waiting["classifier"] = 101
+    assert admission.Admission(100, metrics.address, warn=pytest.fail).admit(1) == 0
+
+
+def test_the_gauge_is_read_once_in_as_many_requests_as_the_limit(admission, metrics):
+    gate = admission.Admission(100, metrics.address, warn=pytest.fail)
+    assert [gate.admit(10) for _ in range(10)] == [10] * 10
+    assert metrics.readings == 1
+
+
+def test_without_metrics_nobody_is_refused_and_that_is_said_once(admission):
+    warnings = []
+    gate = admission.Admission(3, f"127.0.0.1:{free_ports(1)[0]}", warnings.append)
+    for _ in range(4):
+        assert gate.admit(1000) == 1000
+        gate.next_reading = 0.0
+    assert len(warnings) == 1
+    assert "metrics cannot be read" in warnings[0]
+
+
+def test_a_flood_is_refused_at_once_and_leaves_no_trace(default_repository, tmp_path):
+    """Times are the benchmark's; that everybody is answered, and the server as before, is tested here."""
+    with running(default_repository, tmp_path / "output.txt", "--precision", "fp32") as server:
+        found = overload(server.address, server.process.pid, HEADLINES[:100], 3.0, tmp_path)
+        assert "restarting" not in server.said()
+    for calm in (found.before, found.after):
+        assert (len(calm.refused), calm.others, calm.unanswered) == (0, 0, 0)
+    flood = found.flood
+    assert (flood.others, flood.unanswered) == (0, 0)
+    assert len(flood.accepted) > FLOODING
+    assert len(flood.refused) > len(flood.accepted)
+    assert percentile(flood.refused, 0.5) < percentile(flood.accepted, 0.5)
