@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import random
 import signal
@@ -30,16 +31,19 @@ from build_scripts.hostile import GENERATE, Hostile, hostile_requests
 from build_scripts.overload import Overload, overload, resident
 from build_scripts.overload import report as overload_report
 from build_scripts.processes import free_ports, running, wait_until
-from build_scripts.settings import BUILD, DATA, Address, BuildOptions, ServingError
+from build_scripts.settings import BUILD, CLASSIFIER, DATA, TOKENIZER, Address, BuildOptions, ServingError
 
 CLIENTS, TIMEOUT_S = 16, 15.0
 RECOVERY_LIMIT_S = 10.0
-CALM_SHARE, FLOOD_SHARE = 0.65, 0.05
+CALM_SHARE, FLOOD_SHARE = 0.6, 0.05
 # The flood is of texts with fewer characters.
 SHORT = 120
 # Resident memory is compared after so many requests and at the end of the calm phase.
 WARM_REQUESTS = 10_000
 HOSTILE_SHARE, LIST_SHARE = 0.08, 0.05
+# Parts of command lines, struck in turn.
+VICTIMS = (f"/{TOKENIZER}/", f"/{CLASSIFIER}/", "bin/tritonserver")
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP)
 
 
 @dataclass
@@ -175,13 +179,13 @@ def calm(supervisor: int, findings: Findings, seconds: float, progress: tqdm) ->
 
 def storm(supervisor: int, address: Address, findings: Findings, seconds: float, progress: tqdm) -> None:
     """Strike every now and then; the last strike leaves time to recover."""
-    rng = random.Random(7)
+    rng, victims = random.Random(7), itertools.cycle(VICTIMS)
     begin = next_strike = time.monotonic()
     while (elapsed := time.monotonic() - begin) < seconds:
         time.sleep(0.5)
-        if time.monotonic() > next_strike and (elapsed == 0 or elapsed < seconds - RECOVERY_LIMIT_S):
-            strike(supervisor, address, findings, rng)
-            next_strike = time.monotonic() + rng.uniform(6, 15)
+        if time.monotonic() > next_strike and elapsed < max(seconds - RECOVERY_LIMIT_S, 1.0):
+            strike(supervisor, address, findings, next(victims), rng.choice(SIGNALS))
+            next_strike = time.monotonic() + rng.uniform(6, 12)
         progress.update(time.monotonic() - begin - elapsed)
 
 
@@ -233,23 +237,20 @@ def judge(findings: Findings, name: str, status: int, body: str, right: bool, go
         findings.note("failed" if status >= 500 else "wrong", f"{name}: {status} {body[:200]}")
 
 
-def strike(supervisor: int, address: Address, findings: Findings, rng: random.Random) -> None:
-    """Kill or stop a random process of the server, and wait until the service answers again."""
+def strike(supervisor: int, address: Address, findings: Findings, victim: str, number: signal.Signals) -> None:
+    """Kill or stop a process of the server, and wait until the service answers again. victim: one of VICTIMS."""
     family = psutil.Process(supervisor).children(recursive=True)
-    if not family:
+    process = next((one for one in family if victim in " ".join(one.cmdline()[:2])), None)
+    if process is None:  # a restart that is not over
         return
-    victim, number = rng.choice(family), rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP])
-    name = next(
-        (word for word in ("tokenizer", "classifier") if f"/{word}/" in " ".join(victim.cmdline()[:2])), "server"
-    )
     began = time.monotonic()
     findings.window_until = began + RECOVERY_LIMIT_S
-    victim.send_signal(number)
+    process.send_signal(number)
     time.sleep(1.5)  # a process that was stopped still answers what it had begun
     while time.monotonic() - began < 2 * RECOVERY_LIMIT_S and not probe(address.http_url, 1.0).well:
         time.sleep(0.05)
     took = time.monotonic() - began
-    findings.recoveries.append((f"{name} {number.name}", took))
+    findings.recoveries.append((f"{victim.strip('/')} {number.name}", took))
     # Answers to requests of the last moments may still be on their way.
     findings.window_until = min(findings.window_until, time.monotonic() + 0.5)
 

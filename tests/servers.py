@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from build_scripts.health import wait_until_well
+from build_scripts.processes import free_ports
 from build_scripts.server import find_installation
 from build_scripts.settings import PROJECT, Address
 
@@ -58,18 +58,9 @@ class RunningServer:
         return self.process.wait(timeout_s)
 
 
-def free_address() -> Address:
-    """Three ports that are free now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return Address("127.0.0.1", *(probe.getsockname()[1] for probe in sockets))
-
-
 def start(repository: Path, output: Path, *arguments: str, address: Address | None = None) -> RunningServer:
     """`python -m build_scripts serve`, not waited for."""
-    address = address or free_address()
+    address = address or Address("127.0.0.1", *free_ports(3))
     command = [
         *(sys.executable, "-m", "build_scripts", "serve", "--model-repository", str(repository)),
         *("--http-port", str(address.http_port), "--grpc-port", str(address.grpc_port)),

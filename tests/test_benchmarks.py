@@ -29,6 +29,7 @@ from build_scripts.packed_bert import PackedBert
 from build_scripts.packed_linear import PackedLinear
 from build_scripts.perf_analyzer import Counters, Level
 from build_scripts.settings import Address, ServingError
+from tests.servers import embedded
 from tests.texts import VARIED
 
 # What perf_analyzer 2.51.0 wrote for one level, with --verbose-csv.
@@ -400,3 +401,17 @@ def test_perf_analyzer_measures_a_real_server(default_server):
 def test_requests_that_fail_are_an_error(default_server):
     with pytest.raises(ServingError, match="perf_analyzer ended with code"):
         perf_analyzer.measure(default_server.address, ["x" * (2 << 20)], concurrency=1, seconds=0.3)
+
+
+@pytest.mark.skipif(not embedded(), reason="strikes the classifier's process")
+def test_a_short_soak_finds_nothing_wrong(capfd):
+    """Half a minute of what `make soak` does for ten; the report is read by people, its verdict here."""
+    from build_scripts.soak import soak
+
+    good = soak("", 30.0)
+    said = capfd.readouterr().out
+    assert good, said
+    rows = dict(line.strip("| ").split(" | ") for line in said.splitlines() if line.count(" | ") == 1)
+    assert int(rows["valid, answered"]) > 1000
+    assert int(rows["hostile, refused"]) > 50
+    assert [name for name in rows if name.startswith("tokenizer SIG")]
