@@ -140,6 +140,7 @@ class Supervisor:
                 ready_at = time.monotonic() if failure is None else None
                 if failure is None and not self.stop.is_set():
                     if first:
+                        warm_up(self.address.http_url)
                         print(start_message(self.installation, self.repository, self.address), flush=True)
                     else:
                         say(f"answering again, {time.monotonic() - failed_at:.1f} s after the restart began")
@@ -241,7 +242,7 @@ class Supervisor:
 
 def warm_up(url: str) -> None:
     """Classify texts of the lengths that matter: the first of each makes oneDNN compile kernels, which takes as long
-    again as the answer. Failures are the watcher's business."""
+    again as the answer. After a restart this is left to the traffic, which waits. Failures are the watcher's business."""
     for text in ("word " * words for words in (*range(1, 33), 40, 48, 56, 64, 96, 128, 256, 510)):
         body = json.dumps({"TEXT": text}).encode()
         with contextlib.suppress(OSError):
