@@ -65,10 +65,12 @@ def write(
 def workload_table(names: Sequence[str], results: Sequence) -> str:
     """p50 at the lowest level, and requests/s at each, with the ratio to the first service."""
     levels = list(results[0].throughput)
+    first = statistics.median(results[0].p50_ms[levels[0]])
     header = ["service", f"p50 ms at {levels[0]}", *(f"requests/s at {level}" for level in levels)]
     rows = []
     for name, one in zip(names, results):
-        cells = [name, report.number(statistics.median(one.p50_ms[levels[0]]))]
+        p50 = statistics.median(one.p50_ms[levels[0]])
+        cells = [name, f"{report.number(p50)} ({report.ratio(first, p50)})"]
         for level in levels:
             value, baseline = (statistics.median(each.throughput[level]) for each in (one, results[0]))
             cells.append(f"{report.number(value)} ({report.ratio(value, baseline)})")
@@ -83,7 +85,7 @@ def draw(file: Path, workload: str, names: Sequence[str], results: Sequence) -> 
     panels = [
         report.Bars(
             f"{workload} texts, concurrency {levels[0]}", "p50 latency (ms), less is better", latencies,
-            [report.number(value) for value in latencies],
+            [f"{report.number(value)} ({report.ratio(latencies[0], value)})" for value in latencies],
         )
     ]  # fmt: skip
     for level in levels:

@@ -242,7 +242,8 @@ class Supervisor:
 
 def warm_up(url: str) -> None:
     """Classify texts of the lengths that matter: the first of each makes oneDNN compile kernels, which takes as long
-    again as the answer. After a restart this is left to the traffic, which waits. Failures are the watcher's business."""
+    again as the answer. After a restart this is left to the traffic, which waits already. Failures show in the watch.
+    """
     for text in ("word " * words for words in (*range(1, 33), 40, 48, 56, 64, 96, 128, 256, 510)):
         body = json.dumps({"TEXT": text}).encode()
         with contextlib.suppress(OSError):
