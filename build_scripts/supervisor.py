@@ -140,8 +140,7 @@ class Supervisor:
                 ready_at = time.monotonic() if failure is None else None
                 if failure is None and not self.stop.is_set():
                     if first:
-                        warm_up(self.address.http_url)
-                        print(start_message(self.installation, self.repository, self.address), flush=True)
+                        threading.Thread(target=self.announce, daemon=True).start()
                     else:
                         say(f"answering again, {time.monotonic() - failed_at:.1f} s after the restart began")
                     failure = self.watch(server)
@@ -188,6 +187,12 @@ class Supervisor:
                 return None
             self.stop.wait(0.1)
         return None
+
+    def announce(self) -> None:
+        """Warm up, then say that all is ready; in the background, because the server is to be watched meanwhile."""
+        warm_up(self.address.http_url)
+        if health.wait_until_well(self.address.http_url, LOAD_LIMIT_S).well and not self.stop.is_set():
+            print(start_message(self.installation, self.repository, self.address), flush=True)
 
     def watch(self, server: TritonProcess) -> str | None:
         """Returns why the server must be replaced, or None when it is asked to stop."""
