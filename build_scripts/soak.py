@@ -193,17 +193,18 @@ def client(address: Address, traffic: Traffic, findings: Findings, stop: threadi
     """One closed loop over a kept connection; a new one after each failure."""
     rng = random.Random(seed)
     connection = http.client.HTTPConnection(address.client_host, address.http_port, timeout=TIMEOUT_S)
-    while not stop.is_set():
-        try:
-            ask(connection, traffic, findings, rng)
-        except TimeoutError:
-            findings.note("hung", "no answer within the timeout")
-            connection.close()
-        except (OSError, http.client.HTTPException) as error:
-            excused = time.monotonic() < findings.window_until
-            findings.note("lost in a recovery" if excused else "failed", "" if excused else repr(error))
-            connection.close()
-            time.sleep(0.05)
+    with contextlib.closing(connection):
+        while not stop.is_set():
+            try:
+                ask(connection, traffic, findings, rng)
+            except TimeoutError:
+                findings.note("hung", "no answer within the timeout")
+                connection.close()
+            except (OSError, http.client.HTTPException) as error:
+                excused = time.monotonic() < findings.window_until
+                findings.note("lost in a recovery" if excused else "failed", "" if excused else repr(error))
+                connection.close()
+                time.sleep(0.05)
 
 
 def ask(connection: http.client.HTTPConnection, traffic: Traffic, findings: Findings, rng: random.Random) -> None:
