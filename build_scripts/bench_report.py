@@ -61,9 +61,9 @@ def sections(measured: Sequence[Measured], max_length: int) -> list[str]:
             [
                 "batch",
                 "GFLOP",
-                *(f"{p} {what}" for p in PRECISIONS for what in ("tokens/s", "GFLOP/s", "peak", "share")),
+                *(f"{p} {what}" for p in PRECISIONS for what in ("tokens/s", "GFLOP/s", "share")),
             ],
-            [shares(one) for one in measured],
+            [shares(one, peaks) for one in measured],
         ),
         "## Cost follows tokens",
         "Each mixed batch against as many texts and tokens in equal lengths: 1.00× means that unequal lengths cost "

@@ -252,6 +252,10 @@ def test_the_share_of_the_peak_is_speed_over_the_fastest_product():
     assert bench_report.shares(one, peaks)[2:] == ["1000", "107", "25%", "2000", "215", "25%"]
     assert bench_report.shares(two, peaks) == ["b", "–", "1000", "–", "–", "2000", "–", "–"]
     assert bench_report.times(one) == ["a", "10", "10.0", "5.00", "40.0 (4.0×)", "40.0 (4.0×)", "40.0 (8.0×)"]
+    tables = [part.splitlines() for part in bench_report.sections([one, two], 512) if part.startswith("|")]
+    assert len(tables) == 3
+    for lines in tables:
+        assert len({line.count("|") for line in lines}) == 1
 
 
 class Recorder(ThreadingHTTPServer):
