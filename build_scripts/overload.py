@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Overload:
-    """before, after: at SATURATING clients, the last SETTLE_S after the flood. memory_mib: before, after the flood."""
+    """before, after: at SATURATING clients; after: SETTLE_S after the flood. memory_mib: before and after it."""
 
     before: Answers
     flood: Answers
@@ -72,7 +73,7 @@ def overload(address: Address, supervisor: int, texts: list[str], seconds: float
     bodies.write_text(json.dumps([{"inputs": [tensor]} for tensor in tensors]), encoding="utf-8")
     before, memory_before = send(address, bodies, SATURATING, SETTLE_S), resident(supervisor)
     flood, memory_after = send(address, bodies, FLOODING, seconds), resident(supervisor)
-    send(address, bodies, 1, SETTLE_S)
+    time.sleep(SETTLE_S)
     return Overload(before, flood, send(address, bodies, SATURATING, SETTLE_S), (memory_before, memory_after))
 
 

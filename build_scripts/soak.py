@@ -157,12 +157,14 @@ def clients(address: Address, traffic: Traffic, findings: Findings) -> Iterator[
     ]
     for thread in threads:
         thread.start()
-    yield
-    stop.set()
-    for thread in threads:
-        thread.join(TIMEOUT_S + 5)
-        if thread.is_alive():
-            findings.note("hung", "a client never came back")
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(TIMEOUT_S + 5)
+            if thread.is_alive():
+                findings.note("hung", "a client never came back")
 
 
 def calm(supervisor: int, findings: Findings, seconds: float, progress: tqdm) -> dict[str, float]:
@@ -219,8 +221,16 @@ def ask(connection: http.client.HTTPConnection, traffic: Traffic, findings: Find
     content = json.dumps({"TEXT": texts if len(texts) > 1 else texts[0]}).encode()
     status, body = send(connection, GENERATE, content, {})
     expected = [traffic.class_ids[text] for text in texts]
-    right = status == 200 and json.loads(body)["CLASS_ID"] == (expected if len(texts) > 1 else expected[0])
+    right = status == 200 and class_id(body) == (expected if len(texts) > 1 else expected[0])
     judge(findings, repr(texts)[:200], status, body, right, "valid, answered")
+
+
+def class_id(body: str) -> object:
+    """What an answer says; None if it says nothing, so that it is judged wrong and does not end the client."""
+    try:
+        return json.loads(body)["CLASS_ID"]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def send(connection: http.client.HTTPConnection, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
