@@ -16,8 +16,8 @@ from build_scripts.settings import PROJECT, SOURCE_REPOSITORY, BuildOptions, Ser
 
 # Changing one of these changes what a build writes.
 INGREDIENT_MODULES = (
-    "architectures", "build", "checkpoint", "classifier", "export", "machine", "packed_bert", "packed_linear", "parity",
-    "precision", "trimmed",
+    "architectures", "build", "checkpoint", "classifier", "export", "machine", "packed_bert", "packed_linear",
+    "packing", "parity", "precision", "trimmed",
 )  # fmt: skip
 INGREDIENT_PACKAGES = ("torch", "transformers", "tokenizers")
 

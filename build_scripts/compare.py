@@ -9,17 +9,14 @@ rounds that take turns, and a median over the rounds is reported.
 from __future__ import annotations
 
 import contextlib
-import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
-from build_scripts import compare_report, corpus, processes, services
+from build_scripts import compare_report, corpus, http_load, processes, services
 from build_scripts.bench import checkpoint_directory
 from build_scripts.build import build
 from build_scripts.checkpoint import Checkpoint, load
@@ -141,16 +138,9 @@ def measure(all_services: Sequence[Service], workloads: Sequence[Workload], seco
 
 def load_once(service: Service, texts: Sequence[str], concurrency: int, seconds: float) -> tuple[float, float]:
     """Requests a second and median latency (ms) of one run of the client, in a process of its own."""
-    bodies = OUTPUT / "bodies.json"
-    bodies.write_text(json.dumps([service.body(text) for text in texts]), encoding="utf-8")
-    command = [sys.executable, "-m", "build_scripts.http_load", "--port", str(service.port), "--path", service.path]
-    command += ["--bodies", str(bodies), "--concurrency", str(concurrency), "--seconds", str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise ServingError(f"{service.name} failed under load: {done.stderr.strip()[-300:]}")
-    answer = json.loads(done.stdout)
-    if answer["unanswered"] or set(answer["latencies_ms"]) != {"200"}:
-        counts = {status: len(values) for status, values in answer["latencies_ms"].items()}
-        raise ServingError(f"{service.name} failed under load: {counts}, {answer['unanswered']} without an answer")
-    latencies = answer["latencies_ms"]["200"]
-    return len(latencies) / answer["seconds"], statistics.median(latencies)
+    bodies = [service.body(text) for text in texts]
+    answers = http_load.load(service.port, service.path, bodies, concurrency, seconds)
+    if answers.unanswered or set(answers.latencies_ms) != {200}:
+        counts = {status: len(values) for status, values in answers.latencies_ms.items()}
+        raise ServingError(f"{service.name} failed under load: {counts}, {answers.unanswered} without an answer")
+    return answers.rate, statistics.median(answers.latencies_ms[200])

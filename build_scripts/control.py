@@ -14,9 +14,9 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException
 
 from build_scripts.client import text_input
-from build_scripts.server import CONTROL_HEADER
+from build_scripts.run_state import read_state
+from build_scripts.server import CONTROL_HEADER, LOAD_LIMIT_S
 from build_scripts.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, ServingError
-from build_scripts.supervisor import LOAD_LIMIT_S, read_state
 
 # Triton's own prefix for headers that its gRPC service reads.
 GRPC_HEADER = f"triton-grpc-protocol-{CONTROL_HEADER}"

@@ -1,10 +1,8 @@
 """A closed-loop HTTP client: so many open connections, each sending its next request as soon as it was answered.
 
-    python -m build_scripts.http_load --port 8000 --path /classify --bodies bodies.json --concurrency 4 --seconds 3
-
-Prints JSON: `seconds` until the last answer; `latencies_ms`, by HTTP status; `unanswered` requests. Runs as a process
-of its own, so that its work does not wait for the caller's, in one thread, so that it takes little from whoever is
-measured. Knows nothing of what it sends; the same client loads every service that is compared, and floods ours.
+`load` runs it as a process of its own, so that its work does not wait for the caller's, in one thread, so that it takes
+little from whoever is measured. It knows nothing of what it sends; the same client loads every service that is
+compared, and floods ours.
 """
 
 from __future__ import annotations
@@ -12,17 +10,46 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
+
+from build_scripts.settings import ServingError
 
 # After the last request was sent, answers are waited for this long.
 TIMEOUT_S = 60.0
 
 
-class Load:
+@dataclass(frozen=True)
+class Answers:
+    """seconds: to the last answer. latencies_ms: by HTTP status, each sorted. unanswered: requests."""
+
+    seconds: float
+    latencies_ms: dict[int, list[float]]
+    unanswered: int
+
+    @property
+    def rate(self) -> float:
+        """Requests a second that were answered with 200."""
+        return len(self.latencies_ms.get(200, [])) / self.seconds
+
+
+def load(port: int, path: str, bodies: Sequence[object], concurrency: int, seconds: float) -> Answers:
+    """Post JSON bodies for so many seconds. Raises ServingError if the client fails."""
+    command = [sys.executable, "-m", "build_scripts.http_load", "--port", str(port), "--path", path]
+    command += ["--concurrency", str(concurrency), "--seconds", str(seconds)]
+    done = subprocess.run(command, input=json.dumps(bodies), capture_output=True, text=True)
+    if done.returncode != 0:
+        raise ServingError(f"the load client failed on port {port}: {done.stderr.strip()[-300:]}")
+    answer = json.loads(done.stdout)
+    latencies = {int(status): sorted(values) for status, values in answer["latencies_ms"].items()}
+    return Answers(answer["seconds"], latencies, answer["unanswered"])
+
+
+class Client:
     """What one run sends, and what came back. bodies: sent in order, over and over, whichever connection is free."""
 
     def __init__(self, port: int, path: str, bodies: Sequence[bytes]):
@@ -69,21 +96,20 @@ async def read_answer(reader: asyncio.StreamReader) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Load an HTTP service and print how long each answer took.")
+    parser = argparse.ArgumentParser(description="Post the JSON list of bodies on stdin; print Answers as JSON.")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--path", required=True)
-    parser.add_argument("--bodies", type=Path, required=True, help="a JSON list of request bodies")
-    parser.add_argument("--concurrency", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--concurrency", type=int, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
     arguments = parser.parse_args()
-    bodies = [json.dumps(body).encode("utf-8") for body in json.loads(arguments.bodies.read_text(encoding="utf-8"))]
-    load = Load(arguments.port, arguments.path, bodies)
+    bodies = [json.dumps(body).encode("utf-8") for body in json.load(sys.stdin)]
+    client = Client(arguments.port, arguments.path, bodies)
     try:
-        seconds = asyncio.run(load.run(arguments.concurrency, arguments.seconds))
+        seconds = asyncio.run(client.run(arguments.concurrency, arguments.seconds))
     except (OSError, ValueError, asyncio.IncompleteReadError) as error:
         print(repr(error), file=sys.stderr)
         return 1
-    answer = {"seconds": seconds, "latencies_ms": load.latencies_ms, "unanswered": load.sent - load.answered}
+    answer = {"seconds": seconds, "latencies_ms": client.latencies_ms, "unanswered": client.sent - client.answered}
     json.dump(answer, sys.stdout)
     return 0
 

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
+from build_scripts import http_load
 from build_scripts.hostile import INFER
-from build_scripts.settings import Address, ServingError
+from build_scripts.http_load import Answers
+from build_scripts.settings import Address
 
 # Sixteen clients keep both cores busy; the flood has twenty times as many, and they retry at once when refused.
 SATURATING, FLOODING = 16, 320
 SETTLE_S = 5.0
-
-
-@dataclass(frozen=True)
-class Answers:
-    """One run of the client: latencies in ms of the accepted (200) and the refused (503), sorted."""
-
-    seconds: float
-    accepted: list[float]
-    refused: list[float]
-    others: int
-    unanswered: int
-
-    @property
-    def rate(self) -> float:
-        """Accepted requests a second."""
-        return len(self.accepted) / self.seconds
 
 
 @dataclass(frozen=True)
@@ -44,37 +26,33 @@ class Overload:
     after: Answers
     memory_mib: tuple[float, float]
 
+    @property
+    def others(self) -> int:
+        """Answers in the flood that were neither given nor refused."""
+        return sum(len(ms) for status, ms in self.flood.latencies_ms.items() if status not in (200, 503))
+
 
 def percentile(values: list[float], share: float) -> float:
     """Of sorted values; 0 if there are none."""
     return values[min(int(share * len(values)), len(values) - 1)] if values else 0.0
 
 
-def send(address: Address, bodies: Path, concurrency: int, seconds: float) -> Answers:
-    """Load the ensemble in a process of its own. Raises ServingError if the client fails."""
-    command = [sys.executable, "-m", "build_scripts.http_load", "--port", str(address.http_port), "--path", INFER]
-    command += ["--bodies", str(bodies), "--concurrency", str(concurrency), "--seconds", str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise ServingError(f"the load client failed: {done.stderr.strip()[-300:]}")
-    answer = json.loads(done.stdout)
-    latencies = {status: sorted(values) for status, values in answer["latencies_ms"].items()}
-    accepted, refused = latencies.pop("200", []), latencies.pop("503", [])
-    return Answers(answer["seconds"], accepted, refused, sum(map(len, latencies.values())), answer["unanswered"])
-
-
-def overload(address: Address, supervisor: int, texts: list[str], seconds: float, directory: Path) -> Overload:
+def overload(address: Address, supervisor: int, texts: list[str], seconds: float) -> Overload:
     """Measure at SATURATING clients, flood for `seconds`, wait SETTLE_S, measure again.
 
     supervisor: the process id whose descendants' memory counts.
     """
-    bodies = directory / "flood.json"
     tensors = [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": [text]} for text in texts]
-    bodies.write_text(json.dumps([{"inputs": [tensor]} for tensor in tensors]), encoding="utf-8")
-    before, memory_before = send(address, bodies, SATURATING, SETTLE_S), resident(supervisor)
-    flood, memory_after = send(address, bodies, FLOODING, seconds), resident(supervisor)
+    bodies = [{"inputs": [tensor]} for tensor in tensors]
+
+    def send(concurrency: int, duration_s: float) -> tuple[Answers, float]:
+        return http_load.load(address.http_port, INFER, bodies, concurrency, duration_s), resident(supervisor)
+
+    before, memory_before = send(SATURATING, SETTLE_S)
+    flood, memory_after = send(FLOODING, seconds)
     time.sleep(SETTLE_S)
-    return Overload(before, flood, send(address, bodies, SATURATING, SETTLE_S), (memory_before, memory_after))
+    after, _ = send(SATURATING, SETTLE_S)
+    return Overload(before, flood, after, (memory_before, memory_after))
 
 
 def resident(supervisor: int) -> float:
@@ -91,7 +69,7 @@ def resident(supervisor: int) -> float:
 def report(found: Overload) -> list[str]:
     """Markdown lines."""
     flood, ratio = found.flood, found.after.rate / max(found.before.rate, 1e-9)
-    served, offered = len(flood.accepted), len(flood.accepted) + len(flood.refused)
+    accepted, refused = flood.latencies_ms.get(200, []), flood.latencies_ms.get(503, [])
     return [
         f"{FLOODING} clients for {flood.seconds:.0f} s, where {SATURATING} saturate the server; who is refused retries "
         "at once, without pause.",
@@ -100,11 +78,11 @@ def report(found: Overload) -> list[str]:
         "|---|---|---|---|---|",
         *(
             f"| {name} | {len(ms)} | {percentile(ms, 0.5):.0f} | {percentile(ms, 0.99):.0f} | {percentile(ms, 1):.0f} |"
-            for name, ms in (("accepted", flood.accepted), ("refused with 503", flood.refused))
+            for name, ms in (("accepted", accepted), ("refused with 503", refused))
         ),
         "",
-        f"Offered: {offered / max(served, 1):.0f} times what was served; other answers: {flood.others}; without an "
-        f"answer: {flood.unanswered}. Memory: {found.memory_mib[0]:.0f} MiB before, {found.memory_mib[1]:.0f} after. "
-        f"{SATURATING} clients before: {found.before.rate:.0f} requests/s; {SETTLE_S:.0f} s after: "
-        f"{found.after.rate:.0f} ({ratio:.0%}).",
+        f"Offered: {1 + len(refused) / max(len(accepted), 1):.0f} times what was served; other answers: "
+        f"{found.others}; without an answer: {flood.unanswered}. Memory: {found.memory_mib[0]:.0f} MiB before, "
+        f"{found.memory_mib[1]:.0f} after. {SATURATING} clients before: {found.before.rate:.0f} requests/s; "
+        f"{SETTLE_S:.0f} s after: {found.after.rate:.0f} ({ratio:.0%}).",
     ]

@@ -23,8 +23,8 @@ from build_scripts.assemble import live_release, read_manifest
 from build_scripts.build import build
 from build_scripts.corpus import Workload
 from build_scripts.perf_analyzer import WINDOWS, Level, measure
+from build_scripts.run_state import RunState, read_state
 from build_scripts.settings import BUILD, Address, BuildOptions, ServingError
-from build_scripts.supervisor import RunState, read_state
 
 OUTPUT = BUILD / "perf"
 CONCURRENCY = (1, 2, 4, 8, 16)

@@ -29,6 +29,8 @@ OURS = Path(__file__).resolve().parent
 PR_SET_PDEATHSIG = 1
 # Triton waits this long for requests in flight when it is asked to stop.
 EXIT_TIMEOUT_S = 10
+# Loading a model takes seconds; a server or a model that needs longer than this is taken for broken.
+LOAD_LIMIT_S = 300.0
 # Reserved, not used, by each thread of the server: enough for request bodies of several hundred MiB.
 STACK_BYTES = 1 << 30
 # What only the supervisor may call; the key is made anew for each server.

@@ -19,7 +19,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import psutil
 from tqdm import tqdm
@@ -87,12 +86,12 @@ def soak(model: str, duration_s: float) -> bool:
     log = directory / "server.log"
     with running("build_scripts", arguments, log) as process:
         wait_until(lambda: probe(address.http_url, 1).well, process.poll, log, 120)
-        course = drive(process.pid, address, traffic, duration_s, directory)
+        course = drive(process.pid, address, traffic, duration_s)
     text = report(course, duration_s)
     (directory / "report.md").write_text(text, encoding="utf-8")
     print(text)
     print(f"written to {directory / 'report.md'}; the server's log is {log}")
-    unanswered = course.flood.flood.unanswered + course.flood.flood.others
+    unanswered = course.flood.flood.unanswered + course.flood.others
     return not unanswered and not any(course.findings.counts[bad] for bad in ("wrong", "hung", "failed"))
 
 
@@ -129,7 +128,7 @@ class Course:
     flood: Overload
 
 
-def drive(supervisor: int, address: Address, traffic: Traffic, duration_s: float, directory: Path) -> Course:
+def drive(supervisor: int, address: Address, traffic: Traffic, duration_s: float) -> Course:
     """Calm, flood and storm, one after the other."""
     findings = Findings()
     with (
@@ -140,7 +139,7 @@ def drive(supervisor: int, address: Address, traffic: Traffic, duration_s: float
         memory = calm(supervisor, findings, CALM_SHARE * duration_s, progress)
         stack.close()
         headlines = [text for text in traffic.texts if len(text) < SHORT]
-        flood = overload(address, supervisor, headlines, FLOOD_SHARE * duration_s, directory)
+        flood = overload(address, supervisor, headlines, FLOOD_SHARE * duration_s)
         progress.update(round(FLOOD_SHARE * duration_s))
         stack.enter_context(clients(address, traffic, findings))
         storm(supervisor, address, findings, (1 - CALM_SHARE - FLOOD_SHARE) * duration_s, progress)

@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -24,8 +23,10 @@ from build_scripts import health
 from build_scripts.assemble import SWITCH_LOCK
 from build_scripts.build import require_release
 from build_scripts.machine import cpu_precisions, has_gpu
-from build_scripts.server import Installation, TritonProcess, check_ports, launch
-from build_scripts.settings import BUILD, CLASSIFIER, ENSEMBLE, Address, ServingError
+from build_scripts.run_state import RunState, forget, run_directory, write_state
+from build_scripts.server import LOAD_LIMIT_S, Installation, TritonProcess, check_ports, launch
+from build_scripts.settings import ENSEMBLE, Address, ServingError
+from build_scripts.vitals import broken_process, classifier_seconds, last_error, success_count
 
 # A killed process fails the next probe at once; a hung one costs PROBE_TIMEOUT_S. Both are noticed within 2 s.
 PROBE_EVERY_S, PROBE_TIMEOUT_S = 0.4, 1.0
@@ -33,44 +34,11 @@ PROBE_EVERY_S, PROBE_TIMEOUT_S = 0.4, 1.0
 BUSY_LIMIT_S = 60.0
 # Below this share of one core over a failed probe, the classifier's process does nothing.
 IDLE_SHARE = 0.05
-LOAD_LIMIT_S = 300.0
-STATE_FILE = "state.json"
 # A server that answered for so long is a success, whatever ended it. Otherwise its end counts as one more failure in a
 # row, and each waits longer than the one before, up to MAX_DELAY_S, so that a crash now and then costs seconds only.
 STABLE_S, MAX_DELAY_S = 10.0, 2.0
 # So many failures in a row, or so many starts that never answered, and it is not worth trying again.
 MAX_FAILURES, MAX_FAILED_STARTS = 12, 4
-
-
-@dataclass(frozen=True)
-class RunState:
-    """What other commands need to know about a running server; kept in a file only its owner may read.
-
-    release: what tritonserver read from the disk when it last started. log: of the running tritonserver.
-    """
-
-    pid: int
-    http_url: str
-    grpc_url: str
-    repository: str
-    staging: str
-    log: str
-    release: str
-    control_key: str
-
-
-def run_directory(http_port: int) -> Path:
-    return BUILD / "serve" / str(http_port)
-
-
-def read_state(http_port: int) -> RunState:
-    """Raises ServingError if no supervised server runs on that port."""
-    file = run_directory(http_port) / STATE_FILE
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        state = RunState(**json.loads(file.read_text(encoding="utf-8")))
-        if psutil.pid_exists(state.pid):
-            return state
-    raise ServingError(f"no server of `make serve` runs on HTTP_PORT={http_port}; start one, or name its port")
 
 
 def serve(installation: Installation, repository: Path, address: Address) -> int:
@@ -86,15 +54,7 @@ def serve(installation: Installation, repository: Path, address: Address) -> int
     try:
         return supervisor.run()
     finally:
-        (directory / STATE_FILE).unlink(missing_ok=True)
-
-
-def write_private(file: Path, state: RunState) -> None:
-    new = file.with_name(f".{file.name}.new")
-    new.unlink(missing_ok=True)
-    new.touch(mode=0o600)
-    new.write_text(json.dumps(vars(state)), encoding="utf-8")
-    new.replace(file)  # at once: others read it at any moment
+        forget(address.http_port)
 
 
 class Supervisor:
@@ -167,7 +127,7 @@ class Supervisor:
         repositories = [self.repository, self.staging]
         with (self.repository / SWITCH_LOCK).open("a") as self.reading:
             fcntl.flock(self.reading, fcntl.LOCK_SH)
-            write_private(self.log.with_name(STATE_FILE), self.state())
+            write_state(self.address.http_port, self.state())
             server = launch(self.installation, repositories, self.address, self.control_key, self.log)
             try:
                 yield server
@@ -253,56 +213,6 @@ def warm_up(url: str) -> None:
         body = json.dumps({"TEXT": text}).encode()
         with contextlib.suppress(OSError):
             urllib.request.urlopen(f"{url}/v2/models/{ENSEMBLE}/generate", body, timeout=30).close()
-
-
-def broken_process(server: TritonProcess) -> str | None:
-    """A process of the server that was killed or stopped, in words.
-
-    Triton does not collect the dead ones, so they remain as zombies. For an instant, so does one that is unloaded,
-    which is why inference is asked too.
-    """
-    states = {psutil.STATUS_ZOMBIE: "was killed", psutil.STATUS_STOPPED: "is stopped"}
-    with contextlib.suppress(psutil.NoSuchProcess):
-        tritonserver = psutil.Process(server.process.pid)
-        for process in [tritonserver, *tritonserver.children()]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if (state := process.status()) in states:
-                    return f"process {process.pid} of the server {states[state]}"
-    return None
-
-
-def classifier_seconds(server: TritonProcess) -> dict[int, float]:
-    """CPU seconds used so far by each process that runs a classifier: its stubs, or tritonserver itself."""
-    seconds: dict[int, float] = {}
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(server.process.pid)
-        for child in process.children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if f"/{CLASSIFIER}" in " ".join(child.cmdline()):
-                    seconds[child.pid] = sum(child.cpu_times()[:2])
-        if not seconds:
-            seconds[process.pid] = sum(process.cpu_times()[:2])
-    return seconds
-
-
-def success_count(url: str) -> int:
-    """How many ensemble requests were answered since the start; -1 if the server does not say."""
-    try:
-        with urllib.request.urlopen(f"{url}/v2/models/{ENSEMBLE}/stats", timeout=0.5) as response:
-            models = json.load(response)["model_stats"]
-        return sum(int(model["inference_stats"]["success"]["count"]) for model in models)
-    except (OSError, ValueError, KeyError):
-        return -1
-
-
-def last_error(log: Path) -> str:
-    """The most telling line of a server's log."""
-    with contextlib.suppress(OSError):
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        for line in reversed(lines):
-            if line.startswith("error:") or (line.startswith("E") and "failed to load" in line):
-                return f"{line} (all of it: {log})"
-    return f"see {log}"
 
 
 def start_message(installation: Installation, repository: Path, address: Address) -> str:

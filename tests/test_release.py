@@ -364,6 +364,6 @@ def test_model_control_over_grpc_needs_the_key(server, key):
 
 
 def test_the_key_lies_in_a_file_of_its_owner_only(port):
-    from build_scripts.supervisor import STATE_FILE, run_directory
+    from build_scripts.run_state import STATE_FILE, run_directory
 
     assert (run_directory(port) / STATE_FILE).stat().st_mode & 0o777 == 0o600

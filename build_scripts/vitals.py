@@ -1,0 +1,63 @@
+"""What a running tritonserver shows of itself: its processes, what they compute, what it answered, its log."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import urllib.request
+from pathlib import Path
+
+import psutil
+
+from build_scripts.server import TritonProcess
+from build_scripts.settings import CLASSIFIER, ENSEMBLE
+
+
+def broken_process(server: TritonProcess) -> str | None:
+    """A process of the server that was killed or stopped, in words.
+
+    Triton does not collect the dead ones, so they remain as zombies. For an instant, so does one that is unloaded,
+    which is why inference is asked too.
+    """
+    states = {psutil.STATUS_ZOMBIE: "was killed", psutil.STATUS_STOPPED: "is stopped"}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        tritonserver = psutil.Process(server.process.pid)
+        for process in [tritonserver, *tritonserver.children()]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if (state := process.status()) in states:
+                    return f"process {process.pid} of the server {states[state]}"
+    return None
+
+
+def classifier_seconds(server: TritonProcess) -> dict[int, float]:
+    """CPU seconds used so far by each process that runs a classifier: its stubs, or tritonserver itself."""
+    seconds: dict[int, float] = {}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(server.process.pid)
+        for child in process.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if f"/{CLASSIFIER}" in " ".join(child.cmdline()):
+                    seconds[child.pid] = sum(child.cpu_times()[:2])
+        if not seconds:
+            seconds[process.pid] = sum(process.cpu_times()[:2])
+    return seconds
+
+
+def success_count(url: str) -> int:
+    """How many ensemble requests were answered since the start; -1 if the server does not say."""
+    try:
+        with urllib.request.urlopen(f"{url}/v2/models/{ENSEMBLE}/stats", timeout=0.5) as response:
+            models = json.load(response)["model_stats"]
+        return sum(int(model["inference_stats"]["success"]["count"]) for model in models)
+    except (OSError, ValueError, KeyError):
+        return -1
+
+
+def last_error(log: Path) -> str:
+    """The most telling line of a server's log."""
+    with contextlib.suppress(OSError):
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in reversed(lines):
+            if line.startswith("error:") or (line.startswith("E") and "failed to load" in line):
+                return f"{line} (all of it: {log})"
+    return f"see {log}"

@@ -1,0 +1,174 @@
+"""The loads of `make compare` and `make soak`, and the services they are sent to."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import psutil
+import pytest
+import torch
+
+from build_scripts import http_load, processes
+from build_scripts.settings import ServingError
+from tests.servers import embedded
+from tests.texts import VARIED
+
+
+class Recorder(ThreadingHTTPServer):
+    """Answers every POST after a moment; keeps the bodies, and how many were worked on at once."""
+
+    def __init__(self, status: int = 200):
+        self.bodies: list[str] = []
+        self.at_once = self.most_at_once = self.connections = 0
+        self.lock = threading.Lock()
+        recorder = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self):
+                super().setup()
+                recorder.connections += 1
+
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+                with recorder.lock:
+                    recorder.bodies.append(body)
+                    recorder.at_once += 1
+                    recorder.most_at_once = max(recorder.most_at_once, recorder.at_once)
+                time.sleep(0.01)
+                with recorder.lock:
+                    recorder.at_once -= 1
+                self.send_response(status)
+                self.send_header("Content-Length", "2")
+                self.end_headers()
+                self.wfile.write(b"{}")
+
+            def log_message(self, *_):
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+
+
+def answers_of(server: Recorder, concurrency: int) -> http_load.Answers:
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        return http_load.load(server.server_port, "/x", [{"text": "é"}, {"text": "b"}], concurrency, seconds=0.3)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_the_client_keeps_so_many_requests_in_flight():
+    server = Recorder()
+    answers = answers_of(server, concurrency=3)
+    assert list(answers.latencies_ms) == [200]
+    latencies = answers.latencies_ms[200]
+    assert len(latencies) == len(server.bodies) > 3
+    assert answers.unanswered == 0
+    assert answers.rate == len(latencies) / answers.seconds
+    assert (server.most_at_once, server.connections) == (3, 3)
+    assert latencies == sorted(latencies)
+    assert latencies[0] >= 10
+    counts = Counter(json.loads(body)["text"] for body in server.bodies)
+    assert abs(counts["é"] - counts["b"]) <= 1
+
+
+def test_the_client_counts_refusals_apart():
+    server = Recorder(status=503)
+    answers = answers_of(server, concurrency=2)
+    assert {status: len(ms) for status, ms in answers.latencies_ms.items()} == {503: len(server.bodies)}
+    assert answers.rate == 0
+
+
+def test_a_load_on_nobody_is_an_error_that_names_the_port():
+    (port,) = processes.free_ports(1)
+    with pytest.raises(ServingError, match=rf"failed on port {port}: .*Error"):
+        http_load.load(port, "/x", [{}], concurrency=1, seconds=0.1)
+
+
+def test_peak_memory_counts_descendants_and_remembers():
+    script = "import time; block = bytearray(64 << 20); del block; print('ready', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as child:
+        try:
+            child.stdout.readline()
+            own = processes.peak_memory(os.getpid()) - processes.peak_memory(os.getpid(), children_only=True)
+            assert processes.peak_memory(child.pid) >= 64
+            assert processes.peak_memory(os.getpid(), children_only=True) >= 64
+            assert own >= psutil.Process().memory_info().rss / 2**20 - 1
+        finally:
+            child.kill()
+
+
+def test_a_process_that_ends_early_is_named_with_its_last_words(tmp_path):
+    log = tmp_path / "log.txt"
+    (port,) = processes.free_ports(1)
+    with (
+        processes.running("build_scripts.http_load", ["--nonsense"], log) as process,
+        pytest.raises(ServingError, match=r"ended with code 2: .*required"),
+    ):
+        processes.wait_until(lambda: processes.listens(port), process.poll, log, 30)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_services_that_are_compared_answer_alike(subject, tmp_path):
+    pytest.importorskip("flask", reason="the group bench is not installed")
+    pytest.importorskip("onnxruntime", reason="the group bench is not installed")
+    from build_scripts import flask_service
+
+    checkpoint = subject("bert").checkpoint
+    flask_service.export_onnx(checkpoint, tmp_path / "model.onnx")
+    assert not checkpoint.model.training
+    eager, onnx = flask_service.eager(checkpoint), flask_service.onnx_runtime(tmp_path / "model.onnx")
+    expected = []
+    with torch.inference_mode():
+        for text in VARIED:
+            inputs = checkpoint.tokenizer(text, truncation=True, max_length=checkpoint.max_length, return_tensors="pt")
+            expected.append(subject("bert").model(**inputs).logits[0].softmax(-1))
+    for logits, padded in ((eager, True), (eager, False), (onnx, False)):
+        client = flask_service.application(checkpoint, logits, padded).test_client()
+        answers = [client.post("/classify", json={"text": text}).get_json() for text in VARIED]
+        found = torch.tensor([answer["probabilities"] for answer in answers])
+        torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=0)
+        assert [answer["class_id"] for answer in answers] == found.argmax(1).tolist()
+
+
+def test_a_disagreeing_service_stops_the_comparison():
+    pytest.importorskip("flask", reason="the group bench is not installed")
+    from build_scripts import compare
+    from build_scripts.services import Service
+
+    def service(name: str, answers: dict[str, list[float]]) -> Service:
+        one = Service(name, 0, 0, "/", dict, lambda row: max(range(len(row)), key=row.__getitem__), lambda row: row)
+        object.__setattr__(one, "ask", lambda texts: [answers[text] for text in texts])
+        return one
+
+    first = service("first", {"clear": [0.9, 0.1], "tie": [0.50001, 0.49999]})
+    rounded = service("rounded", {"clear": [0.9, 0.1], "tie": [0.49999, 0.50001]})
+    wrong = service("wrong", {"clear": [0.1, 0.9], "tie": [0.50001, 0.49999]})
+    assert compare.agreements([first, rounded, wrong], ["clear", "tie"]) == ["2 of 2", "1 of 2", "1 of 2"]
+    with pytest.raises(ServingError, match=r"wrong answers 1 where first answers 0, for 'clear'"):
+        compare.agreements([first, wrong, rounded], ["clear", "tie"])
+
+
+@pytest.mark.skipif(not embedded(), reason="strikes the classifier's process")
+def test_a_short_soak_finds_nothing_wrong(capfd):
+    """Half a minute of what `make soak` does for ten; the report is read by people, its verdict here."""
+    from build_scripts.soak import soak
+
+    good = soak("", 30.0)
+    said = capfd.readouterr().out
+    assert good, said
+    rows = dict(line.strip("| ").split(" | ") for line in said.splitlines() if line.count(" | ") == 1)
+    assert int(rows["valid, answered"]) > 1000
+    assert int(rows["hostile, refused"]) > 50
+    assert [name for name in rows if name.startswith("tokenizer SIG")]
