@@ -25,26 +25,30 @@ def softmax_bias(scores: Tensor, bias: Tensor, uniform: bool) -> Tensor:
     return torch.softmax(scores if uniform else scores.add_(bias), -1)
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, bucket: Bucket) -> Tensor:
-    """query (already scaled), key, value: (texts, heads, max_seqlen, head_size) -> the same shape.
+def attention(query_key_value: Tensor, bucket: Bucket) -> Tensor:
+    """(3, texts, heads, max_seqlen, head_size), the query already scaled -> (texts, heads, max_seqlen, head_size).
 
-    On a CPU the fused kernel wins for short texts in bf16 and for long ones in fp32 (measured); elsewhere three plain
-    products do. On a GPU the fused kernel always wins.
+    Which way is fastest on a CPU was measured. In bf16: the fused kernel for few short texts, else products, in fp32
+    below 64 tokens. In fp32: products, but the fused kernel for long texts without padding. On a GPU the fused kernel
+    always wins.
     """
-    bias = None if bucket.uniform else bucket.bias
-    if query.device.type != "cpu":
+    _, texts, heads, seqlen, head_size = query_key_value.shape
+    dtype = query_key_value.dtype
+    if query_key_value.device.type != "cpu":
         fused = True
-    elif query.dtype == torch.float32:
-        fused = bucket.uniform and bucket.max_seqlen >= 256
+    elif dtype == torch.float32:
+        fused = bucket.uniform and seqlen >= 256
     else:
-        fused = bucket.max_seqlen < 48
+        fused = texts * seqlen < 80
+    if not fused and seqlen < 64:
+        query_key_value = query_key_value.float()
+    query, key, value = query_key_value.unbind(0)
     if fused:
-        return F.scaled_dot_product_attention(query, key, value, bias, scale=1.0)
-    texts, heads, seqlen, head_size = query.shape
+        return F.scaled_dot_product_attention(query, key, value, None if bucket.uniform else bucket.bias, scale=1.0)
     flat = (texts * heads, seqlen, head_size)
     scores = torch.bmm(query.reshape(flat), key.reshape(flat).transpose(1, 2)).view(texts, heads, seqlen, seqlen)
     weights = softmax_bias(scores, bucket.bias, bucket.uniform)
-    return torch.bmm(weights.view(-1, seqlen, seqlen), value.reshape(flat)).view(query.shape)
+    return torch.bmm(weights.view(-1, seqlen, seqlen), value.reshape(flat)).view(query.shape).to(dtype)
 
 
 class PackedLayer(nn.Module):
@@ -78,12 +82,11 @@ class PackedLayer(nn.Module):
         tokens, width = rows.shape
         hidden = width // 3
         if bucket.uniform:
-            query, key, value = rows.view(texts, seqlen, 3, heads, hidden // heads).permute(2, 0, 3, 1, 4).unbind(0)
-            return attention(query, key, value, bucket).transpose(1, 2).reshape(tokens, hidden)
+            split = rows.view(texts, seqlen, 3, heads, hidden // heads).permute(2, 0, 3, 1, 4)
+            return attention(split, bucket).transpose(1, 2).reshape(tokens, hidden)
         # One gather both pads and brings the heads in front.
         padded = rows.reshape(-1, hidden // heads).index_select(0, bucket.heads_of)
-        query, key, value = padded.view(3, texts, heads, seqlen, hidden // heads).unbind(0)
-        out = attention(query, key, value, bucket)
+        out = attention(padded.view(3, texts, heads, seqlen, hidden // heads), bucket)
         return out.reshape(-1, hidden // heads).index_select(0, bucket.places_of).view(tokens, hidden)
 
 
