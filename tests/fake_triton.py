@@ -18,10 +18,6 @@ class Tensor:
     def __init__(self, name: str, array: np.ndarray):
         self.name, self.array = name, array
 
-    @staticmethod
-    def from_dlpack(name: str, array: np.ndarray) -> Tensor:
-        return Tensor(name, np.from_dlpack(array))
-
     def as_numpy(self) -> np.ndarray:
         return self.array
 

@@ -9,6 +9,7 @@ import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
@@ -65,7 +66,7 @@ class TritonPythonModel:
             return [pb_utils.InferenceResponse(error=error)]
 
     def run(self, requests):
-        columns = [[input_tensor(request, spec["name"]) for request in requests] for spec in self.inputs]
+        columns = [[input_array(request, spec["name"]) for request in requests] for spec in self.inputs]
         rows = self.rows_of(columns[0])
         tensors = [join(column).to(self.device) for column in columns]
         with torch.inference_mode(self.inference_mode), torch.jit.optimized_execution(self.optimized):
@@ -74,20 +75,20 @@ class TritonPythonModel:
                 return self.answer_the_rest(requests, [next(filter(None, complaints[span]), "") for span in rows])
             outputs = self.model(*tensors)
         outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
-        tensors = [to_be_sent(spec, output) for spec, output in zip(self.outputs, outputs, strict=True)]
+        arrays = [to_be_sent(spec, output) for spec, output in zip(self.outputs, outputs, strict=True)]
         return [
             pb_utils.InferenceResponse(
-                [pb_utils.Tensor.from_dlpack(spec["name"], tensor[span]) for spec, tensor in zip(self.outputs, tensors)]
+                [pb_utils.Tensor(spec["name"], array[span]) for spec, array in zip(self.outputs, arrays)]
             )
             for span in rows
         ]
 
-    def rows_of(self, tensors):
+    def rows_of(self, arrays):
         """The rows of the joined batch that belong to each request, as slices."""
         if not self.batches:
             return [slice(None)]
-        ends = itertools.accumulate(len(tensor) for tensor in tensors)
-        return [slice(end - len(tensor), end) for end, tensor in zip(ends, tensors)]
+        ends = itertools.accumulate(map(len, arrays))
+        return [slice(end - len(array), end) for end, array in zip(ends, arrays)]
 
     def answer_the_rest(self, requests, messages):
         """messages: one per request, empty if it is good. Bad requests get a 400, the others their answer."""
@@ -145,18 +146,18 @@ def device_of(kind, device_id):
     raise pb_utils.TritonModelException(f"instance kind {kind} is not supported; use KIND_CPU or KIND_GPU")
 
 
-def input_tensor(request, name):
-    """A view of the request's tensor, in the memory that it came in."""
-    return torch.from_dlpack(pb_utils.get_input_tensor_by_name(request, name).to_dlpack())
+def input_array(request, name):
+    """A view of the request's tensor, in the memory that it came in. Triton hands Python models main memory only."""
+    return pb_utils.get_input_tensor_by_name(request, name).as_numpy()
 
 
-def join(tensors):
-    """One batch from the requests' tensors; a single request is not copied."""
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+def join(arrays):
+    """One batch from the requests' arrays; a single request is not copied."""
+    return torch.from_numpy(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
 
 
 def to_be_sent(spec, output):
-    """An output in main memory. Raises TypeError if it is not of the type that the configuration promises."""
+    """An output as a numpy array. Raises TypeError if it is not of the type that the configuration promises."""
     if output.dtype != DTYPES[spec["data_type"]]:
         raise TypeError(f"{spec['name']} is {output.dtype}, the configuration says {spec['data_type']}")
-    return output.cpu().contiguous()
+    return output.cpu().contiguous().numpy()
