@@ -15,15 +15,21 @@ from tests.checkpoints import make_checkpoint
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A checkpoint directory as Hugging Face reads it, and as this project exports it."""
+    """A checkpoint directory as Hugging Face reads it, and as this project exports it.
+
+    All is loaded when it is first asked for, and outside inference mode: what is loaded in it is of use in it only.
+    """
 
     directory: Path
 
     @cached_property
     def model(self):
+        import torch
         from transformers import AutoModelForSequenceClassification
 
-        return AutoModelForSequenceClassification.from_pretrained(self.directory, attn_implementation="eager").eval()
+        with torch.inference_mode(False):
+            model = AutoModelForSequenceClassification.from_pretrained(self.directory, attn_implementation="eager")
+        return model.eval()
 
     @cached_property
     def tokenizer(self):
@@ -33,9 +39,12 @@ class Subject:
 
     @cached_property
     def checkpoint(self):
+        import torch
+
         from build_scripts.checkpoint import load
 
-        return load(self.directory)
+        with torch.inference_mode(False):
+            return load(self.directory)
 
     def file(self, precision: str = "fp32") -> Path:
         from build_scripts.export import export
