@@ -49,7 +49,7 @@ def load(port: int, path: str, bodies: Sequence[object], concurrency: int, secon
     return Answers(answer["seconds"], latencies, answer["unanswered"])
 
 
-class Client:
+class Run:
     """What one run sends, and what came back. bodies: sent in order, over and over, whichever connection is free."""
 
     def __init__(self, port: int, path: str, bodies: Sequence[bytes]):
@@ -58,41 +58,68 @@ class Client:
         self.requests = [f"{head}{len(body)}\r\n\r\n".encode("ascii") + body for body in bodies]
         self.latencies_ms: dict[int, list[float]] = defaultdict(list)
         self.sent = self.answered = 0
-        self.last_answer = 0.0
+        self.end = self.last_answer = 0.0
 
     async def run(self, concurrency: int, seconds: float) -> float:
         """Returns the seconds from the first request to the last answer; none is sent after `seconds`."""
-        connections = [await asyncio.open_connection("127.0.0.1", self.port) for _ in range(concurrency)]
+        connect = asyncio.get_running_loop().create_connection
+        connections = [(await connect(lambda: Connection(self), "127.0.0.1", self.port))[1] for _ in range(concurrency)]
         start = self.last_answer = time.perf_counter()
-        senders = [asyncio.create_task(self._send(*connection, start + seconds)) for connection in connections]
-        done, unanswered = await asyncio.wait(senders, timeout=seconds + TIMEOUT_S)
-        for task in unanswered:
-            task.cancel()
-        for task in done:
-            task.result()  # raises what the task raised
+        self.end = start + seconds
+        for connection in connections:
+            connection.send_next()
+        done, _ = await asyncio.wait([connection.done for connection in connections], timeout=seconds + TIMEOUT_S)
+        for future in done:
+            future.result()  # raises what ended the connection
         return self.last_answer - start
 
-    async def _send(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, end: float) -> None:
-        while time.perf_counter() < end:
-            request = self.requests[self.sent % len(self.requests)]
-            self.sent += 1
-            start = time.perf_counter()
-            writer.write(request)
-            status = await read_answer(reader)
-            self.last_answer = time.perf_counter()
-            self.answered += 1
-            self.latencies_ms[status].append(1e3 * (self.last_answer - start))
-        writer.close()
 
+class Connection(asyncio.Protocol):
+    """Sends its next request when the one before was answered; `done` once no more are to be sent.
 
-async def read_answer(reader: asyncio.StreamReader) -> int:
-    """Read one answer to its end; returns its status."""
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    _, found, rest = head.partition(b"content-length:")
-    if not found:
-        raise ValueError(f"an answer without Content-Length: {head[:200]!r}")
-    await reader.readexactly(int(rest.split(b"\r\n", 1)[0]))
-    return int(head.split(b" ", 2)[1])
+    A protocol, because asyncio's streams switch tasks twice an answer, and that is taken from the server's cores.
+    """
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.received = b""
+        self.began = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self.transport = transport
+
+    def send_next(self) -> None:
+        self.began = time.perf_counter()
+        if self.began >= self.run.end:
+            self.done.set_result(None)
+            self.transport.close()
+            return
+        self.transport.write(self.run.requests[self.run.sent % len(self.run.requests)])
+        self.run.sent += 1
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        head, complete, body = self.received.partition(b"\r\n\r\n")
+        if not complete:
+            return
+        _, found, rest = head.lower().partition(b"content-length:")
+        if not found:
+            self.fail(ValueError(f"an answer without Content-Length: {head[:200]!r}"))
+        elif len(body) >= int(rest.split(b"\r\n", 1)[0]):
+            self.received = b""
+            self.run.last_answer = time.perf_counter()
+            self.run.answered += 1
+            self.run.latencies_ms[int(head.split(b" ", 2)[1])].append(1e3 * (self.run.last_answer - self.began))
+            self.send_next()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.fail(error or ConnectionError("the server closed a connection"))
+
+    def fail(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+            self.transport.close()
 
 
 def main() -> int:
@@ -103,13 +130,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, required=True)
     arguments = parser.parse_args()
     bodies = [json.dumps(body).encode("utf-8") for body in json.load(sys.stdin)]
-    client = Client(arguments.port, arguments.path, bodies)
+    run = Run(arguments.port, arguments.path, bodies)
     try:
-        seconds = asyncio.run(client.run(arguments.concurrency, arguments.seconds))
-    except (OSError, ValueError, asyncio.IncompleteReadError) as error:
+        seconds = asyncio.run(run.run(arguments.concurrency, arguments.seconds))
+    except (OSError, ValueError) as error:
         print(repr(error), file=sys.stderr)
         return 1
-    answer = {"seconds": seconds, "latencies_ms": client.latencies_ms, "unanswered": client.sent - client.answered}
+    answer = {"seconds": seconds, "latencies_ms": run.latencies_ms, "unanswered": run.sent - run.answered}
     json.dump(answer, sys.stdout)
     return 0
 
