@@ -96,12 +96,12 @@ def test_without_metrics_nobody_is_refused_and_that_is_said_once(admission):
 def test_a_flood_is_refused_at_once_and_leaves_no_trace(default_repository, tmp_path):
     """Times are the benchmark's; that everybody is answered, and the server as before, is tested here."""
     with running(default_repository, tmp_path / "output.txt", "--precision", "fp32") as server:
-        found = overload(server.address, server.process.pid, HEADLINES[:100], 3.0, tmp_path)
+        found = overload(server.address, server.process.pid, HEADLINES[:100], 3.0)
         assert "restarting" not in server.said()
     for calm in (found.before, found.after):
-        assert (len(calm.refused), calm.others, calm.unanswered) == (0, 0, 0)
-    flood = found.flood
-    assert (flood.others, flood.unanswered) == (0, 0)
-    assert len(flood.accepted) > FLOODING
-    assert len(flood.refused) > len(flood.accepted)
-    assert percentile(flood.refused, 0.5) < percentile(flood.accepted, 0.5)
+        assert (list(calm.latencies_ms), calm.unanswered) == ([200], 0)
+    assert (found.others, found.flood.unanswered) == (0, 0)
+    accepted, refused = found.flood.latencies_ms[200], found.flood.latencies_ms[503]
+    assert len(accepted) > FLOODING
+    assert len(refused) > len(accepted)
+    assert percentile(refused, 0.5) < percentile(accepted, 0.5)
