@@ -73,15 +73,12 @@ def round_up(tokens: int) -> int:
     return (tokens + step - 1) // step * step
 
 
-def attention_width(longest: int, texts: int) -> int:
-    """To how many tokens a bucket's texts are padded for attention.
+def attention_width(longest: int) -> int:
+    """To how many tokens the texts of a bucket are padded for attention, if their lengths differ.
 
     The small products run at half speed on widths that are not a multiple of 8, or below 16 (measured), which costs
-    more than the padding does; a text alone needs no padding, and to pad it would cost more than it saves. From 64 on
-    there are few widths, for the same reason as in round_up.
+    more than the padding does. From 64 on there are few widths, for the same reason as in round_up.
     """
-    if texts == 1 and longest < 64:
-        return longest
     step = 8 if longest < 64 else 16
     return max(16, (longest + step - 1) // step * step)
 
@@ -105,10 +102,10 @@ def plan_buckets(lengths: Tensor, heads: int, dtype: torch.dtype) -> list[Bucket
             tokens += seqlens[end]
             end += 1
         texts = end - first_text
-        longest = attention_width(longest, texts)
         if tokens == texts * longest:
             bucket = Bucket(first_text, texts, first_token, tokens, longest, True, unused, unused, unused, unused)
         else:
+            longest = attention_width(longest)
             own = lengths[first_text:end].unsqueeze(1)
             column = torch.arange(longest, device=device)
             head = torch.arange(heads, device=device)
