@@ -174,6 +174,8 @@ class Supervisor:
             if found.well:
                 last_success = time.monotonic()
                 continue
+            if broken := broken_process(server):  # since the probe began
+                return f"{broken}, and inference fails"
             if server.poll() is not None or success_count(self.address.http_url) not in (successes, -1):
                 continue
             if found.reason.startswith("HTTP 5") and not found.overloaded:
