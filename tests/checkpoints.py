@@ -210,7 +210,11 @@ def byte_pairs(special: tuple[str, ...]) -> tuple[dict[str, int], list[tuple[str
 
 @functools.cache
 def unigrams(special: tuple[str, ...]) -> list[tuple[str, float]]:
-    """Pieces and their log probabilities, the special tokens first."""
+    """Pieces and their log probabilities, the special tokens first.
+
+    Few decimals, so that a file gives them back exactly: "..." can be split two ways of equal probability, and then the
+    last bit decides.
+    """
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     unknown = next(token for token in special if token in ("<unk>", "[UNK]"))
@@ -218,7 +222,7 @@ def unigrams(special: tuple[str, ...]) -> list[tuple[str, float]]:
         vocab_size=500, special_tokens=list(special), unk_token=unknown, show_progress=False
     )
     tokenizer.train_from_iterator(corpus(), trainer)
-    return [(piece, score) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
+    return [(piece, round(score, 3)) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
 
 
 def byte_pair_tokenizer(max_length: int) -> PreTrainedTokenizerBase:
