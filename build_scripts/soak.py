@@ -1,7 +1,7 @@
-"""Drive mixed valid and hostile traffic, kill processes at random, and check every single answer.
+"""Drive mixed valid and hostile traffic, kill processes under it, and report what every single answer was worth.
 
 Three phases. The calm one kills nobody, so that resident memory early and late can be compared; then a flood; in the
-stormy one a random process of the server is killed or stopped now and then. Outside the flood every class id is
+stormy one the processes of the server are killed or stopped in turn. Outside the flood every class id is
 compared with plain Hugging Face's. A request may fail only in a recovery window: from a kill until the service answers
 again, RECOVERY_LIMIT_S at most.
 """
@@ -9,16 +9,11 @@ again, RECOVERY_LIMIT_S at most.
 from __future__ import annotations
 
 import contextlib
-import http.client
 import itertools
-import json
 import random
 import signal
-import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import psutil
 from tqdm import tqdm
@@ -26,50 +21,21 @@ from tqdm import tqdm
 from build_scripts import machine
 from build_scripts.build import build
 from build_scripts.health import probe
-from build_scripts.hostile import GENERATE, Hostile, hostile_requests
 from build_scripts.overload import Overload, overload, resident
 from build_scripts.overload import report as overload_report
 from build_scripts.processes import free_ports, running, wait_until
-from build_scripts.settings import BUILD, CLASSIFIER, DATA, TOKENIZER, Address, BuildOptions, ServingError
+from build_scripts.settings import BUILD, CLASSIFIER, TOKENIZER, Address, BuildOptions, ServingError
+from build_scripts.traffic import CLIENTS, Findings, Traffic, clients, make_traffic
 
-CLIENTS, TIMEOUT_S = 16, 15.0
 RECOVERY_LIMIT_S = 10.0
 CALM_SHARE, FLOOD_SHARE = 0.6, 0.05
 # The flood is of texts with fewer characters.
 SHORT = 120
 # Resident memory is compared after so many requests and at the end of the calm phase.
 WARM_REQUESTS = 10_000
-HOSTILE_SHARE, LIST_SHARE = 0.08, 0.05
 # Parts of command lines, struck in turn.
 VICTIMS = (f"/{TOKENIZER}/", f"/{CLASSIFIER}/", "bin/tritonserver")
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP)
-
-
-@dataclass
-class Findings:
-    """What happened; shared by all threads, changed under the lock."""
-
-    counts: Counter = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
-    recoveries: list[tuple[str, float]] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    window_until: float = 0.0
-
-    def note(self, what: str, example: str = "") -> None:
-        with self.lock:
-            self.counts["sent"] += 1
-            self.counts[what] += 1
-            if example and len(self.examples) < 20:
-                self.examples.append(f"{what}: {example}")
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """What may be sent, with what must come back."""
-
-    texts: list[str]
-    class_ids: dict[str, int]
-    hostile: list[Hostile]
 
 
 def soak(model: str, duration_s: float) -> bool:
@@ -93,30 +59,6 @@ def soak(model: str, duration_s: float) -> bool:
     print(f"written to {directory / 'report.md'}; the server's log is {log}")
     unanswered = course.flood.flood.unanswered + course.flood.others
     return not unanswered and not any(course.findings.counts[bad] for bad in ("wrong", "hung", "failed"))
-
-
-def make_traffic(model: str, max_length: int) -> Traffic:
-    """Texts with Hugging Face's class ids, one text at a time, and every hostile request but the largest."""
-    from build_scripts.checkpoint import load, resolve
-    from build_scripts.demo import demo_checkpoint, headlines
-    from build_scripts.parity import HOSTILE_TEXTS, reference
-
-    checkpoint = load(resolve(model) if model else demo_checkpoint(), max_length)
-    corpus = (DATA / "perf_corpus.txt").read_text(encoding="utf-8").splitlines()
-    foreign = (DATA / "calibration.txt").read_text(encoding="utf-8").splitlines()
-    texts = [*(text for _, text in headlines("heldout")), *corpus[:200], *foreign, *HOSTILE_TEXTS, *noise(300)]
-    texts = list(dict.fromkeys(text for text in texts if text.strip()))
-    class_ids = reference(checkpoint, texts).probabilities.argmax(1).tolist()
-    vocab_size = checkpoint.model.get_input_embeddings().num_embeddings
-    hostile = [r for r in hostile_requests(vocab_size, max_length, 64) if len(r.body) < 8 << 20]
-    return Traffic(texts, dict(zip(texts, class_ids)), hostile)
-
-
-def noise(count: int) -> list[str]:
-    """Random Unicode without surrogates, short and reproducible."""
-    rng = random.Random(11)
-    ranges = [(0x20, 0x7F), (0xA0, 0x250), (0x370, 0x530), (0x600, 0x700), (0x4E00, 0x9FFF), (0x1F300, 0x1F650)]
-    return ["".join(chr(rng.randrange(*rng.choice(ranges))) for _ in range(rng.randint(1, 80))) for _ in range(count)]
 
 
 @dataclass
@@ -146,26 +88,6 @@ def drive(supervisor: int, address: Address, traffic: Traffic, duration_s: float
     return Course(findings, memory, flood)
 
 
-@contextlib.contextmanager
-def clients(address: Address, traffic: Traffic, findings: Findings) -> Iterator[None]:
-    """CLIENTS closed loops in the background, until the block ends."""
-    stop = threading.Event()
-    threads = [
-        threading.Thread(target=client, args=(address, traffic, findings, stop, seed), daemon=True)
-        for seed in range(CLIENTS)
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(TIMEOUT_S + 5)
-            if thread.is_alive():
-                findings.note("hung", "a client never came back")
-
-
 def calm(supervisor: int, findings: Findings, seconds: float, progress: tqdm) -> dict[str, float]:
     """Resident MiB after WARM_REQUESTS ("early") and at the end ("late"), with the "requests" sent by then."""
     memory: dict[str, float] = {}
@@ -188,63 +110,6 @@ def storm(supervisor: int, address: Address, findings: Findings, seconds: float,
             strike(supervisor, address, findings, next(victims), rng.choice(SIGNALS))
             next_strike = time.monotonic() + rng.uniform(6, 12)
         progress.update(time.monotonic() - begin - elapsed)
-
-
-def client(address: Address, traffic: Traffic, findings: Findings, stop: threading.Event, seed: int) -> None:
-    """One closed loop over a kept connection; a new one after each failure."""
-    rng = random.Random(seed)
-    connection = http.client.HTTPConnection(address.client_host, address.http_port, timeout=TIMEOUT_S)
-    with contextlib.closing(connection):
-        while not stop.is_set():
-            try:
-                ask(connection, traffic, findings, rng)
-            except TimeoutError:
-                findings.note("hung", "no answer within the timeout")
-                connection.close()
-            except (OSError, http.client.HTTPException) as error:
-                excused = time.monotonic() < findings.window_until
-                findings.note("lost in a recovery" if excused else "failed", "" if excused else repr(error))
-                connection.close()
-                time.sleep(0.05)
-
-
-def ask(connection: http.client.HTTPConnection, traffic: Traffic, findings: Findings, rng: random.Random) -> None:
-    """Send one request of a random kind and judge its answer."""
-    kind = rng.random()
-    if kind < HOSTILE_SHARE:
-        bad = rng.choice(traffic.hostile)
-        status, body = send(connection, bad.path, bad.body, bad.headers)
-        judge(findings, bad.name, status, body, (status, bad.says in body) == (bad.status, True), "hostile, refused")
-        return
-    texts = rng.sample(traffic.texts, rng.randint(2, 12) if kind < HOSTILE_SHARE + LIST_SHARE else 1)
-    content = json.dumps({"TEXT": texts if len(texts) > 1 else texts[0]}).encode()
-    status, body = send(connection, GENERATE, content, {})
-    expected = [traffic.class_ids[text] for text in texts]
-    right = status == 200 and class_id(body) == (expected if len(texts) > 1 else expected[0])
-    judge(findings, repr(texts)[:200], status, body, right, "valid, answered")
-
-
-def class_id(body: str) -> object:
-    """What an answer says; None if it says nothing, so that it is judged wrong and does not end the client."""
-    try:
-        return json.loads(body)["CLASS_ID"]
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def send(connection: http.client.HTTPConnection, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
-    connection.request("POST", path, body, headers)
-    response = connection.getresponse()
-    return response.status, response.read().decode("utf-8", "replace")
-
-
-def judge(findings: Findings, name: str, status: int, body: str, right: bool, good: str) -> None:
-    if right:
-        findings.note(good)
-    elif status >= 500 and time.monotonic() < findings.window_until:
-        findings.note("lost in a recovery")
-    else:
-        findings.note("failed" if status >= 500 else "wrong", f"{name}: {status} {body[:200]}")
 
 
 def strike(supervisor: int, address: Address, findings: Findings, victim: str, number: signal.Signals) -> None:
