@@ -9,56 +9,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.checkpoints import FALLBACK_KINDS, KINDS, PACKED_KINDS
 from tests.texts import VARIED
+from tests.token_batches import MAX_LOGIT_ERROR, SAME, answers, assert_equals_hugging_face, batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MAX_LOGIT_ERROR = 1e-4
-# Between two ways of batching the same texts.
-SAME = 1e-5
 FAIRSEQ_KINDS = ("roberta", "xlm-roberta", "camembert")
-
-
-def batch(subject, lengths: list[int], width: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Random ids of the whole vocabulary, special tokens included: input_ids, attention_mask (texts, width) int64."""
-    generator = torch.Generator().manual_seed(seed)
-    mask = (torch.arange(width or max(lengths)) < torch.tensor(lengths)[:, None]).long()
-    ids = torch.randint(len(subject.tokenizer), mask.shape, generator=generator)
-    return torch.where(mask == 1, ids, subject.tokenizer.pad_token_id), mask
 
 
 def lognormal_lengths(texts: int, longest: int, seed: int) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(texts, generator=generator).mul(0.8).add(2.5).exp().long().clamp(1, longest).tolist()
-
-
-def eager(subject, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return subject.model(input_ids=input_ids, attention_mask=attention_mask).logits
-
-
-def answers(file, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """class ids (batch,), probabilities (batch, labels)."""
-    with torch.inference_mode():
-        class_id, probabilities = file(input_ids, attention_mask)
-    assert class_id.shape == (len(input_ids), 1)
-    assert class_id.dtype == torch.int64
-    assert probabilities.dtype == torch.float32
-    return class_id[:, 0], probabilities
-
-
-def assert_equals_hugging_face(subject, input_ids: Tensor, attention_mask: Tensor) -> None:
-    expected = eager(subject, input_ids, attention_mask)
-    with torch.inference_mode():
-        logits = subject.exported.logits(input_ids, attention_mask)
-    assert (logits - expected).abs().max() < MAX_LOGIT_ERROR
-    class_ids, probabilities = answers(subject.exported, input_ids, attention_mask)
-    assert class_ids.tolist() == expected.argmax(1).tolist()
-    assert (probabilities - expected.softmax(1)).abs().max() < MAX_LOGIT_ERROR
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -132,16 +96,6 @@ def test_order_neighbours_and_padding_change_nothing(subject, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_padded_columns_may_hold_any_id(subject, kind):
-    own = subject(kind)
-    ids, mask = batch(own, [9, 3, 30], width=40)
-    _, clean = answers(own.exported, ids, mask)
-    for filler in (5, -1, 10**12):
-        _, filled = answers(own.exported, torch.where(mask == 1, ids, filler), mask)
-        assert (filled - clean).abs().max() < SAME
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_a_mask_with_holes_equals_hugging_face(subject, kind):
     own = subject(kind)
     ids, mask = batch(own, [40, 33, 64, 12, 64], width=64)
@@ -149,84 +103,6 @@ def test_a_mask_with_holes_equals_hugging_face(subject, kind):
     mask[holes] = 0
     mask[:, 0] = 1
     assert_equals_hugging_face(own, ids, mask)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_text_counts_at_least_its_first_token(subject, kind):
-    own = subject(kind)
-    ids, mask = batch(own, [6, 20, 11], width=32)
-    first_alone = torch.zeros_like(mask)
-    first_alone[:, 0] = 1
-    _, expected = answers(own.exported, ids, first_alone)
-    _, empty = answers(own.exported, ids, torch.zeros_like(mask))
-    assert torch.equal(empty, expected)
-    without_first = mask.clone()
-    without_first[:, 0] = 0
-    _, expected = answers(own.exported, ids, mask)
-    _, found = answers(own.exported, ids, without_first)
-    assert torch.equal(found, expected)
-    assert (eager(own, ids, first_alone).softmax(1) - empty).abs().max() < MAX_LOGIT_ERROR
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_any_mask_value_but_zero_counts_as_one(subject, kind):
-    own = subject(kind)
-    ids, mask = batch(own, [6, 20, 11], width=32)
-    _, expected = answers(own.exported, ids, mask)
-    for value in (2, -1, 255, 2**62):
-        _, found = answers(own.exported, ids, mask * value)
-        assert torch.equal(found, expected)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("bad_id", [-1, "vocab_size", 2**40, -(2**63), 2**63 - 1])
-def test_an_unknown_id_costs_only_its_own_row(subject, kind, bad_id):
-    own = subject(kind)
-    vocab_size = own.model.get_input_embeddings().num_embeddings
-    bad_id = vocab_size if bad_id == "vocab_size" else bad_id
-    ids, mask = batch(own, [7, 20, 11], width=32)
-    clean_ids, clean = answers(own.exported, ids, mask)
-    ids[1, 4] = bad_id
-    class_ids, probabilities = answers(own.exported, ids, mask)
-    assert class_ids.tolist() == [clean_ids[0], -1, clean_ids[2]]
-    assert probabilities[1].isnan().all()
-    assert (probabilities[[0, 2]] - clean[[0, 2]]).abs().max() < SAME
-    complaints = own.exported.check_inputs(ids, mask)
-    assert [bool(complaint) for complaint in complaints] == [False, True, False]
-    assert f"token id {bad_id} in column 4" in complaints[1]
-    assert f"0 to {vocab_size - 1}" in complaints[1]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_columns_beyond_the_positions_are_refused_if_they_count(subject, kind):
-    own = subject(kind)
-    ids, mask = batch(own, [7, 128, 11], width=150)
-    _, expected = answers(own.exported, ids[:, :128], mask[:, :128])
-    class_ids, probabilities = answers(own.exported, ids, mask)
-    assert (probabilities - expected).abs().max() < SAME
-    assert own.exported.check_inputs(ids, mask) == []
-    mask[2, 140] = 1
-    class_ids, probabilities = answers(own.exported, ids, mask)
-    assert class_ids[2] == -1
-    assert probabilities[2].isnan().all()
-    assert (probabilities[:2] - expected[:2]).abs().max() < SAME
-    complaints = own.exported.check_inputs(ids, mask)
-    assert complaints[:2] == ["", ""]
-    assert "column 140" in complaints[2]
-    assert "0 to 127" in complaints[2]
-
-
-@pytest.mark.parametrize(("ids_width", "mask_width"), [(8, 9), (9, 8), (8, 0), (0, 8), (0, 0)])
-@pytest.mark.parametrize("kind", ["bert", "albert"])
-def test_inputs_of_different_widths_are_never_answered(subject, kind, ids_width, mask_width):
-    ids = torch.full((2, ids_width), 5)
-    mask = torch.ones((2, mask_width), dtype=torch.int64)
-    complaints = subject(kind).exported.check_inputs(ids, mask)
-    assert len(complaints) == 2
-    assert all(f"{ids_width} columns and INPUT__1 {mask_width}" in complaint for complaint in complaints)
-    # NVIDIA's backend does not ask check_inputs first.
-    with pytest.raises((RuntimeError, torch.jit.Error)):
-        answers(subject(kind).exported, ids, mask)
 
 
 @pytest.mark.parametrize("kind", FAIRSEQ_KINDS)
@@ -237,54 +113,11 @@ def test_a_padding_token_in_the_text_itself_equals_hugging_face(subject, kind):
     assert_equals_hugging_face(own, inputs["input_ids"], inputs["attention_mask"])
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "albert"])
-def test_multi_label_probabilities_are_sigmoids(subject, kind):
-    own = subject(kind, multi_label=True)
-    ids, mask = batch(own, [5, 60, 17], width=64)
-    logits = eager(own, ids, mask)
-    class_ids, probabilities = answers(own.exported, ids, mask)
-    assert (probabilities - logits.sigmoid()).abs().max() < MAX_LOGIT_ERROR
-    assert class_ids.tolist() == logits.argmax(1).tolist()
-
-
 @settings(max_examples=40, deadline=None)
 @given(lengths=st.lists(st.integers(1, 70), min_size=1, max_size=16), seed=st.integers(0, 9), wider=st.integers(0, 9))
 @pytest.mark.parametrize("kind", ["bert", "roberta", "mpnet"])
 def test_any_batch_of_lengths_equals_hugging_face(subject, kind, lengths, seed, wider):
     assert_equals_hugging_face(subject(kind), *batch(subject(kind), lengths, max(lengths) + wider, seed))
-
-
-# Ids around both ends of a vocabulary, masks that are none, rows of any width.
-any_id = st.one_of(st.integers(0, 50), st.sampled_from([-1, 499, 500, 501, 2**31, -(2**63), 2**63 - 1]))
-any_mask = st.sampled_from([0, 1, 1, 1, -1, 7])
-any_rows = st.tuples(st.integers(1, 140), st.integers(1, 4)).flatmap(
-    lambda shape: st.lists(
-        st.lists(st.tuples(any_id, any_mask), min_size=shape[0], max_size=shape[0]),
-        min_size=shape[1],
-        max_size=shape[1],
-    )
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(rows=any_rows)
-@pytest.mark.parametrize("kind", ["bert", "albert"])
-def test_any_integers_are_answered_or_refused_row_by_row(subject, kind, rows):
-    own = subject(kind)
-    ids, mask = torch.tensor(rows).unbind(2)
-    counts = mask != 0
-    counts[:, 0] = True
-    known = (ids >= 0) & (ids < own.model.config.vocab_size) & (torch.arange(ids.size(1)) < 128)
-    refused = (counts & ~known).any(1)
-    class_ids, probabilities = answers(own.exported, ids, mask)
-    assert ((class_ids == -1) == refused).all()
-    assert (probabilities.isnan().all(1) == refused).all()
-    complaints = own.exported.check_inputs(ids, mask) or [""] * len(ids)
-    assert [complaint != "" for complaint in complaints] == refused.tolist()
-    if not refused.all():
-        good = ids[~refused, :128] * counts[~refused, :128]
-        expected = eager(own, good, counts[~refused, :128].long()).softmax(1)
-        assert (probabilities[~refused] - expected).abs().max() < MAX_LOGIT_ERROR
 
 
 @pytest.mark.parametrize("kind", KINDS)
