@@ -12,6 +12,9 @@ import pytest
 
 from tests.checkpoints import make_checkpoint
 
+# So that a failing assert in these shows its values, as one in a test does.
+pytest.register_assert_rewrite("tests.token_batches", "tests.trees")
+
 
 @dataclass(frozen=True, eq=False)
 class Subject:
