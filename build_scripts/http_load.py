@@ -1,5 +1,7 @@
 """A closed-loop HTTP client: so many open connections, each sending its next request as soon as it was answered.
 
+A connection that was refused with a 503 waits RETRY_AFTER_S first, or refusals would be all that the machine computes.
+
 `load` runs it as a process of its own, so that its work does not wait for the caller's, in one thread, so that it takes
 little from whoever is measured. It knows nothing of what it sends; the same client loads every service that is
 compared, and floods ours.
@@ -21,6 +23,7 @@ from build_scripts.settings import ServingError
 
 # After the last request was sent, answers are waited for this long.
 TIMEOUT_S = 60.0
+RETRY_AFTER_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,12 @@ class Connection(asyncio.Protocol):
             self.received = b""
             self.run.last_answer = time.perf_counter()
             self.run.answered += 1
-            self.run.latencies_ms[int(head.split(b" ", 2)[1])].append(1e3 * (self.run.last_answer - self.began))
-            self.send_next()
+            status = int(head.split(b" ", 2)[1])
+            self.run.latencies_ms[status].append(1e3 * (self.run.last_answer - self.began))
+            if status == 503:
+                asyncio.get_running_loop().call_later(RETRY_AFTER_S, self.send_next)
+            else:
+                self.send_next()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.fail(error or ConnectionError("the server closed a connection"))

@@ -9,10 +9,11 @@ import psutil
 
 from build_scripts import http_load
 from build_scripts.hostile import INFER
-from build_scripts.http_load import Answers
+from build_scripts.http_load import RETRY_AFTER_S, Answers
 from build_scripts.settings import Address
 
-# Sixteen clients keep both cores busy; the flood has twenty times as many, and they retry at once when refused.
+# Sixteen clients keep both cores busy. The flood has twenty times as many, and with the pause that they make when they
+# are refused they send about twenty times what is served.
 SATURATING, FLOODING = 16, 320
 SETTLE_S = 5.0
 
@@ -72,7 +73,7 @@ def report(found: Overload) -> list[str]:
     accepted, refused = flood.latencies_ms.get(200, []), flood.latencies_ms.get(503, [])
     return [
         f"{FLOODING} clients for {flood.seconds:.0f} s, where {SATURATING} saturate the server; who is refused retries "
-        "at once, without pause.",
+        f"after {1e3 * RETRY_AFTER_S:.0f} ms.",
         "",
         "| | requests | p50, ms | p99, ms | longest, ms |",
         "|---|---|---|---|---|",

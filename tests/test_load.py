@@ -22,10 +22,14 @@ from tests.texts import VARIED
 
 
 class Recorder(ThreadingHTTPServer):
-    """Answers every POST after a moment; keeps the bodies, and how many were worked on at once."""
+    """Answers every POST after a moment; keeps the bodies, and how many were worked on at once.
+
+    pauses: seconds between an answer and the next request on its connection.
+    """
 
     def __init__(self, status: int = 200):
         self.bodies: list[str] = []
+        self.pauses: list[float] = []
         self.at_once = self.most_at_once = self.connections = 0
         self.lock = threading.Lock()
         recorder = self
@@ -36,10 +40,13 @@ class Recorder(ThreadingHTTPServer):
             def setup(self):
                 super().setup()
                 recorder.connections += 1
+                self.answered_at = None
 
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["Content-Length"])).decode()
                 with recorder.lock:
+                    if self.answered_at is not None:
+                        recorder.pauses.append(time.monotonic() - self.answered_at)
                     recorder.bodies.append(body)
                     recorder.at_once += 1
                     recorder.most_at_once = max(recorder.most_at_once, recorder.at_once)
@@ -49,6 +56,7 @@ class Recorder(ThreadingHTTPServer):
                 self.send_response(status)
                 self.send_header("Content-Length", "2")
                 self.end_headers()
+                self.answered_at = time.monotonic()
                 self.wfile.write(b"{}")
 
             def log_message(self, *_):
@@ -88,6 +96,13 @@ def test_the_client_counts_refusals_apart():
     answers = answers_of(server, concurrency=2)
     assert {status: len(ms) for status, ms in answers.latencies_ms.items()} == {503: len(server.bodies)}
     assert answers.rate == 0
+
+
+def test_who_is_refused_pauses_before_the_next_request():
+    server = Recorder(status=503)
+    answers_of(server, concurrency=2)
+    assert len(server.pauses) == len(server.bodies) - 2 > 0
+    assert min(server.pauses) >= http_load.RETRY_AFTER_S
 
 
 def test_a_load_on_nobody_is_an_error_that_names_the_port():
