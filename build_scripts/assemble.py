@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import filecmp
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from build_scripts.settings import ENSEMBLE, SOURCE_REPOSITORY, ServingError
 # Live, the one before (for a rollback), and one in reserve.
 KEPT_RELEASES = 3
 MANIFEST = "manifest.json"
+CONFIG = "config.pbtxt"
 # BUILD_LOCK is held by whoever builds. SWITCH_LOCK is held for the instant of a switch, and by a server while it loads.
 BUILD_LOCK, SWITCH_LOCK = ".build.lock", ".switch.lock"
 DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
@@ -42,48 +44,56 @@ def read_manifest(release: Path) -> dict:
 
 
 @contextlib.contextmanager
-def locked(repository: Path) -> Iterator[None]:
-    """Only one process builds or switches a repository at a time; others wait, and say so.
+def locked(directory: Path) -> Iterator[None]:
+    """Only one process builds or switches in a directory at a time; others wait, and say so.
 
-    Raises ServingError if the repository cannot be written to, or when its disk is full.
+    Raises ServingError if the directory cannot be written to, or when its disk is full.
     """
     try:
-        repository.mkdir(parents=True, exist_ok=True)
-        lock = (repository / BUILD_LOCK).open("a")
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / BUILD_LOCK).open("a")
     except OSError as error:
         raise ServingError(
-            f"MODEL_REPOSITORY={repository}: {error.strerror}; expected a directory that this user may write to"
+            f"{directory} cannot be used: {error.strerror}; expected a directory that this user may write to"
         ) from error
     with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"another build is at work in {repository}; waiting for it", flush=True)
+            print(f"another build is at work in {directory}; waiting for it", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield
         except Exception as error:  # copytree and tokenizers raise types of their own when a disk is full
             if any(reason in str(error) for reason in DISK_FULL):
                 raise ServingError(
-                    f"no space left in {repository}; a release needs about four times the checkpoint's size while it "
-                    "is built. Free some space and run it again: what was there before is untouched"
+                    f"no space left in {directory}; a build needs about four times the checkpoint's size while it "
+                    "works. Free some space and run it again: what was there before is untouched"
                 ) from error
             raise
 
 
 def copy_sources(repository: Path) -> None:
-    """Give another repository the committed configs, model.py and links; it is then complete by itself."""
+    """Give another repository the committed configs, model.py and links; it is then complete by itself.
+
+    A config that differs there is its owner's, and stays.
+    """
     if repository.resolve() == SOURCE_REPOSITORY:
         return
     ignored = shutil.ignore_patterns("releases", "live", ".*.lock", "__pycache__")
 
-    def missing(directory: str, names: list[str]) -> set[str]:
-        # copytree refuses to make a link a second time.
+    def not_copied(directory: str, names: list[str]) -> set[str]:
         there = repository / Path(directory).relative_to(SOURCE_REPOSITORY)
-        return ignored(directory, names) | {name for name in names if (there / name).is_symlink()}
+        # copytree refuses to make a link a second time.
+        kept = ignored(directory, names) | {name for name in names if (there / name).is_symlink()}
+        config = there / CONFIG
+        if config.exists() and not filecmp.cmp(config, Path(directory) / CONFIG, shallow=False):
+            print(f"{config} differs from the project's and is kept; remove it to get the project's", flush=True)
+            kept.add(CONFIG)
+        return kept
 
     shutil.copytree(
-        SOURCE_REPOSITORY, repository, symlinks=True, ignore=missing, dirs_exist_ok=True, copy_function=copy_whole
+        SOURCE_REPOSITORY, repository, symlinks=True, ignore=not_copied, dirs_exist_ok=True, copy_function=copy_whole
     )
 
 

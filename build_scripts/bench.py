@@ -22,6 +22,7 @@ from build_scripts.demo import demo_checkpoint
 from build_scripts.export import DTYPES, export
 from build_scripts.flops import classifier_flops
 from build_scripts.machine import cores, cpu_precisions
+from build_scripts.packed_linear import PackedLinear
 from build_scripts.settings import BUILD
 from build_scripts.timing import MOST_CALLS, ROUNDS, interleaved
 
@@ -88,13 +89,14 @@ def equal_lengths(lengths: list[int]) -> list[int]:
 def random_batch(checkpoint: Checkpoint, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Random tokens between the special ones; input_ids, attention_mask: (len(lengths), max_length) int64."""
     tokenizer, rows = checkpoint.tokenizer, checkpoint.model.get_input_embeddings().num_embeddings
-    first, last = tokenizer("")["input_ids"][0], tokenizer("")["input_ids"][-1]
+    special = tokenizer("")["input_ids"]  # [CLS] and [SEP], or whatever this tokenizer adds
     shape = (len(lengths), checkpoint.max_length)
     ids = torch.randint(min(1000, rows // 2), rows, shape, generator=torch.Generator().manual_seed(3))
     mask = torch.zeros(shape, dtype=torch.int64)
     for row, length in enumerate(lengths):
-        ids[row, 0], ids[row, length - 1], ids[row, length:] = first, last, tokenizer.pad_token_id
-        mask[row, :length] = 1
+        ids[row, length:], mask[row, :length] = tokenizer.pad_token_id, 1
+        if special:
+            ids[row, 0], ids[row, length - 1] = special[0], special[-1]
     return ids, mask
 
 
@@ -121,6 +123,6 @@ def variants_of(
 def large_product(dtype: torch.dtype) -> Callable[[], torch.Tensor]:
     """The matrix product of the classifier's linear layers, at a size that keeps every core busy."""
     rows, columns, inner = PEAK_SHAPE
-    x, bias = torch.randn(rows, inner).to(dtype), torch.zeros(columns).to(dtype)
-    weight = torch.ops.mkldnn._reorder_linear_weight(torch.randn(columns, inner).to(dtype), rows)
-    return lambda: torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "none")
+    x = torch.randn(rows, inner).to(dtype)
+    layer = PackedLinear(torch.randn(columns, inner), torch.zeros(columns), dtype=dtype)
+    return lambda: layer(x)

@@ -12,19 +12,19 @@ from pathlib import Path
 from build_scripts import assemble
 from build_scripts.demo import demo_checkpoint, headlines
 from build_scripts.machine import cpu_precisions, has_gpu
-from build_scripts.settings import PROJECT, SOURCE_REPOSITORY, BuildOptions, ServingError
+from build_scripts.settings import CALIBRATION, PROJECT, SOURCE_REPOSITORY, BuildOptions, ServingError
 
 # Changing one of these changes what a build writes.
 INGREDIENT_MODULES = (
     "architectures", "build", "checkpoint", "classifier", "export", "machine", "packed_bert", "packed_linear",
-    "packing", "parity", "precision", "trimmed",
+    "packing", "parity", "precision", "settings", "trimmed",
 )  # fmt: skip
 INGREDIENT_PACKAGES = ("torch", "transformers", "tokenizers")
 
 
 @dataclass(frozen=True)
 class Built:
-    """What is live now. changed: False if it already was."""
+    """A complete release. changed: False if it was live already."""
 
     release: Path
     manifest: dict
@@ -44,11 +44,13 @@ def build(options: BuildOptions) -> Built:
         return Built(release, assemble.read_manifest(release), changed)
 
 
-def build_release(options: BuildOptions) -> str:
-    """Make sure that the release exists, without switching to it; returns its id."""
+def build_release(options: BuildOptions) -> Built:
+    """Make sure that the release exists, without switching to it. changed: whether the live one is another."""
     source = _checkpoint_directory(options)
     with assemble.locked(options.repository):
-        return _make_release(options, source).name
+        release = _make_release(options, source)
+        changed = assemble.live_release(options.repository) != release.resolve()
+        return Built(release, assemble.read_manifest(release), changed)
 
 
 def _make_release(options: BuildOptions, source: Path) -> Path:
@@ -66,8 +68,8 @@ def fingerprint(options: BuildOptions, source: Path) -> str:
     """Twelve hex digits that change whenever the release would: the checkpoint's content, options, code, versions."""
     digest = hashlib.sha256()
     modules = [PROJECT / "build_scripts" / f"{name}.py" for name in INGREDIENT_MODULES]
-    calibration = [options.calibration] if options.calibration else []
-    for path in [*sorted(p for p in source.iterdir() if p.is_file()), *modules, *calibration]:
+    calibration = options.calibration or CALIBRATION
+    for path in [*sorted(p for p in source.iterdir() if p.is_file()), *modules, calibration]:
         digest.update(f"{path.name}:{path.stat().st_size}\n".encode())
         with path.open("rb") as file:
             while block := file.read(1 << 20):

@@ -12,6 +12,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from build_scripts.assemble import CONFIG
 from build_scripts.control import RELEASE_PARAMETER
 from build_scripts.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, ServingError
 
@@ -29,7 +30,7 @@ def configured(
     The parameter makes Triton load a model again whose files are no newer than those it has read, as those of an older
     release are, and it tells `make status` what is loaded. models: what the ensemble's steps are to be called instead.
     """
-    file = repository / name / "config.pbtxt"
+    file = repository / name / CONFIG
     try:
         config = text_format.Parse(file.read_text(encoding="utf-8"), ModelConfig())
     except text_format.ParseError as error:
@@ -50,7 +51,7 @@ def configured(
 def stage(repository: Path, staging: Path, directory: Path) -> None:
     """Write the candidate's three model directories: copies, whose links lead to this release, not to the live one."""
     names = candidate_names(directory.name)
-    ignored = shutil.ignore_patterns("live", "releases", "__pycache__", "config.pbtxt", ".*")
+    ignored = shutil.ignore_patterns("live", "releases", "__pycache__", CONFIG, ".*")
     for name, new_name in names.items():
         target = staging / new_name
         shutil.rmtree(target, ignore_errors=True)
@@ -60,4 +61,4 @@ def stage(repository: Path, staging: Path, directory: Path) -> None:
             link.unlink()
             link.symlink_to(artefact)
         config = configured(repository, directory.name, name, rename=True, models=names)
-        (target / "config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
+        (target / CONFIG).write_text(text_format.MessageToString(config), encoding="utf-8")

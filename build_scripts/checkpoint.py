@@ -182,7 +182,8 @@ def _positions(model: nn.Module) -> int:
     embeddings = getattr(model.base_model, "embeddings", None)
     table = getattr(embeddings, "position_embeddings", None)
     if table is None:
-        return getattr(model.config, "max_position_embeddings", None) or LONGEST_MAX_LENGTH
+        known = getattr(model.config, "max_position_embeddings", None) or 0
+        return known if known > 0 else LONGEST_MAX_LENGTH  # XLNet says -1: relative positions have no limit
     # RoBERTa and its kin number positions from padding_idx + 1 on, MPNet too.
     skipped = 0 if table.padding_idx is None else table.padding_idx + 1
     return table.num_embeddings - skipped
@@ -222,7 +223,13 @@ def _check_vocabulary(checkpoint: Checkpoint) -> None:
 def _check_logits(checkpoint: Checkpoint) -> None:
     with torch.inference_mode():
         input_ids, attention_mask = checkpoint.tokenize(SAMPLE_TEXTS)
-        logits = checkpoint.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        try:
+            logits = checkpoint.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        except Exception as error:  # a forward may raise anything; all mean that nobody can be answered
+            raise ServingError(
+                f"the model in {checkpoint.path} cannot classify {len(SAMPLE_TEXTS)} texts at once "
+                f"({_first_line(error)}); expected one that takes padded batches: mend config.json"
+            ) from error
     if not torch.isfinite(logits).all():
         raise ServingError(
             f"the model in {checkpoint.path} gives logits that are not finite numbers (NaN or infinity); "

@@ -59,9 +59,16 @@ def batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def text_input(texts: list[str]) -> triton.InferInput:
-    """TEXT, BYTES (len(texts), 1)."""
+    """TEXT, BYTES (len(texts), 1). Raises ServingError for a str that is no Unicode text."""
     tensor = triton.InferInput("TEXT", [len(texts), 1], "BYTES")
-    tensor.set_data_from_numpy(np.array([[text.encode("utf-8")] for text in texts], dtype=np.object_))
+    try:
+        encoded = [[text.encode("utf-8")] for text in texts]
+    except UnicodeEncodeError as error:
+        raise ServingError(
+            f"a text has the code point U+{ord(error.object[error.start]):04X} at {error.start}, half a character or "
+            "a byte that is not UTF-8; expected Unicode text"
+        ) from error
+    tensor.set_data_from_numpy(np.array(encoded, dtype=np.object_))
     return tensor
 
 
@@ -70,7 +77,12 @@ def _outputs() -> list[triton.InferRequestedOutput]:
     return [triton.InferRequestedOutput("CLASS_ID"), triton.InferRequestedOutput("PROBABILITIES", class_count=1)]
 
 
+def is_overload(error: InferenceServerException) -> bool:
+    """Whether the server lives and refuses, because too many requests wait: it calls that UNAVAILABLE too."""
+    return "overload:" in error.message()
+
+
 def _explain(error: InferenceServerException, url: str) -> str:
-    if "UNAVAILABLE" in str(error.status()) and "queue" not in error.message():
+    if "UNAVAILABLE" in str(error.status()) and not is_overload(error):
         return f"no server answers at {url}; start one with `make serve`, or set GRPC_PORT=… to its port"
     return f"the server at {url} refused: {error.message()}"

@@ -5,6 +5,7 @@ Triton takes these calls only from who sends the key that lies in the supervisor
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from google.protobuf.json_format import MessageToJson
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException
 
-from build_scripts.client import text_input
+from build_scripts.client import is_overload, text_input
 from build_scripts.run_state import read_state
 from build_scripts.server import CONTROL_HEADER, LOAD_LIMIT_S
 from build_scripts.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, ServingError
@@ -24,6 +25,9 @@ GRPC_HEADER = f"triton-grpc-protocol-{CONTROL_HEADER}"
 RELEASE_PARAMETER = "release"
 # An ordinary text, an empty one, one beyond ASCII and one that is truncated.
 PROBE_TEXTS = ["health", "", "中文 \U0001f642", "long " * 600]
+
+# While clients keep the server at its limit, a question of ours is refused like theirs; so long it is asked again.
+OVERLOAD_LIMIT_S, ASK_AGAIN_S = 60.0, 0.05
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,17 @@ class Control:
         return [label for _, _, label in sorted(best, key=lambda parts: int(parts[1]))]
 
     def _call(self, method: Any, *arguments: Any, **options: Any) -> Any:
-        try:
-            return method(*arguments, client_timeout=LOAD_LIMIT_S, **options)
-        except InferenceServerException as error:
-            if "UNAVAILABLE" in str(error.status()):
-                raise ServingError(
-                    f"the server at {self.state.grpc_url} does not answer ({error.message()}); if `make serve` still "
-                    "runs, it starts it again: see `make health`"
-                ) from error
-            raise ServingError(error.message()) from error
+        deadline = time.monotonic() + OVERLOAD_LIMIT_S
+        while True:
+            try:
+                return method(*arguments, client_timeout=LOAD_LIMIT_S, **options)
+            except InferenceServerException as error:
+                if is_overload(error) and time.monotonic() < deadline:
+                    time.sleep(ASK_AGAIN_S)
+                    continue
+                if "UNAVAILABLE" in str(error.status()) and not is_overload(error):
+                    raise ServingError(
+                        f"the server at {self.state.grpc_url} does not answer ({error.message()}); if `make serve` "
+                        "still runs, it starts it again: see `make health`"
+                    ) from error
+                raise ServingError(error.message()) from error

@@ -24,7 +24,7 @@ PROBE_TEXT = "health"
 
 @dataclass(frozen=True)
 class Health:
-    """overloaded: the server lives and refuses work because its queue is full."""
+    """overloaded: the server lives and refuses, because too many requests wait."""
 
     well: bool
     reason: str

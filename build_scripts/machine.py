@@ -9,6 +9,7 @@ from pathlib import Path
 # CPU flags of /proc/cpuinfo that mean native matrix products; without them a precision is emulated.
 NATIVE_CPU_FLAGS = {"bf16": {"avx512_bf16", "amx_bf16", "bf16"}, "fp16": {"avx512_fp16", "amx_fp16"}}
 CPUINFO = Path("/proc/cpuinfo")
+DEVICES = Path("/dev")
 
 
 def cpu_flags(cpuinfo: Path = CPUINFO) -> set[str]:
@@ -24,7 +25,7 @@ def cpu_precisions(cpuinfo: Path = CPUINFO) -> list[str]:
 
 def has_gpu() -> bool:
     """Whether an NVIDIA GPU is visible, without loading anything that could use it."""
-    return Path("/dev/nvidia0").exists()
+    return any(DEVICES.glob("nvidia[0-9]*"))
 
 
 def cores() -> int:

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from build_scripts.checkpoint import Checkpoint
-from build_scripts.settings import DATA, ServingError
+from build_scripts.settings import CALIBRATION, ServingError
 
 # Two classes whose probabilities differ by less are a near tie: any rounding may decide it.
 NEAR_TIE = 0.01
@@ -51,7 +51,7 @@ def calibration_texts(file: Path | None = None) -> list[str]:
     Raises ServingError if the file holds none.
     """
     try:
-        lines = (file or DATA / "calibration.txt").read_text(encoding="utf-8").splitlines()
+        lines = (file or CALIBRATION).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ServingError(f"CALIBRATION={file} is not UTF-8 (byte {error.start}); convert it first") from error
     texts = [line for line in lines if line.strip()]

@@ -13,6 +13,7 @@ import json
 import sys
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -59,15 +60,15 @@ def perf(options: BuildOptions, address: Address, seconds: float) -> Path:
 def server(options: BuildOptions, address: Address) -> Iterator[Address]:
     """Where to find the server that runs on `address`, or one that is started now and stopped afterwards."""
     if health.probe(address.http_url, 5.0).well:
-        repository = Path(read_state(address.http_port).repository)
-        served = read_manifest(live_release(repository))["checkpoint"]
+        state = read_state(address.http_port)
+        served = read_manifest(live_release(Path(state.repository)))["checkpoint"]
         if options.model and served != options.model:
             raise ServingError(
                 f"the server on HTTP_PORT={address.http_port} serves {served}, not MODEL={options.model}; "
                 "stop it, or name a free HTTP_PORT"
             )
         print(f"measuring the server that runs on {address.http_url}", file=sys.stderr)
-        yield address
+        yield replace(address, grpc_port=int(state.grpc_url.rpartition(":")[2]))
         return
     # Built here, so that the supervisor that is measured below never had to load torch.
     build(options)
@@ -133,8 +134,7 @@ def write(
     sections.append(
         "The mean is the client's. Queue, tokenizer and classifier come from the server's counters: waiting in both "
         "models' queues, and the models themselves, where a request counts the whole time of the batch it was in. The "
-        "rest is the ensemble's scheduling, gRPC and perf_analyzer. Batch fill is inferences per execution. The "
-        "counters include the supervisor's own probe, one short text every 0.4 s."
+        "rest is the ensemble's scheduling, gRPC and perf_analyzer. Batch fill is inferences per execution."
     )
     text = "\n\n".join(sections)
     print(text)

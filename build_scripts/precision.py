@@ -59,7 +59,8 @@ def native_precisions(device: str) -> list[str]:
 def choose(checkpoint: Checkpoint, asked: str, expected: Reference, directory: Path) -> Choice:
     """Export into `directory`, one file a precision, measure, choose. Raises ServingError if fp32 answers wrongly."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    names = native_precisions(device) if asked == "auto" else [asked]
+    # fp32 always comes first: it tells a graph that computes something else from a precision that rounds.
+    names = native_precisions(device) if asked == "auto" else list(dict.fromkeys(["fp32", asked]))
     graphs = {name: export(checkpoint, name, file_of(directory, name)) for name in names}
     parities = {name: measure(file_of(directory, name), checkpoint, expected, device) for name in names}
     times = timings({name: file_of(directory, name) for name in names}, checkpoint, expected.texts, device)
@@ -67,8 +68,9 @@ def choose(checkpoint: Checkpoint, asked: str, expected: Reference, directory: P
         Attempt(name, graphs[name], parities[name], times[name], passes(parities[name], name)) for name in names
     ]
     _refuse_wrong_graph(checkpoint, attempts)
-    passed = [attempt for attempt in attempts if attempt.passed] or attempts  # an explicit precision is obeyed
-    return Choice(min(passed, key=lambda attempt: attempt.milliseconds), attempts, device)
+    # A precision that was asked for is obeyed, passed or not.
+    eligible = [attempt for attempt in attempts if (attempt.passed if asked == "auto" else attempt.precision == asked)]
+    return Choice(min(eligible, key=lambda attempt: attempt.milliseconds), attempts, device)
 
 
 def file_of(directory: Path, precision: str) -> Path:

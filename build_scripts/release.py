@@ -35,6 +35,7 @@ from build_scripts.build import build_release
 from build_scripts.candidate import candidate_names, configured, stage
 from build_scripts.control import Control, Running
 from build_scripts.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, BuildOptions, ServingError
+from build_scripts.summary import print_build
 
 # A request is scheduled milliseconds after it looked up its model (a 60 MiB body: 0.8 s), however long it then waits.
 DRAIN_LIMIT_S = 10.0
@@ -43,8 +44,9 @@ DRAIN_LIMIT_S = 10.0
 def release(options: BuildOptions, http_port: int) -> None:
     """Build what the options ask for into the running server's repository, and put it live."""
     with Control(http_port) as control:
-        release_id = build_release(replace(options, repository=Path(control.state.repository)))
-        go_live(control, release_id)
+        built = build_release(replace(options, repository=Path(control.state.repository)))
+        print_build(built)
+        go_live(control, built.release.name)
 
 
 def rollback(http_port: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import platform
 import resource
@@ -163,6 +164,11 @@ def check_ports(address: Address) -> None:
             try:
                 probe.bind((address.host, port))
             except OSError as error:
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                    raise ServingError(
+                        f"HOST={address.host} is no IPv4 address of this machine ({error.strerror}); expected "
+                        "127.0.0.1, 0.0.0.0 for all, or one of its own"
+                    ) from error
                 raise ServingError(
                     f"{name}={port} cannot be used on {address.host} ({error.strerror}); "
                     f"stop what listens there, or choose another port with {name}=…"
@@ -208,12 +214,12 @@ def group_exists(group: int) -> bool:
 
 
 def launch(
-    installation: Installation, repositories: list[Path], address: Address, control_key: str, log: Path | None = None
+    installation: Installation, repositories: list[Path], address: Address, control_key: str, log: Path
 ) -> TritonProcess:
     """Start tritonserver on the live release. It ends when its parent does, however that ends.
 
-    control_key: who sends it in the header CONTROL_HEADER may load and unload models. log: a file, or None for the
-    terminal.
+    control_key: who sends it in the header CONTROL_HEADER may load and unload models. log: the server's output goes
+    to its end.
     """
     prefix = f"text_classifier_{os.getpid()}_"
     command = [
@@ -237,8 +243,7 @@ def launch(
         f"--backend-config=python,shm-region-prefix-name={prefix}",
         *installation.arguments,
     ]
-    output = subprocess.DEVNULL if log is None else log.open("ab")
-    try:
+    with log.open("ab") as output:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -254,9 +259,6 @@ def launch(
             start_new_session=True,
             preexec_fn=_before_exec,
         )
-    finally:
-        if log is not None:
-            output.close()
     return TritonProcess(process, prefix)
 
 

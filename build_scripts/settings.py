@@ -8,6 +8,8 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 BUILD = PROJECT / "build"
 DATA = PROJECT / "build_scripts" / "data"
+# What a precision is tried with, unless the user names a file.
+CALIBRATION = DATA / "calibration.txt"
 SOURCE_REPOSITORY = PROJECT / "model_repository"
 
 ENSEMBLE, TOKENIZER, CLASSIFIER = "text_classifier", "tokenizer", "classifier"
@@ -34,7 +36,7 @@ class Address:
     @property
     def client_host(self) -> str:
         """The host that a local client connects to: a wildcard address is no destination."""
-        return "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
+        return "127.0.0.1" if self.host == "0.0.0.0" else self.host
 
     @property
     def http_url(self) -> str:

@@ -14,6 +14,7 @@ import random
 import signal
 import time
 from dataclasses import dataclass
+from statistics import median
 
 import psutil
 from tqdm import tqdm
@@ -32,7 +33,7 @@ CALM_SHARE, FLOOD_SHARE = 0.6, 0.05
 # The flood is of texts with fewer characters.
 SHORT = 120
 # Resident memory is compared after so many requests and at the end of the calm phase.
-WARM_REQUESTS = 10_000
+WARM_REQUESTS, SAMPLES = 10_000, 20
 # Parts of command lines, struck in turn.
 VICTIMS = (f"/{TOKENIZER}/", f"/{CLASSIFIER}/", "bin/tritonserver")
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP)
@@ -89,15 +90,19 @@ def drive(supervisor: int, address: Address, traffic: Traffic, duration_s: float
 
 
 def calm(supervisor: int, findings: Findings, seconds: float, progress: tqdm) -> dict[str, float]:
-    """Resident MiB after WARM_REQUESTS ("early") and at the end ("late"), with the "requests" sent by then."""
-    memory: dict[str, float] = {}
+    """Resident MiB after WARM_REQUESTS ("early") and at the end ("late"), with the "requests" sent by then.
+
+    Medians of SAMPLES, because it goes up and down by 3 % with the batches that are computed just then.
+    """
+    warm: list[float] = []
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         time.sleep(0.5)
         progress.update(0.5)
-        if "early" not in memory and findings.counts["sent"] >= WARM_REQUESTS:
-            memory["early"] = resident(supervisor)
-    return {**memory, "late": resident(supervisor), "requests": findings.counts["sent"]}
+        if findings.counts["sent"] >= WARM_REQUESTS:
+            warm.append(resident(supervisor))
+    early_and_late = {"early": median(warm[:SAMPLES]), "late": median(warm[-SAMPLES:])} if warm else {}
+    return {**early_and_late, "requests": findings.counts["sent"]}
 
 
 def storm(supervisor: int, address: Address, findings: Findings, seconds: float, progress: tqdm) -> None:
@@ -114,8 +119,11 @@ def storm(supervisor: int, address: Address, findings: Findings, seconds: float,
 
 def strike(supervisor: int, address: Address, findings: Findings, victim: str, number: signal.Signals) -> None:
     """Kill or stop a process of the server, and wait until the service answers again. victim: one of VICTIMS."""
-    family = psutil.Process(supervisor).children(recursive=True)
-    process = next((one for one in family if victim in " ".join(one.cmdline()[:2])), None)
+    process = None
+    for one in psutil.Process(supervisor).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if victim in " ".join(one.cmdline()[:2]):
+                process = one
     if process is None:  # a restart that is not over
         return
     began = time.monotonic()

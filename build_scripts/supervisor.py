@@ -93,7 +93,7 @@ class Supervisor:
     def run(self) -> int:
         """Start, watch, restart; returns 0 after a clean stop."""
         first = True
-        while True:
+        while not self.stop.is_set():
             failed_at = time.monotonic()
             with self.started() as server:
                 failure = self.wait_until_ready(server)
@@ -113,6 +113,7 @@ class Supervisor:
                 raise ServingError(failure)
             first = False
             self.back_off(failure, ready_at)
+        return 0  # stopped while no server ran
 
     @contextlib.contextmanager
     def started(self):

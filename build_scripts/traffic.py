@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from build_scripts.hostile import GENERATE, Hostile, hostile_requests
-from build_scripts.settings import DATA, Address
+from build_scripts.settings import CALIBRATION, DATA, Address
 
 CLIENTS, TIMEOUT_S = 16, 15.0
 HOSTILE_SHARE, LIST_SHARE = 0.08, 0.05
@@ -57,7 +57,7 @@ def make_traffic(model: str, max_length: int) -> Traffic:
 
     checkpoint = load(resolve(model) if model else demo_checkpoint(), max_length)
     corpus = (DATA / "perf_corpus.txt").read_text(encoding="utf-8").splitlines()
-    foreign = (DATA / "calibration.txt").read_text(encoding="utf-8").splitlines()
+    foreign = CALIBRATION.read_text(encoding="utf-8").splitlines()
     texts = [*(text for _, text in headlines("heldout")), *corpus[:200], *foreign, *HOSTILE_TEXTS, *noise(300)]
     texts = list(dict.fromkeys(text for text in texts if text.strip()))
     class_ids = reference(checkpoint, texts).probabilities.argmax(1).tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import urllib.request
 from pathlib import Path
@@ -36,11 +37,17 @@ def classifier_seconds(server: TritonProcess) -> dict[int, float]:
         process = psutil.Process(server.process.pid)
         for child in process.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
-                if f"/{CLASSIFIER}" in " ".join(child.cmdline()):
+                if model_of(child).startswith(CLASSIFIER):  # a release loads a second one
                     seconds[child.pid] = sum(child.cpu_times()[:2])
         if not seconds:
             seconds[process.pid] = sum(process.cpu_times()[:2])
     return seconds
+
+
+def model_of(stub: psutil.Process) -> str:
+    """The model that a stub process runs; its first argument is <repository>/<model>/<version>/<file>."""
+    path = Path(*stub.cmdline()[1:2])
+    return path.parts[-3] if len(path.parts) >= 3 else ""
 
 
 def success_count(url: str) -> int:
@@ -49,7 +56,7 @@ def success_count(url: str) -> int:
         with urllib.request.urlopen(f"{url}/v2/models/{ENSEMBLE}/stats", timeout=0.5) as response:
             models = json.load(response)["model_stats"]
         return sum(int(model["inference_stats"]["success"]["count"]) for model in models)
-    except (OSError, ValueError, KeyError):
+    except (OSError, http.client.HTTPException, ValueError, KeyError):
         return -1
 
 

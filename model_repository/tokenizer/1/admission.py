@@ -6,6 +6,7 @@ with 4 to 16 clients, up to one request in a hundred (see `DynamicBatchScheduler
 the limit is kept here, one step earlier, with the help of Triton's own gauge of waiting requests.
 """
 
+import contextlib
 import http.client
 import re
 import time
@@ -46,15 +47,13 @@ class Admission:
 
     def read(self):
         """Set the room to what the gauge shows; without the gauge nobody is refused."""
-        connection = http.client.HTTPConnection(self.address, timeout=TIMEOUT_S)
         try:
-            connection.request("GET", "/metrics")
-            waiting = sum(map(int, WAITING.findall(connection.getresponse().read().decode())))
+            with contextlib.closing(http.client.HTTPConnection(self.address, timeout=TIMEOUT_S)) as connection:
+                connection.request("GET", "/metrics")
+                waiting = sum(map(int, WAITING.findall(connection.getresponse().read().decode())))
             self.failures, self.room, pause = 0, max(self.limit - waiting, 0), READ_EVERY_S
         except (OSError, http.client.HTTPException) as problem:
             self.failures, self.room, pause = self.failures + 1, 0, RETRY_AFTER_S
             if self.failures == 2:
                 self.warn(f"no request is refused for overload: {self.address}/metrics cannot be read ({problem!r})")
-        finally:
-            connection.close()
         self.next_reading = time.monotonic() + pause
