@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import psutil
 
 from build_scripts.health import wait_until_well
 from build_scripts.processes import free_ports
+from build_scripts.run_state import run_directory
 from build_scripts.server import find_installation
 from build_scripts.settings import PROJECT, Address
 
@@ -39,16 +40,43 @@ class RunningServer:
     def grpc(self) -> str:
         return self.address.grpc_url
 
+    @property
+    def mark(self) -> str:
+        """In the command lines of tritonserver and its stubs, and in the names of their shared memory."""
+        return f"text_classifier_{self.process.pid}_"
+
     def family(self) -> list[psutil.Process]:
-        """The supervisor, tritonserver and its stubs."""
-        supervisor = psutil.Process(self.process.pid)
-        return [supervisor, *supervisor.children(recursive=True)]
+        """tritonserver and its stubs, whoever their parent is by now."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if self.mark in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
 
     def find(self, word: str) -> psutil.Process:
         """The process whose command line has the word: "bin/tritonserver", "tokenizer/1", "classifier/1"."""
-        own = [p for p in self.family()[1:] if word in " ".join(p.cmdline()[:2])]
+        own = [p for p in self.family() if word in " ".join(p.cmdline()[:2])]
         assert len(own) == 1, f"{word}: {[p.cmdline() for p in self.family()]}"
         return own[0]
+
+    def shared_memory(self) -> list[Path]:
+        """The segments of this server's python backends."""
+        return list(Path("/dev/shm").glob(f"{self.mark}*"))
+
+    def is_gone(self) -> bool:
+        return not self.family() and not self.shared_memory()
+
+    def remove(self) -> None:
+        """Whatever is left of it, after a test that failed."""
+        self.process.kill()  # first, or it starts another
+        self.process.wait()
+        for process in self.family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        for segment in self.shared_memory():
+            segment.unlink(missing_ok=True)
+        shutil.rmtree(run_directory(self.address.http_port), ignore_errors=True)
 
     def said(self) -> str:
         return self.output.read_text(encoding="utf-8", errors="replace")
@@ -80,24 +108,21 @@ def running(repository: Path, output: Path, *arguments: str) -> Iterator[Running
         while not wait_until_well(server.http, 1.0).well:
             assert server.process.poll() is None, server.said()
             assert time.monotonic() < deadline, server.said()
-        family = server.family()
         yield server
         if server.process.poll() is None:
-            family = server.family()
             assert server.stop() == 0, server.said()
-        _, alive = psutil.wait_procs(family, timeout=5)
-        assert not alive, alive
-        assert not shared_memory(server), shared_memory(server)
+        wait_for(server.is_gone, 5, f"{server.family()} {server.shared_memory()}")
     finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for process in server.family():
-                process.kill()
-        server.process.wait()
+        server.remove()
 
 
-def shared_memory(server: RunningServer) -> list[str]:
-    """The shared-memory segments of this server's python backends."""
-    return [name for name in os.listdir("/dev/shm") if name.startswith(f"text_classifier_{server.process.pid}_")]
+def wait_for(condition: Callable[[], bool], limit_s: float, what: str) -> float:
+    """Seconds until the condition held; fails after the limit."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < limit_s, what
+        time.sleep(0.02)
+    return time.monotonic() - began
 
 
 def embedded() -> bool:

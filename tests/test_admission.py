@@ -3,14 +3,15 @@
 import contextlib
 import importlib.util
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
+from build_scripts.client import classify
 from build_scripts.overload import FLOODING, overload, percentile
 from build_scripts.processes import free_ports
-from build_scripts.settings import SOURCE_REPOSITORY
+from build_scripts.settings import SOURCE_REPOSITORY, ServingError
 from tests.servers import running
 from tests.texts import HEADLINES
 
@@ -60,7 +61,9 @@ def admission():
     return module
 
 
-def test_so_many_are_admitted_as_the_gauge_leaves_room_for(admission, metrics):
+def test_so_many_are_admitted_as_the_gauge_leaves_room_for(admission, metrics, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: now[0]))
     metrics.waiting["classifier"], metrics.waiting["classifier_0123abcd"] = 90, 3
     gate = admission.Admission(100, metrics.address, warn=pytest.fail)
     assert gate.admit(5) == 5
@@ -68,7 +71,7 @@ def test_so_many_are_admitted_as_the_gauge_leaves_room_for(admission, metrics):
     assert gate.admit(5) == 0
     assert metrics.readings == 1
     metrics.waiting["classifier"] = 0
-    time.sleep(admission.READ_EVERY_S)
+    now[0] += admission.READ_EVERY_S
     assert gate.admit(50) == 50
 
 
@@ -95,9 +98,26 @@ def test_without_metrics_nobody_is_refused_and_that_is_said_once(admission):
 
 def test_a_flood_is_refused_at_once_and_leaves_no_trace(default_repository, tmp_path):
     """Times are the benchmark's; that everybody is answered, and the server as before, is tested here."""
+    stop, refusals = threading.Event(), []
+
+    def ask(url: str) -> None:
+        while not stop.is_set():
+            try:
+                list(classify(["Museum reopens"], url))
+            except ServingError as error:
+                refusals.append(str(error))
+
     with running(default_repository, tmp_path / "output.txt", "--precision", "fp32") as server:
-        found = overload(server.address, server.process.pid, HEADLINES[:100], 3.0)
+        asking = threading.Thread(target=ask, args=(server.grpc,))
+        asking.start()
+        try:
+            found = overload(server.address, server.process.pid, HEADLINES[:100], 3.0)
+        finally:
+            stop.set()
+            asking.join()
         assert "restarting" not in server.said()
+    assert refusals
+    assert all("overload: 128 requests wait" in refusal and "try again" in refusal for refusal in refusals)
     for calm in (found.before, found.after):
         assert (list(calm.latencies_ms), calm.unanswered) == ([200], 0)
     assert (found.others, found.flood.unanswered) == (0, 0)

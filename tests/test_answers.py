@@ -1,7 +1,10 @@
 """Served answers equal plain Hugging Face's: on thousands of texts, in batches of every size and company."""
 
 import contextlib
+import json
 import random
+import shlex
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ from build_scripts.build import build
 from build_scripts.client import text_input
 from build_scripts.settings import BuildOptions
 from tests.oracle import HuggingFace
-from tests.servers import RunningServer, running
+from tests.servers import RunningServer, running, wait_for
 from tests.texts import HEADLINES, HOSTILE, LENGTHS, of_length
 
 MAX_BATCH_SIZE = 64
@@ -64,6 +67,22 @@ def test_two_thousand_texts_in_batches_of_every_size(default_server, default_ora
     expected = default_oracle.probabilities(texts).numpy()
     assert class_ids == expected.argmax(1).tolist()
     assert np.abs(probabilities - expected).max() <= 1e-4
+
+
+def test_the_automatic_precision_answers_like_fp32_within_the_gate(default_oracle: HuggingFace, tmp_path):
+    """What `make serve` serves by default, asked as its first screen says."""
+    with running(tmp_path / "repository", tmp_path / "output.txt") as server:
+        class_ids, probabilities = served(server, cut(HEADLINES, [50] * 5))
+        wait_for(lambda: "  try  " in server.said(), 60, server.said())
+        (curl,) = (line for line in server.said().splitlines() if line.startswith("  try  "))
+        said = subprocess.run(shlex.split(curl.removeprefix("  try")), capture_output=True, check=True).stdout
+        (sports,) = default_oracle.class_ids(["Midfielder scores twice as champions win away"])
+        assert json.loads(said)["CLASS_ID"] == sports
+    expected = default_oracle.probabilities(HEADLINES).numpy()
+    assert np.abs(probabilities - expected).max() <= 0.02
+    best, second = np.sort(expected)[:, ::-1][:, :2].T
+    clear = best - second >= 0.01
+    assert (np.array(class_ids) == expected.argmax(1))[clear].all()
 
 
 def test_an_answer_does_not_depend_on_its_neighbours(default_server):

@@ -67,7 +67,20 @@ def modification_times(repository: Path) -> dict[Path, int]:
     return {path: path.lstat().st_mtime_ns for path in files}
 
 
-def test_whatever_changes_the_result_makes_another_release(subject, tmp_path):
+def test_a_config_that_was_edited_elsewhere_stays(forker, options, repository):
+    forker.run(*options, "--model-repository", repository)
+    config = repository / "tokenizer" / "config.pbtxt"
+    edited = config.read_text(encoding="utf-8").replace('"128"', '"64"')
+    config.write_text(edited, encoding="utf-8")
+    said = forker.run(*options, "--max-length", 32, "--model-repository", repository)
+    assert f"{config} differs from the project's and is kept" in said
+    assert config.read_text(encoding="utf-8") == edited
+    config.unlink()
+    assert "is kept" not in forker.run(*options, "--model-repository", repository)
+    assert config.read_bytes() == (SOURCE_REPOSITORY / "tokenizer" / "config.pbtxt").read_bytes()
+
+
+def test_whatever_changes_the_result_makes_another_release(subject, tmp_path, monkeypatch):
     calibration = tmp_path / "texts.txt"
     calibration.write_text("one\n", encoding="utf-8")
     directory = make_checkpoint("bert", tmp_path / "checkpoint")
@@ -78,6 +91,8 @@ def test_whatever_changes_the_result_makes_another_release(subject, tmp_path):
     ids = [release_id(), release_id(max_length=64), release_id(precision="bf16"), release_id(calibration=None)]
     calibration.write_text("two\n", encoding="utf-8")
     ids.append(release_id())
+    monkeypatch.setattr(build, "CALIBRATION", SOURCE_REPOSITORY / "tokenizer" / "config.pbtxt")
+    ids.append(release_id(calibration=None))
     make_checkpoint("bert", directory, seed=1)
     ids.append(release_id())
     (directory / "tokenizer.json").write_text("{}", encoding="utf-8")

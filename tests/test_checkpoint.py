@@ -222,7 +222,7 @@ def test_max_length_is_bounded_by_the_positions_that_texts_can_use(subject, kind
         ("--calibration", None, ["CALIBRATION=", "no such file", "expected texts, one a line"]),
         ("--calibration", b"", ["CALIBRATION=", "holds no text", "expected texts, one a line"]),
         ("--calibration", b"good\n caf\xe9\n", ["CALIBRATION=", "not UTF-8 (byte 9)", "convert it"]),
-        ("--model-repository", b"", ["MODEL_REPOSITORY=", "File exists", "expected a directory"]),
+        ("--model-repository", b"", ["cannot be used: File exists", "expected a directory"]),
     ],
 )
 def test_a_bad_file_is_refused(subject, option, content, says, tmp_path, tiny_repository, monkeypatch, capfd):

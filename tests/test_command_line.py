@@ -93,6 +93,42 @@ def test_every_target_that_runs_a_command_runs_one_that_exists():
     assert run_by_make == set(COMMANDS)
 
 
+def test_another_python_makes_another_environment(tmp_path):
+    environment = tmp_path / "venv"
+    environment.mkdir()
+    (environment / "made-with").write_text("/usr/bin/other-python\n", encoding="utf-8")
+    (environment / "installed").touch()
+
+    def would_make(*arguments: str) -> bool:
+        return "-m venv" in run("make", "--dry-run", "install", f"VENV={environment}", *arguments).stdout
+
+    assert not would_make()
+    assert not would_make("PYTHON=/usr/bin/other-python")
+    assert would_make(f"PYTHON={sys.executable}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "expected either TEXT"),
+        (["--text", "a", "--file", "b"], "expected either TEXT"),
+        (["--file", "/no/such/file"], "FILE=/no/such/file: No such file"),
+        (["--file", "{}/latin-1.txt"], "latin-1.txt is not UTF-8 (byte 3)"),
+        (["--file", "-"], "FILE=- is not UTF-8 (byte 3)"),
+        (["--text", b"\xff"], "U+DCFF at 0"),
+    ],
+)
+def test_classify_refuses_what_it_cannot_send_in_one_line(tmp_path, arguments, said):
+    latin = "Café\n".encode("latin-1")
+    (tmp_path / "latin-1.txt").write_bytes(latin)
+    arguments = [part.format(tmp_path) if isinstance(part, str) else part for part in arguments]
+    command = [sys.executable, "-m", "build_scripts", "classify", *arguments, "--grpc-port", "9"]
+    done = subprocess.run(command, cwd=PROJECT, input=latin, capture_output=True, timeout=60)
+    message = done.stderr.decode()
+    assert (done.returncode, message.count("\n")) == (1, 1), message
+    assert said in message
+
+
 def test_make_names_the_pythons_that_will_do():
     done = run("make", "install", "PYTHON=false", "VENV=/nonexistent/venv")
     assert done.returncode != 0

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import tritonclient.grpc as triton
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from build_scripts import client
 from build_scripts.server import embedded_wheel, perf_analyzer_environment
 from build_scripts.settings import PROJECT
 from tests.servers import embedded, post
@@ -49,10 +53,10 @@ def test_infer_over_http_returns_class_ids_and_labelled_probabilities(default_se
 
 
 def test_grpc_returns_int64_ids_and_fp32_probabilities_that_sum_to_one(default_server):
-    with triton.InferenceServerClient(default_server.grpc) as client:
+    with triton.InferenceServerClient(default_server.grpc) as server:
         tensor = triton.InferInput("TEXT", [1, 1], "BYTES")
         tensor.set_data_from_numpy(np.array([[TEXT.encode()]], dtype=np.object_))
-        result = client.infer("text_classifier", [tensor])
+        result = server.infer("text_classifier", [tensor])
     assert result.as_numpy("CLASS_ID").tolist() == [[SPORTS]]
     probabilities = result.as_numpy("PROBABILITIES")
     assert probabilities.dtype == np.float32
@@ -126,15 +130,28 @@ def test_classify_prints_id_label_and_probability(default_server):
     assert 0.5 < float(probability) <= 1
 
 
-def test_classify_keeps_the_order_of_lines_and_shows_no_progress_in_a_pipe(default_server):
-    texts = HEADLINES
+@pytest.mark.parametrize("source", ["standard input", "a file"])
+def test_classify_keeps_the_order_of_lines_and_shows_no_progress_in_a_pipe(
+    default_server, default_oracle, tmp_path, source
+):
+    texts, file = HEADLINES[:100], tmp_path / "texts.txt"
+    file.write_text("\n".join(texts) + "\n", encoding="utf-8")
     port = str(default_server.address.grpc_port)
-    many = run("classify", "--file", "-", "--grpc-port", port, stdin="\n".join(texts[:100]) + "\n")
-    assert many.stderr == ""
-    alone = run("classify", "--text", texts[77], "--grpc-port", port)
-    lines = many.stdout.splitlines()
-    assert len(lines) == 100
-    assert lines[77].split("\t")[:2] == alone.stdout.rstrip("\n").split("\t")[:2]
+    if source == "a file":
+        done = run("classify", "--file", str(file), "--grpc-port", port)
+    else:
+        done = run("classify", "--file", "-", "--grpc-port", port, stdin=file.read_text(encoding="utf-8"))
+    assert done.stderr == ""
+    assert [int(line.split("\t")[0]) for line in done.stdout.splitlines()] == default_oracle.class_ids(texts)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(max_size=3).map(lambda text: text * 40_000) | st.text(max_size=20), max_size=100))
+def test_requests_of_many_texts_stay_within_the_servers_limits(texts):
+    batches = list(client.batches(texts))
+    assert [text for batch in batches for text in batch] == texts
+    assert all(1 <= len(batch) <= 64 for batch in batches)
+    assert all(sum(len(text.encode("utf-8", "surrogatepass")) for text in batch) <= 4 << 20 for batch in batches)
 
 
 def test_classify_says_how_to_start_a_server_when_there_is_none():
@@ -144,10 +161,18 @@ def test_classify_says_how_to_start_a_server_when_there_is_none():
     assert "make serve" in done.stderr
 
 
-def test_model_control_is_closed_to_whoever_reaches_the_inference_port(default_server):
-    for path in ("repository/index", "repository/models/tokenizer/unload", "repository/models/tokenizer/load"):
-        status, body = post(f"{default_server.http}/v2/{path}", {})
-        assert status == 403, body
-    with triton.InferenceServerClient(default_server.grpc) as client, pytest.raises(Exception, match="restricted"):
-        client.unload_model("tokenizer")
-    assert post(f"{default_server.http}/v2/models/text_classifier/generate", {"TEXT": TEXT})[0] == 200
+def test_health_exits_0_on_a_server_that_answers(default_server):
+    command = ["build_scripts", "health", "--http-port", str(default_server.address.http_port)]
+    for arguments in (command, ["build_scripts.health", "--url", default_server.http]):
+        done = subprocess.run([sys.executable, "-m", *arguments], cwd=PROJECT, capture_output=True, text=True)
+        assert (done.returncode, done.stdout[:5]) == (0, "well:")
+
+
+def test_only_this_machine_is_listened_to(default_server):
+    listening = {
+        connection.laddr.ip.removeprefix("::ffff:")
+        for process in default_server.family()
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}

@@ -1,5 +1,6 @@
 """Killed, hung and stopped processes: the service heals itself, tells the truth, and leaves nothing behind."""
 
+import contextlib
 import re
 import shutil
 import signal
@@ -10,12 +11,11 @@ import threading
 import time
 
 import httpx
-import psutil
 import pytest
 
 from build_scripts import health
 from build_scripts.settings import PROJECT
-from tests.servers import embedded, post, running, shared_memory, start
+from tests.servers import embedded, post, running, start, wait_for
 
 pytestmark = pytest.mark.skipif(not embedded(), reason="needs the classifier in a process of its own")
 FP32 = ("--precision", "fp32")
@@ -29,22 +29,25 @@ def server(default_repository, tmp_path_factory):
         yield server
 
 
-def wait_for(condition, limit_s: float, what: str) -> float:
-    """Seconds until the condition held; fails after the limit."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < limit_s, what
-        time.sleep(0.02)
-    return time.monotonic() - began
-
-
 class Load:
-    """Clients that never pause; wrong answers and health reports that contradict them are collected."""
+    """Clients that never pause; wrong answers, and health reports that contradict the answers, are collected."""
 
     def __init__(self, url: str, expected: int):
         self.url, self.expected = url, expected
         self.stop, self.answered, self.wrong = threading.Event(), 0, []
-        self.threads = [threading.Thread(target=self.ask) for _ in range(3)]
+        self.last_answer = time.monotonic()
+        self.threads = [threading.Thread(target=target) for target in (self.ask, self.ask, self.ask, self.doubt)]
+
+    def doubt(self) -> None:
+        """Health must not go on saying well while nobody is answered."""
+        well_since = None
+        while not self.stop.is_set():
+            if not health.probe(self.url, 1.0).well:
+                well_since = None
+                continue
+            well_since = well_since or time.monotonic()
+            if time.monotonic() - max(well_since, self.last_answer) > NOTICED_WITHIN_S:
+                self.wrong.append(f"health says well, {time.monotonic() - self.last_answer:.1f} s after an answer")
 
     def ask(self) -> None:
         with httpx.Client(timeout=5) as client:
@@ -56,6 +59,7 @@ class Load:
                     continue
                 if response.status_code == 200:
                     self.answered += 1
+                    self.last_answer = time.monotonic()
                     if response.json()["CLASS_ID"] != self.expected:
                         self.wrong.append(response.text)
 
@@ -90,7 +94,6 @@ def test_a_process_that_dies_or_hangs_under_load_is_replaced(server, victim, num
 
 
 def test_health_does_not_say_well_while_inference_fails(server):
-    """Triton's own readiness does, for a killed process."""
     server.find("tokenizer/1").suspend()
     time.sleep(0.05)
     module = [sys.executable, "-m", "build_scripts.health", "--url", server.http, "--timeout", "0.6"]
@@ -103,32 +106,40 @@ def test_health_does_not_say_well_while_inference_fails(server):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_answers_what_is_in_flight_and_refuses_the_rest(number, default_repository, tmp_path):
     with running(default_repository, tmp_path / "output.txt", *FP32) as server:
-        family, answers = server.family(), []
-        slow = {"TEXT": ["word " * 600] * 24}
+        answers, late = [], []
+        slow = {"TEXT": ["word " * 600] * 32}
 
         def ask():
             answers.append(post(server.http + GENERATE, slow)[0])
 
+        def tokenized() -> int:
+            (model,) = httpx.get(f"{server.http}/v2/models/tokenizer/stats").json()["model_stats"]
+            return model["inference_count"]
+
+        before = tokenized()
         asking = threading.Thread(target=ask)
         asking.start()
-        time.sleep(0.4)
+        wait_for(lambda: tokenized() >= before + len(slow["TEXT"]), 10, "not sent")
         server.process.send_signal(number)
-        assert server.process.wait(20) == 0
+        wait_for(lambda: "stopping" in server.said(), 5, server.said())
+        time.sleep(0.1)
+        while server.process.poll() is None:
+            with contextlib.suppress(httpx.HTTPError):
+                late.append(post(server.http + GENERATE, {"TEXT": "a"}, timeout_s=5)[0])
         asking.join()
         assert answers == [200]
-        assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-        assert not shared_memory(server)
+        assert 200 not in late
+        assert server.process.wait(20) == 0
+        assert server.is_gone()
         with pytest.raises(httpx.ConnectError):
             post(server.http + GENERATE, {"TEXT": "a"})
 
 
 def test_a_killed_supervisor_leaves_no_server_behind(default_repository, tmp_path):
     with running(default_repository, tmp_path / "output.txt", *FP32) as server:
-        family = server.family()
+        assert len(server.family()) == 3
         server.process.kill()
-        _, alive = psutil.wait_procs(family, timeout=15)
-        assert not alive
-        assert not shared_memory(server)
+        wait_for(server.is_gone, 15, f"{server.family()} {server.shared_memory()}")
 
 
 def test_repeated_failure_ends_with_a_clear_message(default_repository, tmp_path):
@@ -149,6 +160,9 @@ def test_a_taken_port_is_one_clear_line(default_repository, tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         server = start(default_repository, tmp_path / "output.txt", *FP32, "--http-port", str(port))
-        assert server.process.wait(30) == 1
+        try:
+            assert server.process.wait(30) == 1
+        finally:
+            server.remove()
     assert server.said().count("\n") == 1
     assert f"HTTP_PORT={port}" in server.said()

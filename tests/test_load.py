@@ -176,9 +176,11 @@ def test_a_disagreeing_service_stops_the_comparison():
 
 
 @pytest.mark.skipif(not embedded(), reason="strikes the classifier's process")
-def test_a_short_soak_finds_nothing_wrong(capfd):
+def test_a_short_soak_finds_nothing_wrong(capfd, monkeypatch, tmp_path):
     """Half a minute of what `make soak` does for ten; the report is read by people, its verdict here."""
     from build_scripts.soak import soak
+
+    monkeypatch.setattr("build_scripts.soak.BUILD", tmp_path)
 
     good = soak("", 30.0)
     said = capfd.readouterr().out

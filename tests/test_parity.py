@@ -63,10 +63,20 @@ def test_one_wrong_class_id_is_enough(precision_):
     assert not passes(Parity(texts=1000, wrong=1, near_ties=3, max_probability_error=1e-5), precision_)
 
 
-def test_full_precision_is_held_to_more():
-    found = Parity(texts=10, wrong=0, near_ties=0, max_probability_error=0.005)
-    assert passes(found, "bf16")
-    assert not passes(found, "fp32")
+@pytest.mark.parametrize(("precision_", "limit"), [("fp32", 1e-4), ("bf16", 0.02), ("fp16", 0.02)])
+def test_no_probability_may_move_by_more_than_the_published_limit(precision_, limit):
+    def moved(error: float) -> Parity:
+        return Parity(texts=10, wrong=0, near_ties=0, max_probability_error=error)
+
+    assert passes(moved(0.99 * limit), precision_)
+    assert not passes(moved(1.01 * limit), precision_)
+
+
+@pytest.mark.parametrize(("margin", "wrong"), [(0.009, 0), (0.011, 1)])
+def test_a_near_tie_is_a_margin_of_less_than_a_hundredth(margin, wrong):
+    row = torch.tensor([[0.5 + margin / 2, 0.5 - margin / 2]])
+    found = judge(row, torch.tensor([1]), row)
+    assert (found.wrong, found.near_ties) == (wrong, 1 - wrong)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "albert"])
@@ -141,7 +151,7 @@ def test_auto_takes_the_fastest_that_passed(subject, measured, tmp_path, results
     }
 
 
-@pytest.mark.parametrize("asked", ["auto", "fp32"])
+@pytest.mark.parametrize("asked", ["auto", "fp32", "bf16"])
 def test_a_wrong_graph_is_refused_with_its_figures(subject, measured, tmp_path, asked):
     measured(fp32=(BAD, 9.0), bf16=(GOOD, 5.0))
     with pytest.raises(ServingError, match=r"bert: .* \(1 of 10 class ids differ, a probability moves by 0\.3"):

@@ -156,7 +156,26 @@ def test_an_interrupted_release_answers_consistently_and_is_completed_by_the_nex
     assert staged_models(port) == []
 
 
+def test_a_question_that_overload_refuses_is_asked_again(server, releases, port, monkeypatch):
+    live = releases[answering(server, releases)]
+    refused = InferenceServerException("overload: 128 requests wait", status="StatusCode.UNAVAILABLE")
+    with Control(port) as control:
+        infer, refusals = control.client.infer, [refused, refused]
+
+        def busy(*arguments, **options):
+            if refusals:
+                raise refusals.pop()
+            return infer(*arguments, **options)
+
+        monkeypatch.setattr(control.client, "infer", busy)
+        assert control.labels_of(ENSEMBLE, len(live.labels)) == live.labels
+    assert refusals == []
+
+
 def test_a_server_that_ends_in_the_middle_comes_back_with_one_release(server, releases, port, monkeypatch):
+    for one in releases.values():
+        release(one.options, port)
+
     def kill(log):
         server.find("bin/tritonserver").send_signal(signal.SIGKILL)
 
