@@ -1,6 +1,7 @@
 """The part of `triton_python_backend_utils` that our models use: in Triton's stub it exists only inside the server.
 
-`load_model` imports a model.py as the server would. Nothing is simulated beyond what these classes hold.
+`load_module` imports a model.py as the server would, `initialized` sets it up. Nothing is simulated beyond what these
+classes hold.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ def get_input_tensor_by_name(request: Request, name: str) -> Tensor | None:
     return Tensor(name, request.arrays[name]) if name in request.arrays else None
 
 
-def load_model(directory: Path, parameters: dict[str, str]) -> tuple[ModuleType, object]:
-    """The module directory/model.py, and its TritonPythonModel, initialized with these parameters."""
+def load_module(directory: Path) -> ModuleType:
+    """The module directory/model.py."""
     spec = importlib.util.spec_from_file_location(f"model_in_{directory.name}", directory / "model.py")
     module = importlib.util.module_from_spec(spec)
     path = list(sys.path)
@@ -70,7 +71,18 @@ def load_model(directory: Path, parameters: dict[str, str]) -> tuple[ModuleType,
     finally:
         del sys.modules["triton_python_backend_utils"]
         sys.path[:] = path  # the model puts its own directory first, which is right in a process of its own only
+    return module
+
+
+def initialized(module: ModuleType, config: dict, **args: str) -> object:
+    """The module's TritonPythonModel with this configuration. args: what else Triton gives, where a model reads it."""
     model = module.TritonPythonModel()
+    model.initialize({"model_config": json.dumps(config), **args})
+    return model
+
+
+def load_model(directory: Path, parameters: dict[str, str]) -> tuple[ModuleType, object]:
+    """The module directory/model.py, and its TritonPythonModel, initialized with these parameters."""
+    module = load_module(directory)
     config = {"parameters": {key: {"string_value": value} for key, value in parameters.items()}}
-    model.initialize({"model_config": json.dumps(config)})
-    return module, model
+    return module, initialized(module, config)

@@ -240,3 +240,17 @@ def test_a_request_may_not_hold_more_bytes_than_the_limit(minilm):
 
 def test_requests_of_bad_texts_alone_get_errors_alone(minilm):
     assert all(response.error for response in minilm.execute([[b"\xff"], [b"\xfe", b"\xff"]]))
+
+
+def test_who_is_refused_gets_a_503_that_names_the_limit(minilm, monkeypatch):
+    monkeypatch.setattr(minilm.model.admission, "admit", lambda count: count - 2)  # 1 of 3 requests
+    first, *refused = minilm.execute([[GOOD[0].encode()], [text.encode() for text in GOOD], [GOOD[1].encode()]])
+    assert first.error is None
+    [expected] = minilm.expected(GOOD[:1])
+    assert first.outputs["INPUT_IDS"].shape == (1, minilm.max_length)
+    assert first.outputs["INPUT_IDS"][0, : len(expected)].tolist() == expected
+    assert [response.error.code() for response in refused] == [fake_triton.TritonError.UNAVAILABLE] * 2
+    for response in refused:
+        assert f"{LIMITS['max_pending_requests']} requests wait" in response.error.message()
+        assert "max_pending_requests" in response.error.message()
+        assert not response.outputs

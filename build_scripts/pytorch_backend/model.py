@@ -48,8 +48,8 @@ class TritonPythonModel:
         self.outputs = positional(config["output"], "OUTPUT")
         self.device = device_of(args["model_instance_kind"], args["model_instance_device_id"])
         self.batches = config["max_batch_size"] > 0
-        self.inference_mode = parameters.get("INFERENCE_MODE", "true") == "true"
-        self.optimized = parameters.get("DISABLE_OPTIMIZED_EXECUTION", "false") == "false"
+        self.inference_mode = boolean(parameters, "INFERENCE_MODE", default=True)
+        self.optimized = not boolean(parameters, "DISABLE_OPTIMIZED_EXECUTION", default=False)
         file = config.get("default_model_filename") or "model.pt"
         path = Path(args["model_repository"]) / args["model_version"] / file
         self.model = torch.jit.load(str(path), map_location=self.device).eval()
@@ -69,13 +69,19 @@ class TritonPythonModel:
         columns = [[input_array(request, spec["name"]) for request in requests] for spec in self.inputs]
         rows = self.rows_of(columns[0])
         tensors = [join(column).to(self.device) for column in columns]
-        with torch.inference_mode(self.inference_mode), torch.jit.optimized_execution(self.optimized):
+        with (
+            torch.inference_mode(self.inference_mode),
+            torch.no_grad(),  # after it: inference_mode(False) turns gradients on
+            torch.jit.optimized_execution(self.optimized),
+        ):
             complaints = self.check_inputs(*tensors) if self.check_inputs else []
             if complaints:
                 return self.answer_the_rest(requests, [next(filter(None, complaints[span]), "") for span in rows])
             outputs = self.model(*tensors)
         outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
         arrays = [to_be_sent(spec, output) for spec, output in zip(self.outputs, outputs, strict=True)]
+        if self.batches and any(len(array) != rows[-1].stop for array in arrays):
+            raise ValueError(f"a batch of {rows[-1].stop} rows got outputs of {[len(array) for array in arrays]}")
         return [
             pb_utils.InferenceResponse(
                 [pb_utils.Tensor(spec["name"], array[span]) for spec, array in zip(self.outputs, arrays)]
@@ -114,27 +120,34 @@ def read_parameters(config):
     return parameters
 
 
+def boolean(parameters, name, *, default):
+    """A parameter as the C++ backend reads it."""
+    value = parameters.get(name, str(default)).lower()
+    if value not in ("true", "1", "false", "0"):
+        raise pb_utils.TritonModelException(f"{name} is {parameters[name]!r}; expected true or false")
+    return value in ("true", "1")
+
+
 def set_threads(parameters):
     """Process-wide, as in the C++ backend; here every instance is a process of its own."""
-    if "INTRA_OP_THREAD_COUNT" in parameters:
-        torch.set_num_threads(int(parameters["INTRA_OP_THREAD_COUNT"]))
-    if "INTER_OP_THREAD_COUNT" in parameters:
-        torch.set_num_interop_threads(int(parameters["INTER_OP_THREAD_COUNT"]))
+    setters = {"INTRA_OP_THREAD_COUNT": torch.set_num_threads, "INTER_OP_THREAD_COUNT": torch.set_num_interop_threads}
+    for name, set_number in setters.items():
+        if name in parameters:
+            if not parameters[name].isdecimal() or int(parameters[name]) == 0:
+                raise pb_utils.TritonModelException(f"{name} is {parameters[name]!r}; expected a number from 1 on")
+            set_number(int(parameters[name]))
 
 
 def positional(specs, prefix):
     """Inputs or outputs in the order of their numbers: INPUT__0, INPUT__1 …"""
-    try:
-        numbered = sorted((int(spec["name"].removeprefix(f"{prefix}__")), spec) for spec in specs)
-    except ValueError:
-        names = ", ".join(spec["name"] for spec in specs)
-        raise pb_utils.TritonModelException(
-            f"expected tensors named {prefix}__0, {prefix}__1 …, found {names}"
-        ) from None
-    for _, spec in numbered:
+    by_name = {spec["name"]: spec for spec in specs}
+    names = [f"{prefix}__{index}" for index in range(len(specs))]
+    if by_name.keys() != set(names):
+        raise pb_utils.TritonModelException(f"expected tensors named {', '.join(names)}, found {', '.join(by_name)}")
+    for spec in specs:
         if spec["data_type"] not in DTYPES:
             raise pb_utils.TritonModelException(f"{spec['name']}: {spec['data_type']} is not supported")
-    return [spec for _, spec in numbered]
+    return [by_name[name] for name in names]
 
 
 def device_of(kind, device_id):

@@ -1,0 +1,178 @@
+"""The embedded server's pytorch backend answers like Hugging Face, request by request, or says what it cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from google.protobuf import text_format
+from google.protobuf.json_format import MessageToDict
+from torch import Tensor
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from build_scripts.settings import CLASSIFIER, PROJECT, SOURCE_REPOSITORY
+from tests import fake_triton
+from tests.fake_triton import TritonError
+from tests.token_batches import MAX_LOGIT_ERROR, batch, eager
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ROWS = [1, 2, 1]  # of each request
+UNKNOWN_ID = 10**6
+
+
+@pytest.fixture(scope="module")
+def load(subject, tmp_path_factory) -> Callable:
+    """load((old, new)): the backend with a tiny bert, after old became new in the classifier's config.pbtxt."""
+    module = fake_triton.load_module(PROJECT / "build_scripts" / "pytorch_backend")
+    directory = tmp_path_factory.mktemp("classifier")
+    (directory / "1").mkdir()
+    (directory / "1" / "model.pt").symlink_to(subject("bert").file())
+    committed = (SOURCE_REPOSITORY / CLASSIFIER / "config.pbtxt").read_text(encoding="utf-8")
+
+    def make(edit: tuple[str, str] = ("", ""), kind: str = "CPU"):
+        assert edit[0] in committed
+        config = text_format.Parse(committed.replace(*edit) if edit[0] else committed, ModelConfig())
+        # Unset fields included, as Triton's own JSON has them.
+        as_json = MessageToDict(config, preserving_proto_field_name=True, including_default_value_fields=True)
+        where = {"model_repository": str(directory), "model_version": "1"}
+        return fake_triton.initialized(module, as_json, **where, model_instance_kind=kind, model_instance_device_id="0")
+
+    return make
+
+
+@pytest.fixture
+def backend(load):
+    return load()
+
+
+@pytest.fixture
+def inputs(subject) -> tuple[Tensor, Tensor]:
+    """input_ids, attention_mask: (4, 20) int64, the rows of all requests. Padded columns hold tokens like others."""
+    input_ids, mask = batch(subject("bert"), [7, 20, 11, 5])
+    return torch.where(mask == 1, input_ids, 5), mask
+
+
+class Watched:
+    """A model that notes how many rows each batch has, and fails where one holds UNKNOWN_ID."""
+
+    def __init__(self, model: Callable):
+        self.model, self.batches = model, []
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        self.batches.append(len(input_ids))
+        if (input_ids == UNKNOWN_ID).any():
+            raise RuntimeError("index out of range")
+        return self.model(input_ids, attention_mask)
+
+
+def execute(backend, input_ids: Tensor, attention_mask: Tensor) -> list[fake_triton.InferenceResponse]:
+    return backend.execute(
+        [
+            fake_triton.Request(INPUT__0=ids.numpy(), INPUT__1=mask.numpy())
+            for ids, mask in zip(input_ids.split(ROWS), attention_mask.split(ROWS))
+        ]
+    )
+
+
+def assert_answered(responses, subject, input_ids: Tensor, attention_mask: Tensor, *, but: tuple[int, ...] = ()):
+    """Every request but these has the answers of its own rows, in their order; these have none."""
+    assert [index for index, response in enumerate(responses) if response.error] == list(but)
+    expected = eager(subject, input_ids, attention_mask)
+    for index, (response, logits) in enumerate(zip(responses, expected.split(ROWS), strict=True)):
+        if index in but:
+            assert not response.outputs
+            continue
+        assert response.outputs["OUTPUT__0"].tolist() == logits.argmax(1, keepdim=True).tolist()
+        probabilities = torch.from_numpy(response.outputs["OUTPUT__1"])
+        assert probabilities.shape == logits.shape
+        assert (probabilities - logits.softmax(1)).abs().max() < MAX_LOGIT_ERROR
+
+
+def test_requests_are_joined_into_one_batch_and_split_again(backend, subject, inputs):
+    backend.model = Watched(backend.model)
+    responses = execute(backend, *inputs)
+    assert backend.model.batches == [sum(ROWS)]
+    assert_answered(responses, subject("bert"), *inputs)
+
+
+@pytest.mark.parametrize("value", ["true", "False", "0"])
+@pytest.mark.parametrize("name", ["INFERENCE_MODE", "DISABLE_OPTIMIZED_EXECUTION"])
+def test_a_way_to_compute_changes_no_answer(load, subject, inputs, name, value):
+    assert_answered(execute(load(parameter(name, value)), *inputs), subject("bert"), *inputs)
+
+
+def test_outputs_of_too_few_rows_are_an_error_not_a_wrong_answer(backend, inputs):
+    complete = backend.model
+    backend.model = lambda *tensors: [output[:1] for output in complete(*tensors)]
+    two_rows = execute(backend, *inputs)[1]
+    assert not two_rows.outputs
+    assert "a batch of 2 rows got outputs of [1, 1]" in two_rows.error.message()
+
+
+# The rows with an unknown id, and the requests that these belong to.
+@pytest.mark.parametrize(("rows", "requests"), [([2], (1,)), ([1, 2], (1,)), ([0, 3], (0, 2)), ([0, 1, 3], (0, 1, 2))])
+def test_a_bad_id_costs_only_its_own_request(backend, subject, inputs, rows, requests):
+    input_ids, mask = inputs
+    bad = input_ids.clone()
+    bad[rows, 3] = UNKNOWN_ID
+    responses = execute(backend, bad, mask)
+    assert_answered(responses, subject("bert"), input_ids, mask, but=requests)
+    for index in requests:
+        assert responses[index].error.code() == TritonError.INVALID_ARG
+        assert f"token id {UNKNOWN_ID} in column 3" in responses[index].error.message()
+
+
+def test_what_fails_in_a_batch_is_tried_alone(backend, subject, inputs):
+    backend.model, backend.check_inputs = Watched(backend.model), None
+    input_ids, mask = inputs
+    bad = input_ids.clone()
+    bad[2, 3] = UNKNOWN_ID
+    responses = execute(backend, bad, mask)
+    assert backend.model.batches == [sum(ROWS), *ROWS]
+    assert_answered(responses, subject("bert"), input_ids, mask, but=(1,))
+    assert responses[1].error.code() == TritonError.INTERNAL
+    assert "index out of range" in responses[1].error.message()
+
+
+def parameter(name: str, value: str) -> tuple[str, str]:
+    """An edit of the config."""
+    return "dynamic_batching {}", f'parameters {{ key: "{name}", value: {{ string_value: "{value}" }} }}'
+
+
+OPERATIONS = 'model_operations { op_library_filename: "operations.so" }'
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (parameter("ENABLE_WEIGHT_SHARING", "true"), "ENABLE_WEIGHT_SHARING"),
+        (parameter("INFERENCE_MODE", "maybe"), "INFERENCE_MODE is 'maybe'; expected true or false"),
+        (parameter("INTRA_OP_THREAD_COUNT", "two"), "INTRA_OP_THREAD_COUNT is 'two'; expected a number"),
+        (parameter("INTER_OP_THREAD_COUNT", "0"), "INTER_OP_THREAD_COUNT is '0'; expected a number"),
+        (("dynamic_batching {}", "sequence_batching {}"), "sequence_batching"),
+        (("dynamic_batching {}", OPERATIONS), "model_operations"),
+        (("INPUT__", "TOKENS_"), "expected tensors named INPUT__0, INPUT__1, found TOKENS_0, TOKENS_1"),
+        (("OUTPUT__1", "B"), "expected tensors named OUTPUT__0, OUTPUT__1, found OUTPUT__0, B"),
+        (('"INPUT__1", data_type: TYPE_INT64', '"INPUT__1", data_type: TYPE_STRING'), "INPUT__1: TYPE_STRING"),
+        (('"OUTPUT__1", data_type: TYPE_FP32', '"OUTPUT__1", data_type: TYPE_BF16'), "OUTPUT__1: TYPE_BF16"),
+    ],
+)
+def test_a_setting_it_does_not_know_stops_the_load(load, edit, named):
+    with pytest.raises(fake_triton.TritonModelException) as stopped:
+        load(edit)
+    assert named in str(stopped.value)
+
+
+def test_an_instance_kind_it_does_not_know_stops_the_load(load):
+    with pytest.raises(fake_triton.TritonModelException, match="instance kind MODEL"):
+        load(kind="MODEL")
+
+
+def test_an_output_of_another_type_is_an_error_not_a_wrong_answer(load, inputs):
+    backend = load(('"OUTPUT__0", data_type: TYPE_INT64', '"OUTPUT__0", data_type: TYPE_INT32'))
+    for response in execute(backend, *inputs):
+        assert not response.outputs
+        assert response.error.code() == TritonError.INTERNAL
+        assert "OUTPUT__0 is torch.int64, the configuration says TYPE_INT32" in response.error.message()
