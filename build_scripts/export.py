@@ -16,7 +16,7 @@ from build_scripts.settings import ServingError
 from build_scripts.trimmed import device_constants, trimmed_logits
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PACKED, TRIMMED = "packed (no padding is computed)", "trimmed (padded to the longest text of a batch)"
+PACKED, TRIMMED = "packed (padding only inside attention)", "trimmed (padded to the longest text of a batch)"
 
 
 def export(checkpoint: Checkpoint, precision: str, path: Path) -> str:
@@ -35,7 +35,8 @@ def export(checkpoint: Checkpoint, precision: str, path: Path) -> str:
     path.write_bytes(buffer.getbuffer())
     if found := device_constants(classifier):
         raise ServingError(
-            f"{checkpoint.model.config.model_type}: the graph names a device ({found[0]}); cannot be served"
+            f"{checkpoint.model.config.model_type}: the graph names a device ({found[0]}); this architecture cannot be "
+            "served"
         )
     return TRIMMED if parts is None else PACKED
 

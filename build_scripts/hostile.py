@@ -1,8 +1,8 @@
 """Requests that should never have been sent, each with its one defined answer.
 
-The tests send every one of them and the soak benchmark mixes them into its traffic; the README's table of bad requests
-is this list. Status 500 appears only where Triton's own HTTP frontend gives it, for JSON that it cannot parse: that
-happens before any model is asked, and no setting changes it.
+The tests send every one of them and the soak benchmark mixes them into its traffic. Status 500 appears only where
+Triton's own HTTP frontend gives it, for JSON that it cannot parse: that happens before any model is asked, and no
+setting changes it.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ def check_ports(address: Address) -> None:
                     ) from error
                 raise ServingError(
                     f"{name}={port} cannot be used on {address.host} ({error.strerror}); "
-                    f"stop what listens there, or choose another port with {name}=…"
+                    f"stop what listens there, or choose another port, from 1024 on, with {name}=…"
                 ) from error
 
 
