@@ -181,6 +181,8 @@ class Supervisor:
                 continue
             if found.reason.startswith("HTTP 5") and not found.overloaded:
                 return f"inference fails: {found.reason}"
+            if found.overloaded:
+                self.stop.wait(PROBE_EVERY_S)  # refused at once, which is too short to see whether anything computes
             period = max(time.monotonic() - began, 0.1)
             # A process that ended meanwhile, as at the end of a release, must not make the others look idle.
             seconds = [now - worked.get(pid, 0.0) for pid, now in classifier_seconds(server).items()]

@@ -1,0 +1,125 @@
+"""Which tritonserver is run and with what; what keeps one from running here is said in one line."""
+
+import contextlib
+import os
+import platform
+import socket
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from build_scripts.processes import free_ports
+from build_scripts.server import (
+    METRICS_VARIABLE,
+    Installation,
+    check_ports,
+    find_installation,
+    launch,
+    libpython_directory,
+    tuning,
+)
+from build_scripts.settings import Address, ServingError
+
+PORTS = ("HTTP_PORT", "GRPC_PORT", "METRICS_PORT")
+
+
+@pytest.mark.parametrize("name", ["libpython3.99.so.1.0", "libpython3.99.a", None])
+def test_an_interpreter_without_a_shared_library_is_refused(monkeypatch, tmp_path, name):
+    (tmp_path / "libpython3.99.a").touch()
+    monkeypatch.setattr(sysconfig, "get_config_var", {"INSTSONAME": name, "LIBDIR": str(tmp_path)}.get)
+    with pytest.raises(ServingError, match=r"no shared libpython.*PYTHON=") as refusal:
+        libpython_directory()
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_shared_library_is_found_where_the_interpreter_says(monkeypatch, tmp_path):
+    (tmp_path / "libpython3.99.so.1.0").touch()
+    config = {"INSTSONAME": "libpython3.99.so.1.0", "LIBDIR": str(tmp_path)}
+    monkeypatch.setattr(sysconfig, "get_config_var", config.get)
+    assert libpython_directory() == tmp_path
+
+
+@pytest.mark.parametrize(("system", "machine"), [("linux", "aarch64"), ("darwin", "x86_64")])
+def test_a_platform_without_an_embedded_server_is_one_clear_line(monkeypatch, tmp_path, system, machine):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(sys, "platform", system)
+    with pytest.raises(ServingError, match=f"Linux x86-64, this is {system} {machine}; .*PATH") as refusal:
+        find_installation()
+    assert "\n" not in str(refusal.value)
+
+
+def test_free_ports_are_accepted():
+    check_ports(Address("127.0.0.1", *free_ports(3)))
+
+
+@pytest.mark.parametrize("ports", [(9000, 9000, 9002), (9000, 9001, 9000), (9000, 9001, 9001)])
+def test_ports_must_differ(ports):
+    named = ", ".join(f"{name}={port}" for name, port in zip(PORTS, ports))
+    with pytest.raises(ServingError, match=f"must differ, got {named}$"):
+        check_ports(Address("127.0.0.1", *ports))
+
+
+@pytest.mark.parametrize("name", PORTS)
+def test_a_taken_port_is_named_with_its_variable(name):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ports = [port if each == name else free for each, free in zip(PORTS, free_ports(3))]
+        with pytest.raises(ServingError, match=rf"^{name}={port} cannot be used .*another port.* {name}="):
+            check_ports(Address("127.0.0.1", *ports))
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "::1"], ids=["another machine's", "IPv6"])
+def test_a_host_that_is_no_address_of_this_machine_is_named(host):
+    with pytest.raises(ServingError, match=f"^HOST={host} is no IPv4 address of this machine"):
+        check_ports(Address(host, *free_ports(3)))
+
+
+@pytest.fixture
+def on_path(monkeypatch, tmp_path) -> Installation:
+    """What is found where a program named tritonserver is on PATH; this one stops, to be looked at."""
+    program = tmp_path / "tritonserver"
+    program.write_text("#!/bin/sh\nkill -STOP $$\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    return find_installation()
+
+
+@contextlib.contextmanager
+def launched(installation: Installation, address: Address, log: Path) -> Iterator[psutil.Process]:
+    server = launch(installation, [log.parent], address, "a key", log)
+    try:
+        yield psutil.Process(server.process.pid)
+    finally:
+        server.kill()
+
+
+# Python 3.12 warns of what subprocess does to obey preexec_fn, if any thread runs; torch may have started some.
+forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+
+@forks
+def test_a_server_on_path_is_used_with_nothing_of_the_embedded_one(on_path, tmp_path):
+    assert (on_path.binary, on_path.arguments, on_path.environment) == (tmp_path / "tritonserver", [], {})
+    assert str(on_path.binary) in on_path.description
+    with launched(on_path, Address("127.0.0.1", *free_ports(3)), tmp_path / "log") as server:
+        command, environment = server.cmdline(), server.environ()
+    assert str(on_path.binary) in command
+    assert not [argument for argument in command if argument.startswith(("--backend-directory", "--cache-directory"))]
+    # By names alone: the values may be secrets, which are not to be shown when this fails.
+    assert {name for name in environment if environment[name] != os.environ.get(name)} == {*tuning(), METRICS_VARIABLE}
+
+
+@forks
+def test_what_the_user_has_set_wins_over_the_tuning(on_path, monkeypatch, tmp_path):
+    name, *others = chosen = tuning()
+    monkeypatch.setenv(name, "the user's")
+    with launched(on_path, Address("127.0.0.1", *free_ports(3)), tmp_path / "log") as server:
+        environment = server.environ()
+    assert environment[name] == "the user's"
+    assert others
+    assert {other: environment[other] for other in others} == {other: chosen[other] for other in others}

@@ -1,0 +1,317 @@
+"""What the supervisor takes for a failure, what it leaves alone, how it waits and gives up, and what it says."""
+
+import contextlib
+import json
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import psutil
+import pytest
+
+from build_scripts import run_state, supervisor
+from build_scripts.processes import free_ports
+from build_scripts.server import Installation, TritonProcess
+from build_scripts.settings import Address, ServingError
+from build_scripts.supervisor import MAX_DELAY_S, MAX_FAILED_STARTS, MAX_FAILURES, STABLE_S, Supervisor, start_message
+from tests.servers import wait_for
+
+# A hang is noticed in 1.4 s, or in 2.9 s where the statistics hang too; a busy machine may take longer.
+GIVEN_UP_WITHIN_S, LEFT_ALONE_S = 6.0, 3.0
+WELL = {"outputs": [{"name": "CLASS_ID", "data": [3]}]}
+OVERLOAD = {"error": "overload: 128 requests wait"}
+INSTALLATION = Installation(Path("tritonserver"), "a stand-in")
+MANIFEST = {
+    "checkpoint": "/models/mine",
+    "architecture": "bert",
+    "release": "0123456789ab",
+    "precision": "bf16",
+    "labels": ["finance", "sports"],
+}
+
+
+class Frontend(ThreadingHTTPServer):
+    """Triton's HTTP side: it counts no successes, and answers inferences as a test says. status: None for never."""
+
+    def __init__(self, status: int | None, answer: dict):
+        self.status, self.answer = status, answer
+        self.asked, self.closing = 0, threading.Event()
+        super().__init__(("127.0.0.1", 0), Handler)
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Frontend
+
+    def do_GET(self):
+        self.reply(200, {"model_stats": [{"inference_stats": {"success": {"count": 5}}}]})
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.asked += 1
+        if self.server.status is None:
+            self.server.closing.wait()
+        else:
+            self.reply(self.server.status, self.server.answer)
+
+    def reply(self, status: int, answer: dict) -> None:
+        body = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def frontend() -> Iterator[Callable[..., Frontend]]:
+    """frontend(status, answer), listening until the test ends."""
+    with contextlib.ExitStack() as stack:
+
+        def start(status: int | None, answer: dict | None = None) -> Frontend:
+            server = stack.enter_context(Frontend(status, answer or {}))
+            thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(server.shutdown)
+            stack.callback(server.closing.set)
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def process() -> Iterator[Callable[..., TritonProcess]]:
+    """process(*command), in the place of tritonserver; gone when the test ends."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*command: str) -> TritonProcess:
+            started = subprocess.Popen(command, start_new_session=True)
+            server = TritonProcess(started, f"text_classifier_stand_in_{started.pid}_")
+            stack.callback(server.kill)
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def idle(process) -> TritonProcess:
+    return process("sleep", "60")
+
+
+@pytest.fixture
+def computing(process, tmp_path) -> Iterator[TritonProcess]:
+    """Has a child whose command line is a classifier's, and which computes all the time."""
+    stub = tmp_path / "classifier" / "1" / "model.py"
+    stub.parent.mkdir(parents=True)
+    stub.write_text("while :; do :; done\n")
+    server = process("sh", "-c", f"sh '{stub}' & wait")
+    yield server
+    # First, so that it does not become an orphan, which some containers take seconds to bury.
+    for child in psutil.Process(server.process.pid).children():
+        child.kill()
+    server.process.wait(GIVEN_UP_WITHIN_S)
+
+
+@pytest.fixture
+def supervisor_of(tmp_path) -> Callable[[int], Supervisor]:
+    """supervisor_of(http_port)"""
+
+    def make(http_port: int) -> Supervisor:
+        address, log = Address(http_port=http_port), tmp_path / "tritonserver.log"
+        return Supervisor(INSTALLATION, tmp_path, tmp_path, address, log, threading.Event())
+
+    return make
+
+
+@contextlib.contextmanager
+def in_background(function: Callable, *arguments, stop: threading.Event) -> Iterator[Future]:
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(function, *arguments)
+        finally:
+            stop.set()
+
+
+def failure(watcher: Supervisor, server: TritonProcess) -> str | None:
+    """What `watch` returns, which it has to do by itself."""
+    with in_background(watcher.watch, server, stop=watcher.stop) as watching:
+        return watching.result(GIVEN_UP_WITHIN_S)
+
+
+def test_a_frontend_that_never_answers_hangs(supervisor_of, idle):
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as mute:
+        found = failure(supervisor_of(mute.getsockname()[1]), idle)
+    assert found.startswith("inference hangs: nothing was answered for ")
+
+
+@pytest.mark.parametrize(("status", "why"), [(None, "timed out"), (503, "HTTP 503: overload")])
+def test_inference_that_fails_while_nothing_computes_hangs(supervisor_of, frontend, idle, status, why):
+    found = failure(supervisor_of(frontend(status, OVERLOAD).server_port), idle)
+    assert found.startswith("inference hangs: nothing was answered for ")
+    assert why in found
+
+
+@pytest.mark.parametrize("status", [None, 503], ids=["no answer", "overloaded"])
+def test_a_classifier_that_computes_is_left_alone(supervisor_of, frontend, computing, status):
+    front = frontend(status, OVERLOAD)
+    watcher = supervisor_of(front.server_port)
+    with in_background(watcher.watch, computing, stop=watcher.stop) as watching:
+        assert not wait([watching], LEFT_ALONE_S).done, watching.result()
+        assert front.asked
+        watcher.stop.set()
+        front.closing.set()
+        assert watching.result(GIVEN_UP_WITHIN_S) is None
+
+
+def test_a_server_that_answers_is_left_alone(supervisor_of, frontend, idle):
+    front = frontend(200, WELL)
+    watcher = supervisor_of(front.server_port)
+    with in_background(watcher.watch, idle, stop=watcher.stop) as watching:
+        wait_for(lambda: front.asked >= 3, GIVEN_UP_WITHIN_S, "not watched")
+        watcher.stop.set()
+        assert watching.result(GIVEN_UP_WITHIN_S) is None
+
+
+def test_an_internal_error_is_a_failure_with_its_reason(supervisor_of, frontend, computing):
+    found = failure(supervisor_of(frontend(500, {"error": "stub is not healthy"}).server_port), computing)
+    assert found == "inference fails: HTTP 500: stub is not healthy"
+
+
+def test_a_server_that_ended_is_reported_with_its_exit_code(supervisor_of, process):
+    server = process("sh", "-c", "exit 7")
+    server.process.wait()
+    assert failure(supervisor_of(free_ports(1)[0]), server) == "tritonserver ended with code 7"
+
+
+class Recording(threading.Event):
+    """An event that nobody waits for in vain: it notes for how long, and returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits.append(timeout)
+        return self.is_set()
+
+
+@pytest.fixture
+def failing(supervisor_of) -> Supervisor:
+    """A supervisor that does not really wait."""
+    supervisor = supervisor_of(8000)
+    supervisor.stop = Recording()
+    return supervisor
+
+
+def fail(supervisor: Supervisor, times: int, answered_for: float | None = 0.0) -> None:
+    for _ in range(times):
+        supervisor.back_off("it burns", None if answered_for is None else time.monotonic() - answered_for)
+
+
+def test_failures_in_a_row_wait_longer_until_they_are_too_many(failing):
+    fail(failing, MAX_FAILURES - 1)
+    expected = [0.0, 0.25, 0.5, 1.0]
+    assert failing.stop.waits == expected + [MAX_DELAY_S] * (MAX_FAILURES - 1 - len(expected))
+    with pytest.raises(ServingError, match=f"gave up after {MAX_FAILURES} failures in a row; .*it burns") as refusal:
+        fail(failing, 1)
+    assert str(failing.log) in str(refusal.value)
+
+
+def test_a_server_that_answered_for_long_resets_the_count(failing):
+    fail(failing, MAX_FAILURES - 1)
+    failing.stop.waits.clear()
+    fail(failing, 1, answered_for=STABLE_S)
+    fail(failing, 3)
+    assert failing.stop.waits == [0.0, 0.0, 0.25, 0.5]
+
+
+def test_starts_that_never_answered_are_soon_too_many(failing):
+    fail(failing, MAX_FAILED_STARTS - 1, answered_for=None)
+    with pytest.raises(ServingError, match=f"gave up after {MAX_FAILED_STARTS} failures in a row") as refusal:
+        fail(failing, 1, answered_for=None)
+    assert str(failing.log) in str(refusal.value)
+
+
+def test_only_failed_starts_in_a_row_are_too_many(failing):
+    fail(failing, MAX_FAILED_STARTS - 1, answered_for=None)
+    fail(failing, 1)
+    fail(failing, MAX_FAILED_STARTS - 1, answered_for=None)
+
+
+@pytest.fixture
+def launched(monkeypatch, process, tmp_path) -> list[TritonProcess]:
+    """The servers that `run` started, each of which does nothing; announcing one needs more than that."""
+    servers = []
+
+    def launch(*_) -> TritonProcess:
+        servers.append(process("sleep", "60"))
+        return servers[-1]
+
+    monkeypatch.setattr(supervisor, "launch", launch)
+    monkeypatch.setattr(supervisor, "require_release", lambda _: MANIFEST)
+    monkeypatch.setattr(run_state, "BUILD", tmp_path)
+    monkeypatch.setattr(Supervisor, "announce", lambda _: None)
+    return servers
+
+
+def test_nothing_is_started_after_a_stop(supervisor_of, launched):
+    stopped = supervisor_of(free_ports(1)[0])
+    run_state.run_directory(stopped.address.http_port).mkdir(parents=True)
+    stopped.stop.set()
+    assert stopped.run() == 0
+    assert launched == []
+
+
+def test_a_stop_ends_the_wait_for_a_restart(supervisor_of, frontend, launched, monkeypatch):
+    said = []
+    monkeypatch.setattr(supervisor, "say", said.append)
+    monkeypatch.setattr(supervisor, "MAX_DELAY_S", 60.0)
+    front = frontend(200, WELL)
+    running = supervisor_of(front.server_port)
+    running.failures = MAX_FAILURES - 2
+    run_state.run_directory(front.server_port).mkdir(parents=True)
+    with in_background(running.run, stop=running.stop) as ending:
+        wait_for(lambda: front.asked, GIVEN_UP_WITHIN_S, "not asked")
+        launched[0].process.kill()
+        wait_for(lambda: "tritonserver ended with code -9; restarting in 60 s" in said, GIVEN_UP_WITHIN_S, said)
+        running.stop.set()
+        assert ending.result(GIVEN_UP_WITHIN_S) == 0
+    assert len(launched) == 1
+
+
+def message(monkeypatch, native: list[str], gpu: bool = False) -> str:
+    monkeypatch.setattr(supervisor, "require_release", lambda _: MANIFEST)
+    monkeypatch.setattr(supervisor, "cpu_precisions", lambda: native)
+    monkeypatch.setattr(supervisor, "has_gpu", lambda: gpu)
+    return start_message(INSTALLATION, Path("repository"), Address("0.0.0.0", 9000, 9001, 9002))
+
+
+def test_an_emulated_precision_is_warned_of(monkeypatch):
+    assert "warning    this CPU emulates bf16" in message(monkeypatch, ["fp32"])
+
+
+@pytest.mark.parametrize(("native", "gpu"), [(["fp32", "bf16"], False), (["fp32"], True)], ids=["CPU", "GPU"])
+def test_a_native_precision_is_not_warned_of(monkeypatch, native, gpu):
+    assert "warning" not in message(monkeypatch, native, gpu)
+
+
+def test_the_start_message_names_what_is_served_and_where(monkeypatch):
+    said = message(monkeypatch, ["fp32", "bf16"])
+    for line in (
+        "server     a stand-in",
+        "model      /models/mine (bert, release 0123456789ab)",
+        "precision  bf16",
+        "labels     finance, sports",
+        "HTTP       http://127.0.0.1:9000/v2/models/text_classifier",
+        "gRPC       127.0.0.1:9001",
+        "metrics    http://127.0.0.1:9002/metrics",
+        "curl -s 127.0.0.1:9000/v2/models/text_classifier/generate",
+    ):
+        assert line in said
