@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 
@@ -57,13 +58,11 @@ def overload(address: Address, supervisor: int, texts: list[str], seconds: float
 
 
 def resident(supervisor: int) -> float:
-    """MiB that the server's processes have in memory now, without the supervisor's own."""
+    """MiB that the server's processes have in memory now, without the supervisor's own; shared pages count once."""
     total = 0
     for process in psutil.Process(supervisor).children(recursive=True):
-        try:
-            total += process.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += process.memory_full_info().pss
     return total / 2**20
 
 
