@@ -107,7 +107,7 @@ def test_health_does_not_say_well_while_inference_fails(server):
 def test_a_stop_answers_what_is_in_flight_and_refuses_the_rest(number, default_repository, tmp_path):
     with running(default_repository, tmp_path / "output.txt", *FP32) as server:
         answers, late = [], []
-        slow = {"TEXT": ["word " * 600] * 32}
+        slow = {"TEXT": ["word " * 600] * 16}
 
         def ask():
             answers.append(post(server.http + GENERATE, slow)[0])
