@@ -111,7 +111,8 @@ def computing(process, tmp_path) -> Iterator[TritonProcess]:
     stub = tmp_path / "classifier" / "1" / "model.py"
     stub.parent.mkdir(parents=True)
     stub.write_text("while :; do :; done\n")
-    server = process("sh", "-c", f"sh '{stub}' & wait")
+    # The limit ends it where this test was killed and cannot.
+    server = process("sh", "-c", f"ulimit -t 20; sh '{stub}' & wait")
     yield server
     # First, so that it does not become an orphan, which some containers take seconds to bury.
     for child in psutil.Process(server.process.pid).children():
