@@ -24,6 +24,8 @@ from build_scripts.settings import ENSEMBLE, SOURCE_REPOSITORY, ServingError
 KEPT_RELEASES = 3
 MANIFEST = "manifest.json"
 CONFIG = "config.pbtxt"
+# What CONFIG was when a build copied it: whoever edits it makes the two differ.
+COPIED_CONFIG = ".config.pbtxt.copied"
 # BUILD_LOCK is held by whoever builds. SWITCH_LOCK is held for the instant of a switch, and by a server while it loads.
 BUILD_LOCK, SWITCH_LOCK = ".build.lock", ".switch.lock"
 DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
@@ -76,7 +78,7 @@ def locked(directory: Path) -> Iterator[None]:
 def copy_sources(repository: Path) -> None:
     """Give another repository the committed configs, model.py and links; it is then complete by itself.
 
-    A config that differs there is its owner's, and stays.
+    A config that was edited there is its owner's, and stays.
     """
     if repository.resolve() == SOURCE_REPOSITORY:
         return
@@ -87,7 +89,8 @@ def copy_sources(repository: Path) -> None:
         # copytree refuses to make a link a second time.
         kept = ignored(directory, names) | {name for name in names if (there / name).is_symlink()}
         config = there / CONFIG
-        if config.exists() and not filecmp.cmp(config, Path(directory) / CONFIG, shallow=False):
+        unedited = (Path(directory) / CONFIG, there / COPIED_CONFIG)
+        if config.exists() and not any(same(config, other) for other in unedited):
             print(f"{config} differs from the project's and is kept; remove it to get the project's", flush=True)
             kept.add(CONFIG)
         return kept
@@ -95,9 +98,15 @@ def copy_sources(repository: Path) -> None:
     shutil.copytree(
         SOURCE_REPOSITORY, repository, symlinks=True, ignore=not_copied, dirs_exist_ok=True, copy_function=copy_whole
     )
+    for config in SOURCE_REPOSITORY.glob(f"*/{CONFIG}"):
+        copy_whole(config, repository / config.parent.name / COPIED_CONFIG)
 
 
-def copy_whole(source: str, target: str) -> None:
+def same(one: Path, other: Path) -> bool:
+    return other.exists() and filecmp.cmp(one, other, shallow=False)
+
+
+def copy_whole(source: str | Path, target: str | Path) -> None:
     """Copy a file so that neither a full disk nor a kill leaves half of it where there was a whole one."""
     new = Path(target).with_name(f".{Path(target).name}.new")
     try:

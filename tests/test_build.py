@@ -80,6 +80,20 @@ def test_a_config_that_was_edited_elsewhere_stays(forker, options, repository):
     assert config.read_bytes() == (SOURCE_REPOSITORY / "tokenizer" / "config.pbtxt").read_bytes()
 
 
+def test_a_config_that_nobody_edited_elsewhere_follows_the_project(tmp_path, monkeypatch):
+    project = shutil.copytree(SOURCE_REPOSITORY, tmp_path / "project", symlinks=True)
+    monkeypatch.setattr(assemble, "SOURCE_REPOSITORY", project)
+    elsewhere = tmp_path / "elsewhere"
+    assemble.copy_sources(elsewhere)
+    (elsewhere / "tokenizer" / "config.pbtxt").write_text("edited", encoding="utf-8")
+    for name in ("classifier", "tokenizer"):
+        (project / name / "config.pbtxt").write_text("next version", encoding="utf-8")
+    for _ in range(2):
+        assemble.copy_sources(elsewhere)
+        assert (elsewhere / "classifier" / "config.pbtxt").read_text(encoding="utf-8") == "next version"
+        assert (elsewhere / "tokenizer" / "config.pbtxt").read_text(encoding="utf-8") == "edited"
+
+
 def test_whatever_changes_the_result_makes_another_release(subject, tmp_path, monkeypatch):
     calibration = tmp_path / "texts.txt"
     calibration.write_text("one\n", encoding="utf-8")
