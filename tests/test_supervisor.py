@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+import re
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -22,9 +23,12 @@ from build_scripts.supervisor import MAX_DELAY_S, MAX_FAILED_STARTS, MAX_FAILURE
 from tests.servers import wait_for
 
 # A hang is noticed in 1.4 s, or in 2.9 s where the statistics hang too; a busy machine may take longer.
-GIVEN_UP_WITHIN_S, LEFT_ALONE_S = 6.0, 3.0
-WELL = {"outputs": [{"name": "CLASS_ID", "data": [3]}]}
-OVERLOAD = {"error": "overload: 128 requests wait"}
+GIVEN_UP_WITHIN_S, LEFT_ALONE_S = 6.0, 2.5
+ANSWERS = {
+    200: {"outputs": [{"name": "CLASS_ID", "data": [3]}]},
+    500: {"error": "stub is not healthy"},
+    503: {"error": "overload: 128 requests wait"},
+}
 INSTALLATION = Installation(Path("tritonserver"), "a stand-in")
 MANIFEST = {
     "checkpoint": "/models/mine",
@@ -36,27 +40,36 @@ MANIFEST = {
 
 
 class Frontend(ThreadingHTTPServer):
-    """Triton's HTTP side: it counts no successes, and answers inferences as a test says. status: None for never."""
+    """Triton's HTTP side. statuses: of the answers to inferences in turn, the last one for ever; None is no answer.
 
-    def __init__(self, status: int | None, answer: dict):
-        self.status, self.answer = status, answer
-        self.asked, self.closing = 0, threading.Event()
+    successes: what the statistics count, unless `busy`: then another is answered whenever it is asked.
+    """
+
+    def __init__(self, *statuses: int | None):
+        self.statuses = list(statuses)
+        self.asked, self.successes, self.busy = 0, 5, False
+        self.closing = threading.Event()
         super().__init__(("127.0.0.1", 0), Handler)
+
+    def next_status(self) -> int | None:
+        self.asked += 1
+        self.successes += self.busy
+        return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
 
 
 class Handler(BaseHTTPRequestHandler):
     server: Frontend
 
     def do_GET(self):
-        self.reply(200, {"model_stats": [{"inference_stats": {"success": {"count": 5}}}]})
+        self.reply(200, {"model_stats": [{"inference_stats": {"success": {"count": self.server.successes}}}]})
 
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.asked += 1
-        if self.server.status is None:
+        status = self.server.next_status()
+        if status is None:
             self.server.closing.wait()
         else:
-            self.reply(self.server.status, self.server.answer)
+            self.reply(status, ANSWERS[status])
 
     def reply(self, status: int, answer: dict) -> None:
         body = json.dumps(answer).encode()
@@ -71,11 +84,11 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def frontend() -> Iterator[Callable[..., Frontend]]:
-    """frontend(status, answer), listening until the test ends."""
+    """frontend(*statuses), listening until the test ends."""
     with contextlib.ExitStack() as stack:
 
-        def start(status: int | None, answer: dict | None = None) -> Frontend:
-            server = stack.enter_context(Frontend(status, answer or {}))
+        def start(*statuses: int | None) -> Frontend:
+            server = stack.enter_context(Frontend(*statuses))
             thread = threading.Thread(target=server.serve_forever, args=(0.05,))
             thread.start()
             stack.callback(thread.join)
@@ -106,18 +119,29 @@ def idle(process) -> TritonProcess:
 
 
 @pytest.fixture
-def computing(process, tmp_path) -> Iterator[TritonProcess]:
-    """Has a child whose command line is a classifier's, and which computes all the time."""
-    stub = tmp_path / "classifier" / "1" / "model.py"
-    stub.parent.mkdir(parents=True)
-    stub.write_text("while :; do :; done\n")
-    # The limit ends it where this test was killed and cannot.
-    server = process("sh", "-c", f"ulimit -t 20; sh '{stub}' & wait")
-    yield server
-    # First, so that it does not become an orphan, which some containers take seconds to bury.
-    for child in psutil.Process(server.process.pid).children():
-        child.kill()
-    server.process.wait(GIVEN_UP_WITHIN_S)
+def with_classifier(process, tmp_path) -> Iterator[Callable[[str], TritonProcess]]:
+    """with_classifier(script): has a child whose command line is a classifier's, and which runs the shell script."""
+    servers = []
+
+    def start(script: str) -> TritonProcess:
+        stub = tmp_path / "classifier" / "1" / "model.py"
+        stub.parent.mkdir(parents=True)
+        stub.write_text(script)
+        # The limit ends it where this test was killed and cannot.
+        servers.append(process("sh", "-c", f"ulimit -t 20; sh '{stub}' & wait"))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        # First, so that it does not become an orphan, which some containers take seconds to bury.
+        for child in psutil.Process(server.process.pid).children():
+            child.kill()
+        server.process.wait(GIVEN_UP_WITHIN_S)
+
+
+@pytest.fixture
+def computing(with_classifier) -> TritonProcess:
+    return with_classifier("while :; do :; done\n")
 
 
 @pytest.fixture
@@ -154,34 +178,95 @@ def test_a_frontend_that_never_answers_hangs(supervisor_of, idle):
 
 @pytest.mark.parametrize(("status", "why"), [(None, "timed out"), (503, "HTTP 503: overload")])
 def test_inference_that_fails_while_nothing_computes_hangs(supervisor_of, frontend, idle, status, why):
-    found = failure(supervisor_of(frontend(status, OVERLOAD).server_port), idle)
+    found = failure(supervisor_of(frontend(status).server_port), idle)
     assert found.startswith("inference hangs: nothing was answered for ")
     assert why in found
 
 
-@pytest.mark.parametrize("status", [None, 503], ids=["no answer", "overloaded"])
-def test_a_classifier_that_computes_is_left_alone(supervisor_of, frontend, computing, status):
-    front = frontend(status, OVERLOAD)
-    watcher = supervisor_of(front.server_port)
-    with in_background(watcher.watch, computing, stop=watcher.stop) as watching:
-        assert not wait([watching], LEFT_ALONE_S).done, watching.result()
-        assert front.asked
+def test_what_a_classifier_has_computed_before_does_not_count(supervisor_of, frontend, with_classifier, tmp_path):
+    done = tmp_path / "done"
+    server = with_classifier(f"i=0; while [ $i -lt 1000000 ]; do i=$((i+1)); done; touch '{done}'; sleep 60\n")
+    wait_for(done.exists, GIVEN_UP_WITHIN_S, "still computing")
+    found = failure(supervisor_of(frontend(None).server_port), server)
+    assert found.startswith("inference hangs: nothing was answered for ")
+
+
+def left_alone(watcher: Supervisor, server: TritonProcess, front: Frontend, enough: Callable[[], bool]) -> bool:
+    """Whether the server is still watched once `enough` has happened."""
+    with in_background(watcher.watch, server, stop=watcher.stop) as watching:
+        wait_for(lambda: enough() or watching.done(), LEFT_ALONE_S + GIVEN_UP_WITHIN_S, "not watched")
+        alone = not watching.done()
         watcher.stop.set()
         front.closing.set()
-        assert watching.result(GIVEN_UP_WITHIN_S) is None
+        return watching.result(GIVEN_UP_WITHIN_S) is None and alone
+
+
+def for_seconds(seconds: float) -> Callable[[], bool]:
+    """Whether so many seconds have passed since this was called."""
+    began = time.monotonic()
+    return lambda: time.monotonic() - began > seconds
+
+
+@pytest.mark.parametrize("status", [None, 503], ids=["no answer", "overloaded"])
+def test_a_classifier_that_computes_is_left_alone(supervisor_of, frontend, computing, status):
+    front = frontend(status)
+    assert left_alone(supervisor_of(front.server_port), computing, front, for_seconds(LEFT_ALONE_S))
+    assert front.asked
+
+
+def test_a_classifier_that_computes_for_ever_is_not(supervisor_of, frontend, computing, monkeypatch):
+    monkeypatch.setattr(supervisor, "BUSY_LIMIT_S", LEFT_ALONE_S)
+    found = failure(supervisor_of(frontend(None).server_port), computing)
+    assert float(re.fullmatch(r"inference hangs: nothing was answered for (.*) s \(.*\)", found)[1]) > LEFT_ALONE_S
 
 
 def test_a_server_that_answers_is_left_alone(supervisor_of, frontend, idle):
-    front = frontend(200, WELL)
-    watcher = supervisor_of(front.server_port)
-    with in_background(watcher.watch, idle, stop=watcher.stop) as watching:
-        wait_for(lambda: front.asked >= 3, GIVEN_UP_WITHIN_S, "not watched")
-        watcher.stop.set()
-        assert watching.result(GIVEN_UP_WITHIN_S) is None
+    """A refusal between two answers included, even if nothing computes at that moment."""
+    front = frontend(200, 200, 200, 200, 503, 200)
+    assert left_alone(supervisor_of(front.server_port), idle, front, lambda: front.asked >= 7)
+
+
+def test_a_server_that_answers_others_but_not_the_supervisor_is_left_alone(supervisor_of, frontend, idle):
+    front = frontend(None)
+    front.busy = True
+    assert left_alone(supervisor_of(front.server_port), idle, front, for_seconds(LEFT_ALONE_S))
+
+
+def test_a_server_that_answers_others_is_not_asked(supervisor_of, frontend, idle):
+    front = frontend(200)
+
+    def count() -> bool:
+        front.successes += 1
+        return passed()
+
+    passed = for_seconds(LEFT_ALONE_S)
+    assert left_alone(supervisor_of(front.server_port), idle, front, count)
+    assert front.asked == 0
+
+
+@pytest.fixture
+def killed(process) -> TritonProcess:
+    """Has a child that was killed, and does not collect it."""
+    server = process("sh", "-c", "sleep 60 & exec sleep 60")
+    parent = psutil.Process(server.process.pid)
+    wait_for(parent.children, GIVEN_UP_WITHIN_S, "no child")
+    wait_for(lambda: parent.name() == "sleep", GIVEN_UP_WITHIN_S, "no exec")
+    parent.children()[0].kill()
+    return server
+
+
+def test_a_killed_process_is_named_if_inference_fails(supervisor_of, frontend, killed):
+    found = failure(supervisor_of(frontend(None).server_port), killed)
+    assert re.fullmatch(r"process \d+ of the server was killed, and inference fails", found)
+
+
+def test_a_killed_process_without_which_inference_goes_on_is_ignored(supervisor_of, frontend, killed):
+    front = frontend(200)
+    assert left_alone(supervisor_of(front.server_port), killed, front, lambda: front.asked >= 3)
 
 
 def test_an_internal_error_is_a_failure_with_its_reason(supervisor_of, frontend, computing):
-    found = failure(supervisor_of(frontend(500, {"error": "stub is not healthy"}).server_port), computing)
+    found = failure(supervisor_of(frontend(500).server_port), computing)
     assert found == "inference fails: HTTP 500: stub is not healthy"
 
 
@@ -274,7 +359,7 @@ def test_a_stop_ends_the_wait_for_a_restart(supervisor_of, frontend, launched, m
     said = []
     monkeypatch.setattr(supervisor, "say", said.append)
     monkeypatch.setattr(supervisor, "MAX_DELAY_S", 60.0)
-    front = frontend(200, WELL)
+    front = frontend(200)
     running = supervisor_of(front.server_port)
     running.failures = MAX_FAILURES - 2
     run_state.run_directory(front.server_port).mkdir(parents=True)
