@@ -51,9 +51,21 @@ class InferenceResponse:
         self.outputs, self.error = {tensor.name: tensor.as_numpy() for tensor in output_tensors or []}, error
 
 
+TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
+
+
 class Request:
+    """Is its own response sender: what was sent lies in `sent`."""
+
     def __init__(self, **arrays: np.ndarray):
-        self.arrays = arrays
+        self.arrays, self.sent = arrays, []
+
+    def get_response_sender(self) -> Request:
+        return self
+
+    def send(self, response: InferenceResponse, flags: int) -> None:
+        assert flags == TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        self.sent.append(response)
 
 
 def get_input_tensor_by_name(request: Request, name: str) -> Tensor | None:

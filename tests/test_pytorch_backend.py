@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -67,13 +68,19 @@ class Watched:
         return self.model(input_ids, attention_mask)
 
 
-def execute(backend, input_ids: Tensor, attention_mask: Tensor) -> list[fake_triton.InferenceResponse]:
-    return backend.execute(
-        [
-            fake_triton.Request(INPUT__0=ids.numpy(), INPUT__1=mask.numpy())
-            for ids, mask in zip(input_ids.split(ROWS), attention_mask.split(ROWS))
-        ]
-    )
+def execute(
+    backend, input_ids: Tensor, attention_mask: Tensor, rows: list[int] = ROWS
+) -> list[fake_triton.InferenceResponse]:
+    """The responses, returned or sent: each request has exactly one."""
+    requests = [
+        fake_triton.Request(INPUT__0=ids.numpy(), INPUT__1=mask.numpy())
+        for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows))
+    ]
+    returned = backend.execute(requests)
+    sent = [response for request in requests for response in request.sent]
+    assert (returned is None) != (sent == [])
+    assert all(len(request.sent) <= 1 for request in requests)
+    return returned or sent
 
 
 def assert_answered(responses, subject, input_ids: Tensor, attention_mask: Tensor, *, but: tuple[int, ...] = ()):
@@ -95,6 +102,19 @@ def test_requests_are_joined_into_one_batch_and_split_again(backend, subject, in
     responses = execute(backend, *inputs)
     assert backend.model.batches == [sum(ROWS)]
     assert_answered(responses, subject("bert"), *inputs)
+
+
+@pytest.mark.parametrize(
+    ("rows", "max_batch_size", "waits"),
+    [([1, 2, 1], 64, True), ([2, 2], 64, True), ([4], 64, False), ([1, 1, 1, 1], 4, False)],
+    ids=["three requests", "two", "one", "a full batch"],
+)
+def test_the_next_batch_gets_time_to_fill_after_one_of_several(load, inputs, monkeypatch, rows, max_batch_size, waits):
+    backend, waited = load(("max_batch_size: 64", f"max_batch_size: {max_batch_size}")), []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    execute(backend, *inputs, rows)
+    assert len(waited) == waits
+    assert all(0 < seconds < 0.01 for seconds in waited)
 
 
 @pytest.mark.parametrize("value", ["true", "False", "0"])

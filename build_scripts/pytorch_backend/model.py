@@ -2,11 +2,13 @@
 
 NVIDIA's containers have a C++ backend for this; the embedded server has none, so Triton runs this file in its place (a
 "Python-based backend"). It honours what the C++ one honours for models like ours and refuses, at load, what it does
-not. One thing it adds: if the model exports `check_inputs`, a request with bad values gets a 400 of its own.
+not. Two things it adds: if the model exports `check_inputs`, a request with bad values gets a 400 of its own; and after
+a batch of several requests it waits a moment for the next batch to fill.
 """
 
 import itertools
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,9 @@ DTYPES = {
     "TYPE_FP64": torch.float64,
 }
 UNSUPPORTED_SETTINGS = ("sequence_batching", "model_operations")
+# How long the next batch may fill, as a share of the time that this one took, and at most. Measured with 4 and 16
+# clients on 2 cores: batches of 3.9 and 15.8 instead of 2.0 and 8.0, 15 to 20 % and 1 to 13 % more requests/s.
+FILLING_SHARE, FILLING_LIMIT_S = 0.15, 0.004
 
 
 class TritonPythonModel:
@@ -47,7 +52,7 @@ class TritonPythonModel:
         self.inputs = positional(config["input"], "INPUT")
         self.outputs = positional(config["output"], "OUTPUT")
         self.device = device_of(args["model_instance_kind"], args["model_instance_device_id"])
-        self.batches = config["max_batch_size"] > 0
+        self.max_batch_size = config["max_batch_size"]
         self.inference_mode = boolean(parameters, "INFERENCE_MODE", default=True)
         self.optimized = not boolean(parameters, "DISABLE_OPTIMIZED_EXECUTION", default=False)
         file = config.get("default_model_filename") or "model.pt"
@@ -56,12 +61,29 @@ class TritonPythonModel:
         self.check_inputs = getattr(self.model, "check_inputs", None)
 
     def execute(self, requests):
+        """One response per request, in order.
+
+        Several are sent before this returns. Their clients' next requests then find this instance busy for a moment
+        longer and share a batch with those that wait already; otherwise two halves of the clients would take turns. A
+        client that is alone waits for nothing, nor does anybody when the batch was full.
+        """
+        if len(requests) == 1:
+            return self.answer(requests)
+        began = time.monotonic()
+        senders = [request.get_response_sender() for request in requests]
+        for sender, response in zip(senders, self.answer(requests)):
+            sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        if len(requests) < self.max_batch_size:
+            time.sleep(min(FILLING_SHARE * (time.monotonic() - began), FILLING_LIMIT_S))
+        return None
+
+    def answer(self, requests):
         """One response per request, in order; requests are joined into one batch, which is split again."""
         try:
             return self.run(requests)
         except Exception as problem:
             if len(requests) > 1:  # find out whose fault it is: the others must get their answers
-                return [response for request in requests for response in self.execute([request])]
+                return [response for request in requests for response in self.answer([request])]
             error = pb_utils.TritonError(f"PyTorch execute failure: {problem}", pb_utils.TritonError.INTERNAL)
             return [pb_utils.InferenceResponse(error=error)]
 
@@ -80,7 +102,7 @@ class TritonPythonModel:
             outputs = self.model(*tensors)
         outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
         arrays = [to_be_sent(spec, output) for spec, output in zip(self.outputs, outputs, strict=True)]
-        if self.batches and any(len(array) != rows[-1].stop for array in arrays):
+        if self.max_batch_size and any(len(array) != rows[-1].stop for array in arrays):
             raise ValueError(f"a batch of {rows[-1].stop} rows got outputs of {[len(array) for array in arrays]}")
         return [
             pb_utils.InferenceResponse(
@@ -91,7 +113,7 @@ class TritonPythonModel:
 
     def rows_of(self, arrays):
         """The rows of the joined batch that belong to each request, as slices."""
-        if not self.batches:
+        if not self.max_batch_size:
             return [slice(None)]
         ends = itertools.accumulate(map(len, arrays))
         return [slice(end - len(array), end) for end, array in zip(ends, arrays)]
