@@ -25,7 +25,7 @@ KEPT_RELEASES = 3
 MANIFEST = "manifest.json"
 CONFIG = "config.pbtxt"
 # What CONFIG was when a build copied it: whoever edits it makes the two differ.
-COPIED_CONFIG = ".config.pbtxt.copied"
+COPIED_CONFIG = "config.pbtxt.copied"
 # BUILD_LOCK is held by whoever builds. SWITCH_LOCK is held for the instant of a switch, and by a server while it loads.
 BUILD_LOCK, SWITCH_LOCK = ".build.lock", ".switch.lock"
 DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
