@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -176,12 +177,12 @@ def test_a_disagreeing_service_stops_the_comparison():
 
 
 @pytest.mark.skipif(not embedded(), reason="strikes the classifier's process")
-def test_a_short_soak_finds_nothing_wrong(capfd, monkeypatch, tmp_path):
+def test_a_short_soak_finds_nothing_wrong(default_repository, capfd, monkeypatch, tmp_path):
     """Half a minute of what `make soak` does for ten; the report is read by people, its verdict here."""
     from build_scripts.soak import soak
 
     monkeypatch.setattr("build_scripts.soak.BUILD", tmp_path)
-
+    shutil.copytree(default_repository, tmp_path / "soak" / "repository", symlinks=True)  # it need not build again
     good = soak("", 30.0)
     said = capfd.readouterr().out
     assert good, said
