@@ -19,6 +19,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import uvloop
+
 from build_scripts.settings import ServingError
 
 # After the last request was sent, answers are waited for this long.
@@ -139,7 +141,7 @@ def main() -> int:
     bodies = [json.dumps(body).encode("utf-8") for body in json.load(sys.stdin)]
     run = Run(arguments.port, arguments.path, bodies)
     try:
-        seconds = asyncio.run(run.run(arguments.concurrency, arguments.seconds))
+        seconds = uvloop.run(run.run(arguments.concurrency, arguments.seconds))
     except (OSError, ValueError) as error:
         print(repr(error), file=sys.stderr)
         return 1

@@ -82,7 +82,7 @@ def facts(**others: str) -> str:
 def versions() -> list[str]:
     """Name and version of the packages that decide speed, as installed here."""
     found = []
-    for name in ("torch", "transformers", "tokenizers", "tritonclient", "onnxruntime", "flask", "waitress"):
+    for name in ("torch", "transformers", "tokenizers", "tritonclient", "onnxruntime", "flask", "waitress", "uvloop"):
         try:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:
