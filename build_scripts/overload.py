@@ -14,7 +14,7 @@ from build_scripts.http_load import RETRY_AFTER_S, Answers
 from build_scripts.settings import Address
 
 # Sixteen clients keep both cores busy. The flood has twenty times as many, and with the pause that they make when they
-# are refused they send about twenty times what is served.
+# are refused they send about twenty times what the sixteen are served.
 SATURATING, FLOODING = 16, 320
 SETTLE_S = 5.0
 
@@ -68,8 +68,9 @@ def resident(supervisor: int) -> float:
 
 def report(found: Overload) -> list[str]:
     """Markdown lines."""
-    flood, ratio = found.flood, found.after.rate / max(found.before.rate, 1e-9)
+    flood, usual = found.flood, max(found.before.rate, 1e-9)
     accepted, refused = flood.latencies_ms.get(200, []), flood.latencies_ms.get(503, [])
+    offered = (len(accepted) + len(refused)) / flood.seconds
     return [
         f"{FLOODING} clients for {flood.seconds:.0f} s, where {SATURATING} saturate the server; who is refused retries "
         f"after {1e3 * RETRY_AFTER_S:.0f} ms.",
@@ -81,8 +82,11 @@ def report(found: Overload) -> list[str]:
             for name, ms in (("accepted", accepted), ("refused with 503", refused))
         ),
         "",
-        f"Offered: {1 + len(refused) / max(len(accepted), 1):.0f} times what was served; other answers: "
-        f"{found.others}; without an answer: {flood.unanswered}. Memory: {found.memory_mib[0]:.0f} MiB before, "
-        f"{found.memory_mib[1]:.0f} after. {SATURATING} clients before: {found.before.rate:.0f} requests/s; "
-        f"{SETTLE_S:.0f} s after: {found.after.rate:.0f} ({ratio:.0%}).",
+        f"Offered: {offered:.0f} requests/s, {offered / usual:.0f} times what {SATURATING} clients are served and "
+        f"{offered / max(flood.rate, 1e-9):.0f} times what was served meanwhile; other answers: {found.others}; "
+        f"without an answer: {flood.unanswered}.",
+        "",
+        f"Memory: {found.memory_mib[0]:.0f} MiB before, {found.memory_mib[1]:.0f} after. {SATURATING} clients before: "
+        f"{found.before.rate:.0f} requests/s; {SETTLE_S:.0f} s after: {found.after.rate:.0f} "
+        f"({found.after.rate / usual:.0%}).",
     ]
