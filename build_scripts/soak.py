@@ -154,6 +154,7 @@ def report(course: Course, duration_s: float) -> str:
             for what in ("sent", "valid, answered", "hostile, refused", "lost in a recovery", "failed", "wrong", "hung")
         ),
         "",
+        f"The valid requests held {counts['texts']} texts, each with the class id that Hugging Face gives.",
         f"Processes killed or stopped: {len(findings.recoveries)}.",
     ]
     if findings.recoveries:

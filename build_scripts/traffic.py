@@ -23,6 +23,7 @@ HOSTILE_SHARE, LIST_SHARE = 0.08, 0.05
 class Findings:
     """What happened; shared by all threads, changed under the lock.
 
+    counts: requests by what they were worth, and the texts that were answered.
     window_until: until then, in monotonic seconds, a request may fail, because a process was struck.
     """
 
@@ -32,10 +33,11 @@ class Findings:
     lock: threading.Lock = field(default_factory=threading.Lock)
     window_until: float = 0.0
 
-    def note(self, what: str, example: str = "") -> None:
+    def note(self, what: str, example: str = "", texts: int = 0) -> None:
         with self.lock:
             self.counts["sent"] += 1
             self.counts[what] += 1
+            self.counts["texts"] += texts
             if example and len(self.examples) < 20:
                 self.examples.append(f"{what}: {example}")
 
@@ -124,7 +126,7 @@ def ask(connection: http.client.HTTPConnection, traffic: Traffic, findings: Find
     status, body = send(connection, GENERATE, content, {})
     expected = [traffic.class_ids[text] for text in texts]
     right = status == 200 and class_id(body) == (expected if len(texts) > 1 else expected[0])
-    judge(findings, repr(texts)[:200], status, body, right, "valid, answered")
+    judge(findings, repr(texts)[:200], status, body, right, "valid, answered", len(texts))
 
 
 def class_id(body: str) -> object:
@@ -141,9 +143,9 @@ def send(connection: http.client.HTTPConnection, path: str, body: bytes, headers
     return response.status, response.read().decode("utf-8", "replace")
 
 
-def judge(findings: Findings, name: str, status: int, body: str, right: bool, good: str) -> None:
+def judge(findings: Findings, name: str, status: int, body: str, right: bool, good: str, texts: int = 0) -> None:
     if right:
-        findings.note(good)
+        findings.note(good, texts=texts)
     elif status >= 500 and time.monotonic() < findings.window_until:
         findings.note("lost in a recovery")
     else:
