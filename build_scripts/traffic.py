@@ -60,7 +60,7 @@ def make_traffic(model: str, max_length: int) -> Traffic:
     checkpoint = load(resolve(model) if model else demo_checkpoint(), max_length)
     corpus = (DATA / "perf_corpus.txt").read_text(encoding="utf-8").splitlines()
     foreign = CALIBRATION.read_text(encoding="utf-8").splitlines()
-    texts = [*(text for _, text in headlines("heldout")), *corpus[:200], *foreign, *HOSTILE_TEXTS, *noise(300)]
+    texts = [*(text for _, text in headlines("heldout")), *corpus[:200], *foreign, *HOSTILE_TEXTS, *noise(1000)]
     texts = list(dict.fromkeys(text for text in texts if text.strip()))
     class_ids = reference(checkpoint, texts).probabilities.argmax(1).tolist()
     vocab_size = checkpoint.model.get_input_embeddings().num_embeddings
@@ -72,7 +72,7 @@ def noise(count: int) -> list[str]:
     """Random Unicode without surrogates, short and reproducible."""
     rng = random.Random(11)
     ranges = [(0x20, 0x7F), (0xA0, 0x250), (0x370, 0x530), (0x600, 0x700), (0x4E00, 0x9FFF), (0x1F300, 0x1F650)]
-    return ["".join(chr(rng.randrange(*rng.choice(ranges))) for _ in range(rng.randint(1, 80))) for _ in range(count)]
+    return ["".join(chr(rng.randrange(*rng.choice(ranges))) for _ in range(rng.randint(1, 40))) for _ in range(count)]
 
 
 @contextlib.contextmanager
