@@ -9,17 +9,17 @@ import os
 import random
 import shutil
 import subprocess
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from build_scripts import assemble, build
-from build_scripts.settings import SOURCE_REPOSITORY, BuildOptions, ServingError
+from build_scripts.settings import SOURCE_REPOSITORY, BuildOptions
 from tests.checkpoints import make_checkpoint
+from tests.fake_releases import fake_release, go_live
 from tests.forker import forking
-from tests.trees import assert_complete, snapshot
+from tests.trees import assert_complete, leftovers, snapshot
 
 MOMENTS = 8
 
@@ -80,20 +80,6 @@ def test_a_config_that_was_edited_elsewhere_stays(forker, options, repository):
     assert config.read_bytes() == (SOURCE_REPOSITORY / "tokenizer" / "config.pbtxt").read_bytes()
 
 
-def test_a_config_that_nobody_edited_elsewhere_follows_the_project(tmp_path, monkeypatch):
-    project = shutil.copytree(SOURCE_REPOSITORY, tmp_path / "project", symlinks=True)
-    monkeypatch.setattr(assemble, "SOURCE_REPOSITORY", project)
-    elsewhere = tmp_path / "elsewhere"
-    assemble.copy_sources(elsewhere)
-    (elsewhere / "tokenizer" / "config.pbtxt").write_text("edited", encoding="utf-8")
-    for name in ("classifier", "tokenizer"):
-        (project / name / "config.pbtxt").write_text("next version", encoding="utf-8")
-    for _ in range(2):
-        assemble.copy_sources(elsewhere)
-        assert (elsewhere / "classifier" / "config.pbtxt").read_text(encoding="utf-8") == "next version"
-        assert (elsewhere / "tokenizer" / "config.pbtxt").read_text(encoding="utf-8") == "edited"
-
-
 def test_whatever_changes_the_result_makes_another_release(subject, tmp_path, monkeypatch):
     calibration = tmp_path / "texts.txt"
     calibration.write_text("one\n", encoding="utf-8")
@@ -143,10 +129,6 @@ def test_two_builds_at_once_both_succeed(forker, options, repository):
     assert leftovers(repository) == []
 
 
-def leftovers(repository: Path) -> list[Path]:
-    return [path for path in repository.rglob(".*") if not path.name.endswith((".lock", ".gitkeep"))]
-
-
 def test_a_killed_build_leaves_what_was_there_or_what_it_made(forker, options, tmp_path):
     start = time.monotonic()
     forker.run(*options, "--max-length", 16, "--model-repository", tmp_path / "old")
@@ -177,82 +159,6 @@ def test_a_killed_build_leaves_what_was_there_or_what_it_made(forker, options, t
 
 def max_length(repository: Path) -> int:
     return json.loads((repository / "text_classifier" / "live" / "manifest.json").read_bytes())["max_length"]
-
-
-# What follows needs no real model: releases are a manifest and a file.
-
-
-def fake_release(repository: Path, name: str) -> None:
-    with assemble.staged(repository, name) as staging:
-        (staging / "model.pt").write_bytes(b"model")
-        (staging / assemble.MANIFEST).write_text(json.dumps({"release": name}), encoding="utf-8")
-
-
-def go_live(repository: Path, name: str) -> None:
-    assemble.switch(repository, name)
-    time.sleep(0.01)  # the history is told by file times, which the kernel takes every few milliseconds
-
-
-def test_the_releases_that_were_live_last_are_kept(repository):
-    for name in "abcdef":
-        fake_release(repository, name)
-        go_live(repository, name)
-        assemble.prune(repository)
-    assert [path.name for path in assemble.releases(repository)] == ["f", "e", "d"]
-    go_live(repository, "d")
-    fake_release(repository, "g")
-    go_live(repository, "g")
-    assemble.prune(repository)
-    assert [path.name for path in assemble.releases(repository)] == ["g", "d", "f"]
-
-
-def test_a_reader_always_finds_a_live_release(repository):
-    for name in "ab":
-        fake_release(repository, name)
-    assemble.switch(repository, "a")
-    found, done = [], threading.Event()
-
-    def read() -> None:
-        while not done.is_set():
-            try:
-                found.append((repository / "text_classifier" / "live" / assemble.MANIFEST).read_bytes())
-            except OSError as error:
-                found.append(error)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    for name in 50 * "ba":
-        assemble.switch(repository, name)
-    done.set()
-    reader.join()
-    assert set(found) == {b'{"release": "a"}', b'{"release": "b"}'}
-
-
-def test_what_is_half_removed_does_not_pass_for_a_release(repository, monkeypatch):
-    for name in "abcd":
-        fake_release(repository, name)
-        go_live(repository, name)
-
-    def killed_after_one_file(directory: Path) -> None:
-        (directory / "model.pt").unlink()
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(assemble.shutil, "rmtree", killed_after_one_file)
-        with pytest.raises(KeyboardInterrupt):
-            assemble.prune(repository)
-    assert [path.name for path in assemble.releases(repository)] == ["d", "c", "b"]
-    fake_release(repository, "a")
-    assert (repository / "text_classifier" / "releases" / "a" / "model.pt").is_file()
-    assert leftovers(repository) == []
-
-
-def test_a_build_that_fails_leaves_nothing(repository):
-    with contextlib.suppress(ServingError), assemble.staged(repository, "a") as staging:
-        (staging / assemble.MANIFEST).write_text("{}", encoding="utf-8")
-        raise ServingError("the disk is full, say")
-    assert os.listdir(assemble.releases_directory(repository)) == []
-    assert assemble.live_release(repository) is None
 
 
 def test_no_other_build_removes_a_release_before_it_is_live(subject, repository, monkeypatch):

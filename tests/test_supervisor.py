@@ -1,4 +1,4 @@
-"""What the supervisor takes for a failure, what it leaves alone, how it waits and gives up, and what it says."""
+"""What the supervisor takes for a failure, what it leaves alone, and what it does when it is asked to stop."""
 
 import contextlib
 import json
@@ -18,8 +18,8 @@ import pytest
 from build_scripts import run_state, supervisor
 from build_scripts.processes import free_ports
 from build_scripts.server import Installation, TritonProcess
-from build_scripts.settings import Address, ServingError
-from build_scripts.supervisor import MAX_DELAY_S, MAX_FAILED_STARTS, MAX_FAILURES, STABLE_S, Supervisor, start_message
+from build_scripts.settings import Address
+from build_scripts.supervisor import MAX_FAILURES, Supervisor
 from tests.servers import wait_for
 
 # A hang is noticed in 1.4 s, or in 2.9 s where the statistics hang too; a busy machine may take longer.
@@ -30,13 +30,6 @@ ANSWERS = {
     503: {"error": "overload: 128 requests wait"},
 }
 INSTALLATION = Installation(Path("tritonserver"), "a stand-in")
-MANIFEST = {
-    "checkpoint": "/models/mine",
-    "architecture": "bert",
-    "release": "0123456789ab",
-    "precision": "bf16",
-    "labels": ["finance", "sports"],
-}
 
 
 class Frontend(ThreadingHTTPServer):
@@ -276,61 +269,6 @@ def test_a_server_that_ended_is_reported_with_its_exit_code(supervisor_of, proce
     assert failure(supervisor_of(free_ports(1)[0]), server) == "tritonserver ended with code 7"
 
 
-class Recording(threading.Event):
-    """An event that nobody waits for in vain: it notes for how long, and returns."""
-
-    def __init__(self):
-        super().__init__()
-        self.waits: list[float | None] = []
-
-    def wait(self, timeout: float | None = None) -> bool:
-        self.waits.append(timeout)
-        return self.is_set()
-
-
-@pytest.fixture
-def failing(supervisor_of) -> Supervisor:
-    """A supervisor that does not really wait."""
-    supervisor = supervisor_of(8000)
-    supervisor.stop = Recording()
-    return supervisor
-
-
-def fail(supervisor: Supervisor, times: int, answered_for: float | None = 0.0) -> None:
-    for _ in range(times):
-        supervisor.back_off("it burns", None if answered_for is None else time.monotonic() - answered_for)
-
-
-def test_failures_in_a_row_wait_longer_until_they_are_too_many(failing):
-    fail(failing, MAX_FAILURES - 1)
-    expected = [0.0, 0.25, 0.5, 1.0]
-    assert failing.stop.waits == expected + [MAX_DELAY_S] * (MAX_FAILURES - 1 - len(expected))
-    with pytest.raises(ServingError, match=f"gave up after {MAX_FAILURES} failures in a row; .*it burns") as refusal:
-        fail(failing, 1)
-    assert str(failing.log) in str(refusal.value)
-
-
-def test_a_server_that_answered_for_long_resets_the_count(failing):
-    fail(failing, MAX_FAILURES - 1)
-    failing.stop.waits.clear()
-    fail(failing, 1, answered_for=STABLE_S)
-    fail(failing, 3)
-    assert failing.stop.waits == [0.0, 0.0, 0.25, 0.5]
-
-
-def test_starts_that_never_answered_are_soon_too_many(failing):
-    fail(failing, MAX_FAILED_STARTS - 1, answered_for=None)
-    with pytest.raises(ServingError, match=f"gave up after {MAX_FAILED_STARTS} failures in a row") as refusal:
-        fail(failing, 1, answered_for=None)
-    assert str(failing.log) in str(refusal.value)
-
-
-def test_only_failed_starts_in_a_row_are_too_many(failing):
-    fail(failing, MAX_FAILED_STARTS - 1, answered_for=None)
-    fail(failing, 1)
-    fail(failing, MAX_FAILED_STARTS - 1, answered_for=None)
-
-
 @pytest.fixture
 def launched(monkeypatch, process, tmp_path) -> list[TritonProcess]:
     """The servers that `run` started, each of which does nothing; announcing one needs more than that."""
@@ -341,7 +279,7 @@ def launched(monkeypatch, process, tmp_path) -> list[TritonProcess]:
         return servers[-1]
 
     monkeypatch.setattr(supervisor, "launch", launch)
-    monkeypatch.setattr(supervisor, "require_release", lambda _: MANIFEST)
+    monkeypatch.setattr(supervisor, "require_release", lambda _: {"release": "0123456789ab"})
     monkeypatch.setattr(run_state, "BUILD", tmp_path)
     monkeypatch.setattr(Supervisor, "announce", lambda _: None)
     return servers
@@ -370,34 +308,3 @@ def test_a_stop_ends_the_wait_for_a_restart(supervisor_of, frontend, launched, m
         running.stop.set()
         assert ending.result(GIVEN_UP_WITHIN_S) == 0
     assert len(launched) == 1
-
-
-def message(monkeypatch, native: list[str], gpu: bool = False) -> str:
-    monkeypatch.setattr(supervisor, "require_release", lambda _: MANIFEST)
-    monkeypatch.setattr(supervisor, "cpu_precisions", lambda: native)
-    monkeypatch.setattr(supervisor, "has_gpu", lambda: gpu)
-    return start_message(INSTALLATION, Path("repository"), Address("0.0.0.0", 9000, 9001, 9002))
-
-
-def test_an_emulated_precision_is_warned_of(monkeypatch):
-    assert "warning    this CPU emulates bf16" in message(monkeypatch, ["fp32"])
-
-
-@pytest.mark.parametrize(("native", "gpu"), [(["fp32", "bf16"], False), (["fp32"], True)], ids=["CPU", "GPU"])
-def test_a_native_precision_is_not_warned_of(monkeypatch, native, gpu):
-    assert "warning" not in message(monkeypatch, native, gpu)
-
-
-def test_the_start_message_names_what_is_served_and_where(monkeypatch):
-    said = message(monkeypatch, ["fp32", "bf16"])
-    for line in (
-        "server     a stand-in",
-        "model      /models/mine (bert, release 0123456789ab)",
-        "precision  bf16",
-        "labels     finance, sports",
-        "HTTP       http://127.0.0.1:9000/v2/models/text_classifier",
-        "gRPC       127.0.0.1:9001",
-        "metrics    http://127.0.0.1:9002/metrics",
-        "curl -s 127.0.0.1:9000/v2/models/text_classifier/generate",
-    ):
-        assert line in said

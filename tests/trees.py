@@ -48,3 +48,7 @@ def assert_complete(repository: Path) -> str:
         assert resolved.is_relative_to(live if built else repository.resolve()), name
         assert resolved.is_dir() or resolved.stat().st_size > 0, name
     return live.name
+
+
+def leftovers(repository: Path) -> list[Path]:
+    return [path for path in repository.rglob(".*") if not path.name.endswith((".lock", ".gitkeep"))]

@@ -1,0 +1,67 @@
+"""How long the supervisor waits after failures, and when it gives up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from build_scripts.server import Installation
+from build_scripts.settings import Address, ServingError
+from build_scripts.supervisor import MAX_DELAY_S, MAX_FAILED_STARTS, MAX_FAILURES, STABLE_S, Supervisor
+
+
+class Recording(threading.Event):
+    """An event that nobody waits for in vain: it notes for how long, and returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits.append(timeout)
+        return self.is_set()
+
+
+@pytest.fixture
+def failing(tmp_path) -> Supervisor:
+    """A supervisor that does not really wait."""
+    installation, log = Installation(Path("tritonserver"), "a stand-in"), tmp_path / "tritonserver.log"
+    return Supervisor(installation, tmp_path, tmp_path, Address(), log, Recording())
+
+
+def fail(supervisor: Supervisor, times: int, answered_for: float | None = 0.0) -> None:
+    for _ in range(times):
+        supervisor.back_off("it burns", None if answered_for is None else time.monotonic() - answered_for)
+
+
+def test_failures_in_a_row_wait_longer_until_they_are_too_many(failing):
+    fail(failing, MAX_FAILURES - 1)
+    expected = [0.0, 0.25, 0.5, 1.0]
+    assert failing.stop.waits == expected + [MAX_DELAY_S] * (MAX_FAILURES - 1 - len(expected))
+    with pytest.raises(ServingError, match=f"gave up after {MAX_FAILURES} failures in a row; .*it burns") as refusal:
+        fail(failing, 1)
+    assert str(failing.log) in str(refusal.value)
+
+
+def test_a_server_that_answered_for_long_resets_the_count(failing):
+    fail(failing, MAX_FAILURES - 1)
+    failing.stop.waits.clear()
+    fail(failing, 1, answered_for=STABLE_S)
+    fail(failing, 3)
+    assert failing.stop.waits == [0.0, 0.0, 0.25, 0.5]
+
+
+def test_starts_that_never_answered_are_soon_too_many(failing):
+    fail(failing, MAX_FAILED_STARTS - 1, answered_for=None)
+    with pytest.raises(ServingError, match=f"gave up after {MAX_FAILED_STARTS} failures in a row") as refusal:
+        fail(failing, 1, answered_for=None)
+    assert str(failing.log) in str(refusal.value)
+
+
+def test_only_failed_starts_in_a_row_are_too_many(failing):
+    fail(failing, MAX_FAILED_STARTS - 1, answered_for=None)
+    fail(failing, 1)
+    fail(failing, MAX_FAILED_STARTS - 1, answered_for=None)
