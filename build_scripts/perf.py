@@ -134,9 +134,9 @@ def write(
     sections.append(
         "The mean is the client's. Queue, tokenizer and classifier come from the server's counters: waiting in both "
         "models' queues, and the models themselves, where a request counts the whole time of the batch it was in. The "
-        "rest is the ensemble's scheduling, gRPC and perf_analyzer; it is below zero where the embedded server's backend "
-        "answers first and then pauses for the next batch to fill, which the counters call the classifier's. Batch fill "
-        "is inferences per execution."
+        "rest is the ensemble's scheduling, gRPC and perf_analyzer; it is below zero where the embedded server's "
+        "backend answers first and then pauses for the next batch to fill, which the counters call the classifier's. "
+        "Batch fill is inferences per execution."
     )
     text = "\n\n".join(sections)
     print(text)
