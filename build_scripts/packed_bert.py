@@ -20,6 +20,11 @@ from build_scripts.packed_linear import PackedLinear
 from build_scripts.packing import Bucket, plan_buckets, round_up, unpad_input
 
 
+def add_rows(x: Tensor, spare: int) -> Tensor:
+    """(rows, hidden) -> (rows + spare, hidden), zeros at the end; see round_up."""
+    return F.pad(x, [0, 0, 0, spare]) if spare > 0 else x
+
+
 def softmax_bias(scores: Tensor, bias: Tensor, uniform: bool) -> Tensor:
     """Attention weights over the last dimension; overwrites scores."""
     return torch.softmax(scores if uniform else scores.add_(bias), -1)
@@ -114,9 +119,10 @@ class FirstTokenLayer(nn.Module):
         self.feed_forward = FeedForward(layer, activation, dtype)
 
     def forward(self, x: Tensor, lengths: Tensor, buckets: list[Bucket]) -> Tensor:
-        first = x[lengths.cumsum(0) - lengths]
-        batch, hidden = first.shape
-        query = self.query(first).float().view(batch, self.heads, -1).transpose(0, 1)
+        batch, hidden = lengths.size(0), x.size(1)
+        spare = round_up(batch) - batch
+        first = add_rows(x[lengths.cumsum(0) - lengths], spare)
+        query = self.query(first).narrow(0, 0, batch).float().view(batch, self.heads, -1).transpose(0, 1)
         exact = x.float()
         # (heads, batch, head_size) x (heads, head_size, hidden) -> (batch, heads, hidden)
         query = torch.bmm(query, self.key).transpose(0, 1)
@@ -132,7 +138,8 @@ class FirstTokenLayer(nn.Module):
         context = summed[0] if len(summed) == 1 else torch.cat(summed)
         # (heads, batch, hidden) x (heads, hidden, head_size) -> (batch, heads * head_size)
         attended = torch.baddbmm(self.value_bias, context.transpose(0, 1), self.value).transpose(0, 1)
-        return self.feed_forward(attended.reshape(batch, hidden).to(x.dtype), first)
+        attended = add_rows(attended.reshape(batch, hidden).to(x.dtype), spare)
+        return self.feed_forward(attended, first).narrow(0, 0, batch)
 
 
 class FeedForward(nn.Module):

@@ -211,11 +211,12 @@ class Supervisor:
 
 
 def warm_up(url: str) -> None:
-    """Classify texts of the lengths that matter: the first of each makes oneDNN compile kernels, which takes as long
-    again as the answer. After a restart this is left to the traffic, which waits already. Failures show in the watch.
+    """Classify a text of every length, rounded as the classifier rounds: the first of each makes oneDNN compile, which
+    takes as long again as the answer. After a restart this is left to the traffic, which waits already. Failures show
+    in the watch.
     """
-    for text in ("word " * words for words in (*range(1, 33), 40, 48, 56, 64, 96, 128, 256, 510)):
-        body = json.dumps({"TEXT": text}).encode()
+    for tokens in (*range(3, 9), *range(10, 17, 2), *range(20, 33, 4), *range(40, 257, 8), *range(272, 513, 16)):
+        body = json.dumps({"TEXT": "word " * (tokens - 2)}).encode()
         with contextlib.suppress(OSError):
             urllib.request.urlopen(f"{url}/v2/models/{ENSEMBLE}/generate", body, timeout=30).close()
 

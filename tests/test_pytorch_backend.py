@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import psutil
 import pytest
 import torch
 from google.protobuf import text_format
@@ -115,6 +116,21 @@ def test_the_next_batch_gets_time_to_fill_after_one_of_several(load, inputs, mon
     execute(backend, *inputs, rows)
     assert len(waited) == waits
     assert all(0 < seconds < 0.01 for seconds in waited)
+
+
+@pytest.mark.parametrize("rows", [[4], ROWS], ids=["one request", "three requests"])
+def test_memory_that_lies_between_blocks_in_use_goes_back_to_the_system_when_it_is_time(backend, inputs, rows):
+    execute(backend, *inputs, rows)  # what a first batch needs for good is there now
+    blocks = [bytes(60_000) for _ in range(2000)]
+    del blocks[::2]
+    full = psutil.Process().memory_info().rss
+    execute(backend, *inputs, rows)
+    kept = psutil.Process().memory_info().rss
+    backend.next_trim = 0.0
+    assert len(execute(backend, *inputs, rows)) == len(rows)
+    assert kept > full - (5 << 20)
+    assert psutil.Process().memory_info().rss < full - (40 << 20)
+    assert backend.next_trim > time.monotonic()
 
 
 @pytest.mark.parametrize("value", ["true", "False", "0"])

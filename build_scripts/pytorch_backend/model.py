@@ -2,10 +2,11 @@
 
 NVIDIA's containers have a C++ backend for this; the embedded server has none, so Triton runs this file in its place (a
 "Python-based backend"). It honours what the C++ one honours for models like ours and refuses, at load, what it does
-not. Two things it adds: if the model exports `check_inputs`, a request with bad values gets a 400 of its own; and after
-a batch of several requests it waits a moment for the next batch to fill.
+not. Three things it adds: if the model exports `check_inputs`, a request with bad values gets a 400 of its own; after a
+batch of several requests it waits a moment for the next batch to fill; and it gives unused memory back.
 """
 
+import ctypes
 import itertools
 import json
 import time
@@ -37,6 +38,9 @@ UNSUPPORTED_SETTINGS = ("sequence_batching", "model_operations")
 # How long the next batch may fill, as a share of the time that this one took, and at most. Measured with 4 and 16
 # clients on 2 cores: batches of 3.9 and 15.8 instead of 2.0 and 8.0, 15 to 20 % and 1 to 13 % more requests/s.
 FILLING_SHARE, FILLING_LIMIT_S = 0.15, 0.004
+# How often freed memory goes back to the system, which takes 20 ms. Without it the holes that a rare large batch leaves
+# stay: after 11,000 and 45,000 requests in mixed batches 598 and 638 MiB; with it 577 and 591, at the same speed.
+TRIM_INTERVAL_S = 10.0
 
 
 class TritonPythonModel:
@@ -59,21 +63,28 @@ class TritonPythonModel:
         path = Path(args["model_repository"]) / args["model_version"] / file
         self.model = torch.jit.load(str(path), map_location=self.device).eval()
         self.check_inputs = getattr(self.model, "check_inputs", None)
+        self.trim_heap = ctypes.CDLL(None).malloc_trim  # glibc has it, and tritonserver runs on nothing else
+        self.next_trim = time.monotonic() + TRIM_INTERVAL_S
 
     def execute(self, requests):
         """One response per request, in order.
 
         Several are sent before this returns. Their clients' next requests then find this instance busy for a moment
         longer and share a batch with those that wait already; otherwise two halves of the clients would take turns. A
-        client that is alone waits for nothing, nor does anybody when the batch was full.
+        client that is alone waits for nothing, nor does anybody when the batch was full. Memory is given back in such a
+        moment too.
         """
-        if len(requests) == 1:
-            return self.answer(requests)
         began = time.monotonic()
+        trim = began >= self.next_trim
+        if len(requests) == 1 and not trim:
+            return self.answer(requests)
         senders = [request.get_response_sender() for request in requests]
         for sender, response in zip(senders, self.answer(requests)):
             sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-        if len(requests) < self.max_batch_size:
+        if trim:
+            self.trim_heap(0)
+            self.next_trim = time.monotonic() + TRIM_INTERVAL_S
+        elif len(requests) < self.max_batch_size:
             time.sleep(min(FILLING_SHARE * (time.monotonic() - began), FILLING_LIMIT_S))
         return None
 
