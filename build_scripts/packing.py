@@ -66,12 +66,12 @@ def round_up(rows: int) -> int:
 
     oneDNN prepares a primitive for every number of rows that it has not seen lately: 2 ms a batch, and 0.3 MiB each.
     Batches of mixed texts have a new number almost every time, so the numbers are few: multiples of 2 from 8 rows on,
-    of 4 from 16, of 8 from 32, and 16 to 32 sizes an octave from 256. With every number below 64 and 32 sizes an octave
-    above, single texts of lognormal length took 1.2 times as long and mixed batches 1.15 times. The rows too many cost
-    up to 2 % where all texts are of one length.
+    of 4 from 16, of 8 from 32, of 16 from 256, and from 1024 on 32 an octave. With every number below 64 and 32 an
+    octave above, single texts of lognormal length took 1.2 times as long and mixed batches 1.15 times. The rows too
+    many cost up to 2 % where all texts are of one length.
     """
     step = 1
-    while rows >= 32 * step or (rows >= 8 * step and step < 8):
+    while rows >= 64 * step or (rows >= 32 * step and step < 16) or (rows >= 8 * step and step < 8):
         step *= 2
     return (rows + step - 1) // step * step
 
