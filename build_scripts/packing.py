@@ -64,11 +64,11 @@ def unpad_input(input_ids: Tensor, attention_mask: Tensor, skipped_position_id: 
 def round_up(rows: int) -> int:
     """The number of rows that a linear layer is given: rows, or a few more.
 
-    oneDNN prepares a primitive for every number of rows that it has not seen lately: 2 ms a batch, and 0.3 MiB each.
-    Batches of mixed texts have a new number almost every time, so the numbers are few: multiples of 2 from 8 rows on,
-    of 4 from 16, of 8 from 32, of 16 from 256, and from 1024 on 32 an octave. With every number below 64 and 32 an
-    octave above, single texts of lognormal length took 1.2 times as long and mixed batches 1.15 times. The rows too
-    many cost up to 2 % where all texts are of one length.
+    oneDNN prepares primitives for every number of rows that it has not seen lately: 2 ms and 2 MiB a batch. Batches of
+    mixed texts have a new number almost every time, so the numbers are few: multiples of 2 from 8 rows on, of 4 from
+    16, of 8 from 32, of 16 from 256, and from 1024 on 32 an octave. All that come up find room in oneDNN's cache of
+    1024. With every number below 64, 32 an octave above and a cache of 256 to bound the memory, single texts of
+    lognormal length took 1.2 times as long and mixed batches 1.15 times. The rows too many cost up to 2 %.
     """
     step = 1
     while rows >= 64 * step or (rows >= 32 * step and step < 16) or (rows >= 8 * step and step < 8):

@@ -269,15 +269,10 @@ def tuning() -> dict[str, str]:
     On 2 cores with short texts, requests/s at concurrency 1, 4 and 16 were 193, 320, 550 with a limit of 400; 268, 383,
     585 with 1000; 262, 371, 551 with 3000; without a limit 85, 128, 413, and on a busy machine a tenth of that.
     Two classifiers with one thread each gave 190, 422, 640: more when busy, and 1.4 times the latency alone.
-    ONEDNN_PRIMITIVE_CACHE_CAPACITY, LRU_CACHE_CAPACITY: what oneDNN and torch keep, two entries for each number of rows
-    and kind of layer, so that memory has a limit whatever lengths come. By default 1024. For mixed batches 512 are as
-    fast and as small; 384 took 2 % longer, 256 took 10 % longer and no less memory, for what is evicted leaves holes.
     TOKENIZERS_PARALLELISM: a text takes 15 us, less than handing it to another thread would cost.
     """
     chosen = {
         "GOMP_SPINCOUNT": "1000",
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "512",
-        "LRU_CACHE_CAPACITY": "512",
         "TOKENIZERS_PARALLELISM": "false",
     }
     return {name: value for name, value in chosen.items() if name not in os.environ}
