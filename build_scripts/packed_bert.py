@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from build_scripts.architectures import BertParts, EncoderLayer
 from build_scripts.packed_linear import PackedLinear
-from build_scripts.packing import Bucket, plan_buckets, round_up, unpad_input
+from build_scripts.packing import Bucket, Packed, parts_of, plan_buckets, round_up, unpad_input
 
 
 def add_rows(x: Tensor, spare: int) -> Tensor:
@@ -186,6 +186,13 @@ class PackedBert(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         packed = unpad_input(input_ids, attention_mask, self.skipped_position_id)
+        logits = torch.cat([self.logits(part) for part in parts_of(packed)])
+        if input_ids.size(0) == 1:
+            return logits
+        return torch.empty_like(logits).index_copy_(0, packed.order, logits)
+
+    def logits(self, packed: Packed) -> Tensor:
+        """The logits of the texts of a part, in its order: (texts, num_labels) fp32."""
         buckets = plan_buckets(packed.lengths, self.heads, self.words.dtype)
         spare = round_up(packed.ids.size(0)) - packed.ids.size(0)
         words = F.embedding(F.pad(packed.ids, [0, spare]), self.words)
@@ -193,10 +200,7 @@ class PackedBert(nn.Module):
         x = self.embedding_projection(x)
         for layer in self.layers:
             x = layer(x, buckets)
-        logits = self.head(self.last_layer(x, packed.lengths, buckets))
-        if input_ids.size(0) == 1:
-            return logits
-        return torch.empty_like(logits).index_copy_(0, packed.order, logits)
+        return self.head(self.last_layer(x, packed.lengths, buckets))
 
     def head(self, first: Tensor) -> Tensor:
         """first: (batch, hidden) -> logits (batch, num_labels) fp32."""

@@ -35,7 +35,7 @@ def test_every_batch_size_equals_hugging_face(subject, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "lengths",
-    [[1], [128], [1] * 9, [128] * 3, [40] * 6, [1, 128], [128, 127, 9, 2, 1], list(range(1, 65))],
+    [[1], [128], [1] * 9, [128] * 3, [40] * 6, [1, 128], [128, 127, 9, 2, 1], list(range(1, 65)), list(range(65, 129))],
     ids=lambda lengths: f"{len(lengths)} texts of {min(lengths)} to {max(lengths)}",
 )
 def test_extreme_batches_equal_hugging_face(subject, kind, lengths):
@@ -138,6 +138,10 @@ def test_no_product_sees_padding(subject, kind, lengths):
     """But for a few rows: their number is rounded up, so that oneDNN meets few different ones."""
     tokens = sum(lengths)
     assert tokens <= rows_multiplied(subject(kind), lengths, width=128) <= 1.0625 * tokens
+
+
+def test_a_large_batch_is_computed_in_parts(subject):
+    assert rows_multiplied(subject("bert"), [128] * 64, width=128) == 2048
 
 
 @pytest.mark.parametrize("kind", FALLBACK_KINDS)

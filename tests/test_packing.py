@@ -1,0 +1,76 @@
+"""Whatever the lengths, every text is computed once, and never more at once than a part and a bucket may hold."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from build_scripts.packing import Packed, parts_of, plan_buckets, round_up, unpad_input
+
+LENGTHS = st.lists(st.one_of(st.integers(1, 40), st.integers(1, 512)), min_size=1, max_size=64)
+
+
+def packed(lengths: list[int], device: str = "cpu") -> Packed:
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    ids = torch.arange(mask.numel()).view(mask.shape)  # each its own, so that none can stand for another
+    return Packed(*(tensor.to(device) for tensor in unpad_input(ids, mask.long(), -1)))
+
+
+@given(LENGTHS)
+def test_the_parts_together_are_the_batch(lengths):
+    whole = packed(lengths)
+    parts = parts_of(whole)
+    for field, tensor in zip(Packed._fields, whole):
+        assert torch.equal(torch.cat([getattr(part, field) for part in parts]), tensor)
+    for part in parts:
+        assert len(part.ids) == len(part.positions) == part.lengths.sum()
+        assert len(part.order) == len(part.lengths)
+
+
+@given(LENGTHS)
+def test_a_part_has_at_most_2048_tokens_and_the_next_text_would_not_fit(lengths):
+    parts = parts_of(packed(lengths))
+    assert all(len(part.ids) <= 2048 for part in parts)
+    assert all(len(part.ids) + after.lengths[0] > 2048 for part, after in itertools.pairwise(parts))
+
+
+def test_a_text_longer_than_a_part_is_a_part():
+    assert [part.lengths.tolist() for part in parts_of(packed([9, 3000, 2050, 2000, 30]))] == [
+        [3000], [2050], [2000, 30, 9],
+    ]  # fmt: skip
+
+
+def test_other_devices_compute_the_whole_batch_at_once():
+    assert len(parts_of(packed([512] * 64, "meta"))) == 1
+
+
+@given(LENGTHS)
+def test_the_buckets_hold_every_token_once_and_few_scores(lengths):
+    ordered = torch.tensor(sorted(lengths, reverse=True))
+    text, token = 0, 0
+    for bucket in plan_buckets(ordered, 2, torch.float32):
+        own = ordered[text : text + bucket.texts]
+        assert (bucket.first_text, bucket.first_token, bucket.tokens) == (text, token, own.sum())
+        assert bucket.texts == 1 or bucket.texts * own[0] ** 2 <= 512 * 512
+        assert bucket.uniform == (len(set(own.tolist())) == 1)
+        if not bucket.uniform:
+            assert real_places(bucket.tokens_of, bucket.bias) == list(range(bucket.tokens))
+        text, token = text + bucket.texts, token + bucket.tokens
+    assert (text, token) == (len(lengths), sum(lengths))
+
+
+def real_places(tokens_of: Tensor, bias: Tensor) -> list[int]:
+    """The tokens at the places that the bias does not hide."""
+    return tokens_of[bias.flatten() == 0].tolist()
+
+
+def test_few_numbers_of_rows_and_few_rows_too_many():
+    rounded = [round_up(rows) for rows in range(1, 2049)]
+    assert len(set(rounded)) == 92
+    assert rounded == sorted(rounded)
+    assert all(rows <= found <= 1.25 * rows for rows, found in enumerate(rounded, 1))
+    assert all(found <= 1.0625 * rows for rows, found in enumerate(rounded, 1) if rows >= 128)
