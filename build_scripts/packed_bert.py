@@ -3,7 +3,8 @@
 Callers hand over `(batch, max_length)` ids and a mask; inside, only the `T` real tokens of the whole batch are ever
 computed. Embeddings, linear layers, GELU and LayerNorm run on `(T, hidden)`. Attention is the one place that needs to
 know where a text ends: `packing` sorts texts by length, and neighbours of similar length share one padded product (a
-`Bucket`). The last layer runs for the first token of each text only, because the head reads nothing else.
+`Bucket`). The last layer runs for the first token of each text only, because the head reads nothing else. On a CPU a
+batch of thousands of tokens is computed in parts, so that memory stays bounded.
 
 This module does not read checkpoints (`architectures`) and does not write files (`export`). It is compiled as a whole
 by `torch.jit.script`: control flow stays control flow, and no example input can bake a shape or a device into it.
