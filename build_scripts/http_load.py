@@ -66,13 +66,15 @@ class Run:
         self.end = self.last_answer = 0.0
 
     async def run(self, concurrency: int, seconds: float) -> float:
-        """Returns the seconds from the first request to the last answer; none is sent after `seconds`."""
+        """Each connection sends as soon as it is open, until `seconds` are over. Returns the seconds to the last answer."""
         connect = asyncio.get_running_loop().create_connection
-        connections = [(await connect(lambda: Connection(self), "127.0.0.1", self.port))[1] for _ in range(concurrency)]
         start = self.last_answer = time.perf_counter()
         self.end = start + seconds
-        for connection in connections:
+        connections = []
+        for _ in range(concurrency):
+            _, connection = await connect(lambda: Connection(self), "127.0.0.1", self.port)
             connection.send_next()
+            connections.append(connection)
         done, _ = await asyncio.wait([connection.done for connection in connections], timeout=seconds + TIMEOUT_S)
         for future in done:
             future.result()  # raises what ended the connection
