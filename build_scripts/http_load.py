@@ -66,7 +66,7 @@ class Run:
         self.end = self.last_answer = 0.0
 
     async def run(self, concurrency: int, seconds: float) -> float:
-        """Each connection sends as soon as it is open, until `seconds` are over. Returns the seconds to the last answer."""
+        """Each connection sends once it is open; after `seconds` none does. Returns the seconds to the last answer."""
         connect = asyncio.get_running_loop().create_connection
         start = self.last_answer = time.perf_counter()
         self.end = start + seconds
