@@ -109,10 +109,11 @@ class Supervisor:
                     server.terminate()
                     say("stopped")
                     return 0
-            if first and ready_at is None:
-                raise ServingError(failure)
-            first = False
-            self.back_off(failure, ready_at)
+                if first and ready_at is None:
+                    raise ServingError(failure)
+                first = False
+                delay = self.back_off(failure, ready_at)
+            self.stop.wait(delay)
         return 0  # stopped while no server ran
 
     @contextlib.contextmanager
@@ -192,8 +193,8 @@ class Supervisor:
                 return f"inference hangs: nothing was answered for {silence:.1f} s ({found.reason})"
         return None
 
-    def back_off(self, failure: str, ready_at: float | None) -> None:
-        """Wait longer after each failure in a row. Raises ServingError when there were too many.
+    def back_off(self, failure: str, ready_at: float | None) -> float:
+        """Seconds to wait, more after each failure in a row. Raises ServingError when there were too many.
 
         ready_at: when the failed server first answered, None if it never did.
         """
@@ -207,7 +208,7 @@ class Supervisor:
             )
         delay = 0.0 if self.failures < 2 else min(0.25 * 2 ** (self.failures - 2), MAX_DELAY_S)
         say(f"{failure}; restarting" + (f" in {delay:g} s" if delay else ""))
-        self.stop.wait(delay)
+        return delay
 
 
 def warm_up(url: str) -> None:

@@ -293,18 +293,28 @@ def test_nothing_is_started_after_a_stop(supervisor_of, launched):
     assert launched == []
 
 
-def test_a_stop_ends_the_wait_for_a_restart(supervisor_of, frontend, launched, monkeypatch):
+@pytest.fixture
+def waiting(supervisor_of, frontend, launched, monkeypatch) -> Iterator[tuple[Supervisor, Future]]:
+    """A supervisor that waits a minute before it starts a server again, and its `run`."""
     said = []
     monkeypatch.setattr(supervisor, "say", said.append)
     monkeypatch.setattr(supervisor, "MAX_DELAY_S", 60.0)
-    front = frontend(200)
-    running = supervisor_of(front.server_port)
+    running = supervisor_of(frontend(200, 500).server_port)
     running.failures = MAX_FAILURES - 2
-    run_state.run_directory(front.server_port).mkdir(parents=True)
+    run_state.run_directory(running.address.http_port).mkdir(parents=True)
     with in_background(running.run, stop=running.stop) as ending:
-        wait_for(lambda: front.asked, GIVEN_UP_WITHIN_S, "not asked")
-        launched[0].process.kill()
-        wait_for(lambda: "tritonserver ended with code -9; restarting in 60 s" in said, GIVEN_UP_WITHIN_S, said)
-        running.stop.set()
-        assert ending.result(GIVEN_UP_WITHIN_S) == 0
+        reason = "inference fails: HTTP 500: stub is not healthy"
+        wait_for(lambda: f"{reason}; restarting in 60 s" in said, GIVEN_UP_WITHIN_S, said)
+        yield running, ending
     assert len(launched) == 1
+
+
+def test_a_failed_server_is_gone_before_the_wait_for_a_restart(waiting, launched):
+    wait_for(lambda: launched[0].poll() is not None, GIVEN_UP_WITHIN_S, "the failed server still runs")
+    assert not waiting[1].done()
+
+
+def test_a_stop_ends_the_wait_for_a_restart(waiting):
+    running, ending = waiting
+    running.stop.set()
+    assert ending.result(GIVEN_UP_WITHIN_S) == 0
