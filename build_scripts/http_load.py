@@ -1,6 +1,7 @@
-"""A closed-loop HTTP client: so many open connections, each sending its next request as soon as it was answered.
+"""An HTTP client with so many open connections, each sending its next request once it was answered.
 
-A connection that was refused with a 503 waits RETRY_AFTER_S first, or refusals would be all that the machine computes.
+At once (a closed loop), or, if a rate is given, when its turn comes: turns are spread evenly, and those for which no
+connection was free are not made up for.
 
 `load` runs it as a process of its own, so that its work does not wait for the caller's, in one thread, so that it takes
 little from whoever is measured. It knows nothing of what it sends; the same client loads every service that is
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import subprocess
 import sys
 import time
@@ -25,7 +27,6 @@ from build_scripts.settings import ServingError
 
 # After the last request was sent, answers are waited for this long.
 TIMEOUT_S = 60.0
-RETRY_AFTER_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,12 @@ class Answers:
         return len(self.latencies_ms.get(200, [])) / self.seconds
 
 
-def load(port: int, path: str, bodies: Sequence[object], concurrency: int, seconds: float) -> Answers:
-    """Post JSON bodies for so many seconds. Raises ServingError if the client fails."""
+def load(
+    port: int, path: str, bodies: Sequence[object], concurrency: int, seconds: float, rate: float = math.inf
+) -> Answers:
+    """Post JSON bodies for so many seconds, `rate` requests/s at most. Raises ServingError if the client fails."""
     command = [sys.executable, "-m", "build_scripts.http_load", "--port", str(port), "--path", path]
-    command += ["--concurrency", str(concurrency), "--seconds", str(seconds)]
+    command += ["--concurrency", str(concurrency), "--seconds", str(seconds), "--rate", str(rate)]
     done = subprocess.run(command, input=json.dumps(bodies), capture_output=True, text=True)
     if done.returncode != 0:
         raise ServingError(f"the load client failed on port {port}: {done.stderr.strip()[-300:]}")
@@ -57,9 +60,11 @@ def load(port: int, path: str, bodies: Sequence[object], concurrency: int, secon
 class Run:
     """What one run sends, and what came back. bodies: sent in order, over and over, whichever connection is free."""
 
-    def __init__(self, port: int, path: str, bodies: Sequence[bytes]):
+    def __init__(self, port: int, path: str, bodies: Sequence[bytes], rate: float):
         head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: "
         self.port = port
+        self.interval = 1 / rate
+        self.turn = 0.0
         self.requests = [f"{head}{len(body)}\r\n\r\n".encode("ascii") + body for body in bodies]
         self.latencies_ms: dict[int, list[float]] = defaultdict(list)
         self.sent = self.answered = 0
@@ -80,6 +85,14 @@ class Run:
             future.result()  # raises what ended the connection
         return self.last_answer - start
 
+    def seconds_to_turn(self) -> float:
+        """Until the next request is due; whoever asks is the one to send it."""
+        now = time.perf_counter()
+        self.turn = max(self.turn, now)
+        wait = self.turn - now
+        self.turn += self.interval
+        return wait
+
 
 class Connection(asyncio.Protocol):
     """Sends its next request when the one before was answered; `done` once no more are to be sent.
@@ -97,6 +110,12 @@ class Connection(asyncio.Protocol):
         self.transport = transport
 
     def send_next(self) -> None:
+        if wait := self.run.seconds_to_turn():
+            asyncio.get_running_loop().call_later(wait, self.send)
+        else:
+            self.send()
+
+    def send(self) -> None:
         self.began = time.perf_counter()
         if self.began >= self.run.end:
             self.done.set_result(None)
@@ -119,10 +138,7 @@ class Connection(asyncio.Protocol):
             self.run.answered += 1
             status = int(head.split(b" ", 2)[1])
             self.run.latencies_ms[status].append(1e3 * (self.run.last_answer - self.began))
-            if status == 503:
-                asyncio.get_running_loop().call_later(RETRY_AFTER_S, self.send_next)
-            else:
-                self.send_next()
+            self.send_next()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.fail(error or ConnectionError("the server closed a connection"))
@@ -139,9 +155,10 @@ def main() -> int:
     parser.add_argument("--path", required=True)
     parser.add_argument("--concurrency", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--rate", type=float, required=True)
     arguments = parser.parse_args()
     bodies = [json.dumps(body).encode("utf-8") for body in json.load(sys.stdin)]
-    run = Run(arguments.port, arguments.path, bodies)
+    run = Run(arguments.port, arguments.path, bodies, arguments.rate)
     try:
         seconds = uvloop.run(run.run(arguments.concurrency, arguments.seconds))
     except (OSError, ValueError) as error:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -24,14 +25,10 @@ from tests.texts import VARIED
 
 
 class Recorder(ThreadingHTTPServer):
-    """Answers every POST after a moment; keeps the bodies, and how many were worked on at once.
-
-    pauses: seconds between an answer and the next request on its connection.
-    """
+    """Answers every POST after a moment; keeps the bodies, and how many were worked on at once."""
 
     def __init__(self, status: int = 200):
         self.bodies: list[str] = []
-        self.pauses: list[float] = []
         self.at_once = self.most_at_once = self.connections = 0
         self.lock = threading.Lock()
         recorder = self
@@ -42,13 +39,10 @@ class Recorder(ThreadingHTTPServer):
             def setup(self):
                 super().setup()
                 recorder.connections += 1
-                self.answered_at = None
 
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["Content-Length"])).decode()
                 with recorder.lock:
-                    if self.answered_at is not None:
-                        recorder.pauses.append(time.monotonic() - self.answered_at)
                     recorder.bodies.append(body)
                     recorder.at_once += 1
                     recorder.most_at_once = max(recorder.most_at_once, recorder.at_once)
@@ -58,7 +52,6 @@ class Recorder(ThreadingHTTPServer):
                 self.send_response(status)
                 self.send_header("Content-Length", "2")
                 self.end_headers()
-                self.answered_at = time.monotonic()
                 self.wfile.write(b"{}")
 
             def log_message(self, *_):
@@ -67,11 +60,12 @@ class Recorder(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
 
 
-def answers_of(server: Recorder, concurrency: int) -> http_load.Answers:
+def answers_of(server: Recorder, concurrency: int, **options: float) -> http_load.Answers:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
+    bodies = [{"text": "é"}, {"text": "b"}]
     try:
-        return http_load.load(server.server_port, "/x", [{"text": "é"}, {"text": "b"}], concurrency, seconds=0.3)
+        return http_load.load(server.server_port, "/x", bodies, concurrency, seconds=0.3, **options)
     finally:
         server.shutdown()
         thread.join()
@@ -100,11 +94,22 @@ def test_the_client_counts_refusals_apart():
     assert answers.rate == 0
 
 
-def test_who_is_refused_pauses_before_the_next_request():
-    server = Recorder(status=503)
-    answers_of(server, concurrency=2)
-    assert len(server.pauses) == len(server.bodies) - 2 > 0
-    assert min(server.pauses) >= http_load.RETRY_AFTER_S
+def test_a_rate_is_kept_to():
+    server = Recorder()
+    answers = answers_of(server, concurrency=8, rate=100)
+    assert 5 < len(server.bodies) <= 0.3 * 100 + 1
+    assert len(answers.latencies_ms[200]) == len(server.bodies)
+
+
+def test_turns_are_spread_evenly_and_missed_ones_are_not_made_up_for(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(http_load, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    run = http_load.Run(0, "/x", [b"{}"], rate=4)
+    assert [run.seconds_to_turn() for _ in range(3)] == [0, 0.25, 0.5]
+    now[0] += 0.5
+    assert run.seconds_to_turn() == 0.25
+    now[0] += 60
+    assert [run.seconds_to_turn() for _ in range(2)] == [0, 0.25]
 
 
 def test_a_load_on_nobody_is_an_error_that_names_the_port():
