@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
@@ -13,9 +14,11 @@ from google.protobuf.json_format import MessageToDict
 from torch import Tensor
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from build_scripts.machine import cores
 from build_scripts.settings import CLASSIFIER, PROJECT, SOURCE_REPOSITORY
 from tests import fake_triton
 from tests.fake_triton import TritonError
+from tests.servers import embedded
 from tests.token_batches import MAX_LOGIT_ERROR, batch, eager
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,6 +31,7 @@ UNKNOWN_ID = 10**6
 def load(subject, tmp_path_factory) -> Callable:
     """load((old, new)): the backend with a tiny bert, after old became new in the classifier's config.pbtxt."""
     module = fake_triton.load_module(PROJECT / "build_scripts" / "pytorch_backend")
+    module.yield_to_others = lambda: None  # this process runs the tests too
     directory = tmp_path_factory.mktemp("classifier")
     (directory / "1").mkdir()
     (directory / "1" / "model.pt").symlink_to(subject("bert").file())
@@ -212,3 +216,14 @@ def test_an_output_of_another_type_is_an_error_not_a_wrong_answer(load, inputs):
         assert not response.outputs
         assert response.error.code() == TritonError.INTERNAL
         assert "OUTPUT__0 is torch.int64, the configuration says TYPE_INT32" in response.error.message()
+
+
+@pytest.mark.skipif(not embedded(), reason="NVIDIA's backend computes in tritonserver's own process")
+def test_a_classifier_on_the_cpu_lets_the_rest_of_the_server_go_first(default_server):
+    def priorities(word: str) -> list[int]:
+        threads = default_server.find(word).threads()
+        return [os.getpriority(os.PRIO_PROCESS, thread.id) for thread in threads]
+
+    others = {*priorities("tokenizer/1"), *priorities("bin/tritonserver")}
+    computing = [priority for priority in priorities("classifier/1") if priority > max(others)]
+    assert len(computing) >= cores()

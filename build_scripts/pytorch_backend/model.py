@@ -2,13 +2,15 @@
 
 NVIDIA's containers have a C++ backend for this; the embedded server has none, so Triton runs this file in its place (a
 "Python-based backend"). It honours what the C++ one honours for models like ours and refuses, at load, what it does
-not. Three things it adds: if the model exports `check_inputs`, a request with bad values gets a 400 of its own; after a
-batch of several requests it waits a moment for the next batch to fill; and it keeps freed memory for a while.
+not. Four things it adds: if the model exports `check_inputs`, a request with bad values gets a 400 of its own; after a
+batch of several requests it waits a moment for the next batch to fill; it keeps freed memory for a while; and on a CPU
+it lets those go first who take requests in and refuse them.
 """
 
 import ctypes
 import itertools
 import json
+import os
 import time
 from pathlib import Path
 
@@ -38,6 +40,10 @@ UNSUPPORTED_SETTINGS = ("sequence_batching", "model_operations")
 # How long the next batch may fill, as a share of the time that this one took, and at most. Measured with 4 and 16
 # clients on 2 cores: batches of 3.9 and 15.8 instead of 2.0 and 8.0, 15 to 20 % and 1 to 13 % more requests/s.
 FILLING_SHARE, FILLING_LIMIT_S = 0.15, 0.004
+# The nice value of a classifier on the CPU, beside everybody else's 0. At 20 times the requests that 2 cores can serve,
+# a refusal took 3 ms at the median and 16 at the 99th percentile, instead of 8 and 28, and 6 to 12 % fewer requests
+# were served meanwhile. Without overload nothing changed, at 1, 4 and 16 clients.
+NICE = 5
 # By itself glibc gives the large tensors of a long text back to the system after each use and asks for them again: a
 # text of 512 tokens took 1.45 times as long in bf16, 1.05 times in fp32. So blocks of up to 32 MiB, glibc's own limit,
 # stay in the heap, and the heap does not shrink by itself. Names and numbers are those of mallopt, <malloc.h>.
@@ -60,6 +66,8 @@ class TritonPythonModel:
         self.inputs = positional(config["input"], "INPUT")
         self.outputs = positional(config["output"], "OUTPUT")
         self.device = device_of(args["model_instance_kind"], args["model_instance_device_id"])
+        if self.device.type == "cpu":
+            yield_to_others()  # before torch starts its threads: they inherit it
         self.max_batch_size = config["max_batch_size"]
         self.inference_mode = boolean(parameters, "INFERENCE_MODE", default=True)
         self.optimized = not boolean(parameters, "DISABLE_OPTIMIZED_EXECUTION", default=False)
@@ -176,6 +184,11 @@ def set_threads(parameters):
             if not parameters[name].isdecimal() or int(parameters[name]) == 0:
                 raise pb_utils.TritonModelException(f"{name} is {parameters[name]!r}; expected a number from 1 on")
             set_number(int(parameters[name]))
+
+
+def yield_to_others():
+    """Lower the priority of this thread and of those that it starts. Whoever started us may have lowered it further."""
+    os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
 def positional(specs, prefix):
