@@ -1,7 +1,7 @@
 """An HTTP client with so many open connections, each sending its next request once it was answered.
 
-At once (a closed loop), or, if a rate is given, when its turn comes: turns are spread evenly, and those for which no
-connection was free are not made up for.
+At once (a closed loop), or, if a rate is given, when its turn comes: turns are spread evenly, and those that nobody
+could take within LATE_S are not made up for.
 
 `load` runs it as a process of its own, so that its work does not wait for the caller's, in one thread, so that it takes
 little from whoever is measured. It knows nothing of what it sends; the same client loads every service that is
@@ -27,6 +27,8 @@ from build_scripts.settings import ServingError
 
 # After the last request was sent, answers are waited for this long.
 TIMEOUT_S = 60.0
+# The event loop's timers are late by a millisecond and more.
+LATE_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,9 @@ class Run:
     def seconds_to_turn(self) -> float:
         """Until the next request is due; whoever asks is the one to send it."""
         now = time.perf_counter()
-        self.turn = max(self.turn, now)
-        wait = self.turn - now
-        self.turn += self.interval
-        return wait
+        turn = max(self.turn, now - LATE_S)
+        self.turn = turn + self.interval
+        return max(turn - now, 0.0)
 
 
 class Connection(asyncio.Protocol):

@@ -22,10 +22,14 @@ SETTLE_S = 5.0
 
 @dataclass(frozen=True)
 class Overload:
-    """before, after: at SATURATING clients; after: SETTLE_S after the flood. memory_mib: before and after it."""
+    """before, after: at SATURATING clients; after: SETTLE_S after the flood. memory_mib: before and after it.
+
+    seconds: for so long the flood sent; its last answers came later.
+    """
 
     before: Answers
     flood: Answers
+    seconds: float
     after: Answers
     memory_mib: tuple[float, float]
 
@@ -56,7 +60,7 @@ def overload(address: Address, supervisor: int, texts: list[str], seconds: float
     flood = http_load.load(address.http_port, INFER, bodies, FLOODING, seconds, rate=TIMES * before.rate)
     memory_after = resident(supervisor)
     time.sleep(SETTLE_S)
-    return Overload(before, flood, saturate(), (memory_before, memory_after))
+    return Overload(before, flood, seconds, saturate(), (memory_before, memory_after))
 
 
 def resident(supervisor: int) -> float:
@@ -72,9 +76,9 @@ def report(found: Overload) -> list[str]:
     """Markdown lines."""
     flood, usual = found.flood, max(found.before.rate, 1e-9)
     accepted, refused = flood.latencies_ms.get(200, []), flood.latencies_ms.get(503, [])
-    offered = (len(accepted) + len(refused)) / flood.seconds
+    offered = (len(accepted) + len(refused)) / found.seconds
     return [
-        f"{TIMES} times what {SATURATING} clients are served, over {FLOODING} connections, for {flood.seconds:.0f} s.",
+        f"{TIMES} times what {SATURATING} clients are served, over {FLOODING} connections, for {found.seconds:.0f} s.",
         "",
         "| | requests | p50, ms | p99, ms | longest, ms |",
         "|---|---|---|---|---|",
