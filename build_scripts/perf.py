@@ -26,6 +26,7 @@ from build_scripts.corpus import Workload
 from build_scripts.perf_analyzer import WINDOWS, Level, measure
 from build_scripts.run_state import RunState, read_state
 from build_scripts.settings import BUILD, Address, BuildOptions, ServingError
+from build_scripts.supervisor import READY
 
 OUTPUT = BUILD / "perf"
 CONCURRENCY = (1, 2, 4, 8, 16)
@@ -88,7 +89,10 @@ def server(options: BuildOptions, address: Address) -> Iterator[Address]:
     log = OUTPUT / "serve.log"
     print(f"no server runs on {address.http_url}; starting one", file=sys.stderr)
     with processes.running("build_scripts", ["serve", *arguments], log) as process:
-        processes.wait_until(lambda: health.probe(own.http_url, 2.0).well, process.poll, log, READY_LIMIT_S)
+        # Not only until it answers: it then warms up, which would be measured too.
+        processes.wait_until(
+            lambda: READY in log.read_text(encoding="utf-8", errors="replace"), process.poll, log, READY_LIMIT_S
+        )
         yield own
 
 
