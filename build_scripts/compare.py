@@ -77,7 +77,8 @@ def start(stack: contextlib.ExitStack, directory: Path, max_length: int, onnx: P
         "Flask, not padded": "trimmed",
         "Flask, ONNX Runtime": "onnx",
     }
-    ensembles = {"this ensemble, fp32": "fp32", f"this ensemble, {automatic} (auto)": "auto"}
+    ensembles = {"this ensemble, fp32": "fp32"} if automatic != "fp32" else {}
+    ensembles[f"this ensemble, {automatic} (auto)"] = "auto"
     installation = find_installation()
     started = []
     with tqdm(total=len(flasks) + len(ensembles), unit="service", desc="starting", disable=None) as progress:

@@ -33,7 +33,7 @@ def write(
         report.facts(
             model=f"{manifest['checkpoint']}, {manifest['architecture']}, {manifest['graph']}",
             max_length=str(manifest["max_length"]),
-            precision="fp32, but for the ensemble whose precision was chosen automatically: " + manifest["precision"],
+            precision=f"fp32; chosen automatically for this ensemble: {manifest['precision']}",
             requests="one text each over HTTP with open connections, closed loop; the client is the same for all, in a "
             "process of its own on the same machine, and posts to /classify or to /v2/models/text_classifier/infer",
             Flask="behind waitress with its default of 4 threads, torch and ONNX Runtime on all cores",
