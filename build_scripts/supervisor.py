@@ -37,10 +37,10 @@ IDLE_SHARE = 0.05
 # A server that answered for so long is a success, whatever ended it. Otherwise its end counts as one more failure in a
 # row, and each waits longer than the one before, up to MAX_DELAY_S, so that a crash now and then costs seconds only.
 STABLE_S, MAX_DELAY_S = 10.0, 2.0
-# How the message begins that a server is loaded, answers, and is warm.
-READY = "ready: a real inference answered on "
 # So many failures in a row, or so many starts that never answered, and it is not worth trying again.
 MAX_FAILURES, MAX_FAILED_STARTS = 12, 4
+# How the message begins that a server is loaded, answers, and is warm.
+READY = "ready: a real inference answered on "
 
 
 def serve(installation: Installation, repository: Path, address: Address) -> int:
