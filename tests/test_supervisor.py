@@ -1,7 +1,6 @@
 """What the supervisor takes for a failure, what it leaves alone, and what it does when it is asked to stop."""
 
 import contextlib
-import json
 import re
 import socket
 import subprocess
@@ -9,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -20,59 +18,12 @@ from build_scripts.processes import free_ports
 from build_scripts.server import Installation, TritonProcess
 from build_scripts.settings import Address
 from build_scripts.supervisor import MAX_FAILURES, Supervisor
+from tests.fake_frontend import Frontend
 from tests.servers import wait_for
 
 # A hang is noticed in 1.4 s, or in 2.9 s where the statistics hang too; a busy machine may take longer.
 GIVEN_UP_WITHIN_S, LEFT_ALONE_S = 6.0, 2.5
-ANSWERS = {
-    200: {"outputs": [{"name": "CLASS_ID", "data": [3]}]},
-    500: {"error": "stub is not healthy"},
-    503: {"error": "overload: 128 requests wait"},
-}
 INSTALLATION = Installation(Path("tritonserver"), "a stand-in")
-
-
-class Frontend(ThreadingHTTPServer):
-    """Triton's HTTP side. statuses: of the answers to inferences in turn, the last one for ever; None is no answer.
-
-    successes: what the statistics count, unless `busy`: then another is answered whenever it is asked.
-    """
-
-    def __init__(self, *statuses: int | None):
-        self.statuses = list(statuses)
-        self.asked, self.successes, self.busy = 0, 5, False
-        self.closing = threading.Event()
-        super().__init__(("127.0.0.1", 0), Handler)
-
-    def next_status(self) -> int | None:
-        self.asked += 1
-        self.successes += self.busy
-        return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Frontend
-
-    def do_GET(self):
-        self.reply(200, {"model_stats": [{"inference_stats": {"success": {"count": self.server.successes}}}]})
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        status = self.server.next_status()
-        if status is None:
-            self.server.closing.wait()
-        else:
-            self.reply(status, ANSWERS[status])
-
-    def reply(self, status: int, answer: dict) -> None:
-        body = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture

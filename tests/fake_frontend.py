@@ -1,0 +1,54 @@
+"""Triton's HTTP side as the supervisor sees it: an inference is answered, refused, fails, or never ends."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+ANSWERS = {
+    200: {"outputs": [{"name": "CLASS_ID", "data": [3]}]},
+    500: {"error": "stub is not healthy"},
+    503: {"error": "overload: 128 requests wait"},
+}
+
+
+class Frontend(ThreadingHTTPServer):
+    """statuses: of the answers to inferences in turn, the last one for ever; None is no answer.
+
+    successes: what the statistics count, unless `busy`: then another is answered whenever it is asked.
+    """
+
+    def __init__(self, *statuses: int | None):
+        self.statuses = list(statuses)
+        self.asked, self.successes, self.busy = 0, 5, False
+        self.closing = threading.Event()
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    def next_status(self) -> int | None:
+        self.asked += 1
+        self.successes += self.busy
+        return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Frontend
+
+    def do_GET(self):
+        self.reply(200, {"model_stats": [{"inference_stats": {"success": {"count": self.server.successes}}}]})
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        status = self.server.next_status()
+        if status is None:
+            self.server.closing.wait()
+        else:
+            self.reply(status, ANSWERS[status])
+
+    def reply(self, status: int, answer: dict) -> None:
+        body = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
