@@ -55,8 +55,8 @@ def repo(
     model_repository: Repository = SOURCE_REPOSITORY,
 ) -> None:
     """Build the model repository: checkpoint, TorchScript, verified, assembled."""
-    from build_scripts.build import build
-    from build_scripts.summary import print_build
+    from build_scripts.build.pipeline import build
+    from build_scripts.build.summary import print_build
 
     print_build(build(build_options(model, max_length, precision, calibration, model_repository)))
 
@@ -74,10 +74,10 @@ def serve(
     metrics_port: MetricsPort = DEFAULT.metrics_port,
 ) -> None:
     """Build if needed, then run and supervise a real tritonserver in the foreground."""
-    from build_scripts.build import build
-    from build_scripts.server import check_ports, find_installation
-    from build_scripts.summary import print_build
-    from build_scripts.supervisor import serve as run
+    from build_scripts.build.pipeline import build
+    from build_scripts.build.summary import print_build
+    from build_scripts.serving.supervisor import serve as run
+    from build_scripts.serving.triton import check_ports, find_installation
 
     address = Address(host, http_port, grpc_port, metrics_port)
     options = build_options(model, max_length, precision, calibration, model_repository)
@@ -97,7 +97,7 @@ def classify(
     """Print class id, label and probability per text, tab-separated."""
     from tqdm import tqdm
 
-    from build_scripts.client import classify as answers
+    from build_scripts.serving.client import classify as answers
 
     if (text is None) == (file is None):
         raise ServingError('expected either TEXT="…" or FILE=path (- for standard input)')
@@ -124,7 +124,7 @@ def read_lines(file: str) -> Iterator[str]:
 @app.command(epilog="Example: python -m build_scripts health --http-port 9000")
 def health(host: Host = DEFAULT.host, http_port: HttpPort = DEFAULT.http_port) -> None:
     """Exit 0 only if a real inference answers within 2 seconds."""
-    from build_scripts.health import wait_until_well
+    from build_scripts.serving.health import wait_until_well
 
     found = wait_until_well(Address(host, http_port).http_url, 2.0)
     print(f"{'well' if found.well else 'not well'}: {found.reason}")
@@ -143,7 +143,7 @@ def perf(
     seconds: Seconds = 12.0,
 ) -> None:
     """Sweep the running ensemble, or one started for it, with perf_analyzer; writes build/perf."""
-    from build_scripts.perf import perf as sweep
+    from build_scripts.benchmarks.perf import perf as sweep
 
     options = build_options(model, max_length, precision, calibration, model_repository)
     print(f"\nwritten: {sweep(options, Address(host, http_port), seconds)}")
@@ -158,7 +158,7 @@ def release(
     http_port: HttpPort = DEFAULT.http_port,
 ) -> None:
     """Build a release into the running server's repository and put it live, without a failed request."""
-    from build_scripts.release import release as put_live
+    from build_scripts.serving.release import release as put_live
 
     put_live(build_options(model, max_length, precision, calibration, SOURCE_REPOSITORY), http_port)
 
@@ -166,7 +166,7 @@ def release(
 @app.command(epilog="Example: python -m build_scripts rollback --http-port 9000")
 def rollback(http_port: HttpPort = DEFAULT.http_port) -> None:
     """Put the release that was live before back, without a failed request."""
-    from build_scripts.release import rollback as put_back
+    from build_scripts.serving.release import rollback as put_back
 
     put_back(http_port)
 
@@ -174,7 +174,7 @@ def rollback(http_port: HttpPort = DEFAULT.http_port) -> None:
 @app.command(epilog="Example: python -m build_scripts status --http-port 9000")
 def status(http_port: HttpPort = DEFAULT.http_port) -> None:
     """Print what the running server answers with, and what could be rolled back to."""
-    from build_scripts.release import status as describe
+    from build_scripts.serving.release import status as describe
 
     print(describe(http_port))
 
@@ -182,7 +182,7 @@ def status(http_port: HttpPort = DEFAULT.http_port) -> None:
 @app.command(epilog="Example: python -m build_scripts compare --model ./my-checkpoint")
 def compare(model: Model = "", max_length: MaxLength = None, seconds: Seconds = 2.5) -> None:
     """Compare the ensemble with the services it replaces, in one run; writes build/compare."""
-    from build_scripts.compare import compare as measure
+    from build_scripts.benchmarks.compare import compare as measure
 
     print(f"\nwritten: {measure(model, max_length, seconds)}")
 
@@ -190,7 +190,7 @@ def compare(model: Model = "", max_length: MaxLength = None, seconds: Seconds = 
 @app.command(epilog="Example: python -m build_scripts bench --model ./my-checkpoint")
 def bench(model: Model = "", max_length: MaxLength = None, seconds: Seconds = 3.0) -> None:
     """Time the classifier file alone, against this machine's peak; writes build/bench."""
-    from build_scripts.bench import bench as measure
+    from build_scripts.benchmarks.bench import bench as measure
 
     print(f"\nwritten: {measure(model, max_length, seconds)}")
 
@@ -201,8 +201,8 @@ def soak(
     duration: Annotated[float, typer.Option(envvar="DURATION", help="Seconds, half a minute at least.")] = 600.0,
 ) -> None:
     """Mixed valid and hostile traffic with killed processes, every answer checked; writes build/soak."""
-    from build_scripts.soak import check_duration
-    from build_scripts.soak import soak as run
+    from build_scripts.benchmarks.soak import check_duration
+    from build_scripts.benchmarks.soak import soak as run
 
     raise typer.Exit(0 if run(model, check_duration(duration)) else 1)
 

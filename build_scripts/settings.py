@@ -7,7 +7,8 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 BUILD = PROJECT / "build"
-DATA = PROJECT / "build_scripts" / "data"
+OURS = PROJECT / "build_scripts"
+DATA = OURS / "data"
 # What a precision is tried with, unless the user names a file.
 CALIBRATION = DATA / "calibration.txt"
 SOURCE_REPOSITORY = PROJECT / "model_repository"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import make_checkpoint
+from tests.support.checkpoints import make_checkpoint
 
 # So that a failing assert in these shows its values, as one in a test does.
-pytest.register_assert_rewrite("tests.token_batches", "tests.trees")
+pytest.register_assert_rewrite("tests.support.token_batches", "tests.support.trees")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +44,13 @@ class Subject:
     def checkpoint(self):
         import torch
 
-        from build_scripts.checkpoint import load
+        from build_scripts.build.checkpoint import load
 
         with torch.inference_mode(False):
             return load(self.directory)
 
     def file(self, precision: str = "fp32") -> Path:
-        from build_scripts.export import export
+        from build_scripts.build.export import export
 
         path = self.directory / f"exported.{precision}.pt"
         if not path.exists():
@@ -96,7 +96,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_repository(subject, tmp_path_factory) -> Path:
     """A complete repository of a tiny model; whoever uses it leaves it as it is."""
-    from build_scripts.build import build
+    from build_scripts.build.pipeline import build
     from build_scripts.settings import BuildOptions
 
     repository = tmp_path_factory.mktemp("tiny") / "repository"
@@ -108,7 +108,7 @@ def tiny_repository(subject, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def default_repository(tmp_path_factory) -> Path:
     """The embedded default model, built in fp32 so that answers can be compared exactly."""
-    from build_scripts.build import build
+    from build_scripts.build.pipeline import build
     from build_scripts.settings import BuildOptions
 
     repository = tmp_path_factory.mktemp("default") / "repository"
@@ -119,7 +119,7 @@ def default_repository(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def default_server(default_repository, tmp_path_factory):
     """A supervised server of the default model; tests only send requests to it."""
-    from tests.servers import running
+    from tests.support.servers import running
 
     output = tmp_path_factory.mktemp("server") / "output.txt"
     with running(default_repository, output, "--precision", "fp32") as server:
@@ -129,7 +129,7 @@ def default_server(default_repository, tmp_path_factory):
 @pytest.fixture(scope="session")
 def default_oracle():
     """Hugging Face's answers for the default model."""
-    from build_scripts.demo import demo_checkpoint
-    from tests.oracle import HuggingFace
+    from build_scripts.build.demo import demo_checkpoint
+    from tests.support.oracle import HuggingFace
 
     return HuggingFace(demo_checkpoint(), max_length=512)

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import torch
 
-from build_scripts import report
-from build_scripts.architectures import bert_parts
-from build_scripts.bench_report import HUGGING_FACE, PEAK_SHAPE, PRECISIONS, Measured, sections
-from build_scripts.checkpoint import Checkpoint, load, resolve
-from build_scripts.demo import demo_checkpoint
-from build_scripts.export import DTYPES, export
-from build_scripts.flops import classifier_flops
+from build_scripts.benchmarks import report
+from build_scripts.benchmarks.bench_report import HUGGING_FACE, PEAK_SHAPE, PRECISIONS, Measured, sections
+from build_scripts.benchmarks.flops import classifier_flops
+from build_scripts.benchmarks.timing import MOST_CALLS, ROUNDS, interleaved
+from build_scripts.build.checkpoint import Checkpoint, load, resolve
+from build_scripts.build.demo import demo_checkpoint
+from build_scripts.build.export import DTYPES, export
+from build_scripts.graph.architectures import bert_parts
+from build_scripts.graph.packed_linear import PackedLinear
 from build_scripts.machine import cores, cpu_precisions
-from build_scripts.packed_linear import PackedLinear
 from build_scripts.settings import BUILD
-from build_scripts.timing import MOST_CALLS, ROUNDS, interleaved
 
 OUTPUT = BUILD / "bench"
 LONGEST_RANDOM = 500

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from build_scripts import report
+from build_scripts.benchmarks import report
 
 PRECISIONS = ("fp32", "bf16")
 # Hugging Face's variants, and the precision of the file that each is compared with.

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from build_scripts import compare_report, corpus, http_load, processes, services
-from build_scripts.bench import checkpoint_directory
-from build_scripts.build import build
-from build_scripts.checkpoint import Checkpoint, load
-from build_scripts.corpus import Workload
-from build_scripts.flask_service import export_onnx
-from build_scripts.server import find_installation
-from build_scripts.services import Service
+from build_scripts.benchmarks import compare_report, contenders, corpus, http_load, subprocesses
+from build_scripts.benchmarks.bench import checkpoint_directory
+from build_scripts.benchmarks.contenders import Service
+from build_scripts.benchmarks.corpus import Workload
+from build_scripts.benchmarks.flask_service import export_onnx
+from build_scripts.build.checkpoint import Checkpoint, load
+from build_scripts.build.pipeline import build
+from build_scripts.serving.triton import find_installation
 from build_scripts.settings import BUILD, BuildOptions, ServingError
 
 OUTPUT = BUILD / "compare"
@@ -44,7 +44,7 @@ class Results:
 
 def compare(model: str, max_length: int | None, seconds: float) -> Path:
     """Measure all services, about `seconds` a round; returns the report. Raises ServingError."""
-    processes.end_on_sigterm()
+    subprocesses.end_on_sigterm()
     directory = checkpoint_directory(model)
     manifests = {}
     for precision in ("fp32", "auto"):
@@ -60,7 +60,7 @@ def compare(model: str, max_length: int | None, seconds: float) -> Path:
         texts = sorted({text for workload in workloads for text in workload.texts})
         agreement = agreements(all_services, texts[::2])  # all of them would take a slow service minutes
         results = measure(all_services, workloads, seconds)
-        memory = [processes.peak_memory(service.pid) for service in all_services]
+        memory = [subprocesses.peak_memory(service.pid) for service in all_services]
     return compare_report.write(
         OUTPUT, manifests["auto"], workloads, [one.name for one in all_services], results, agreement, memory, seconds
     )
@@ -84,11 +84,11 @@ def start(stack: contextlib.ExitStack, directory: Path, max_length: int, onnx: P
     with tqdm(total=len(flasks) + len(ensembles), unit="service", desc="starting", disable=None) as progress:
         for name, kind in flasks.items():
             log = OUTPUT / f"flask-{kind}.log"
-            started.append(stack.enter_context(services.flask(name, kind, directory, max_length, onnx, log)))
+            started.append(stack.enter_context(contenders.flask(name, kind, directory, max_length, onnx, log)))
             progress.update()
         for name, precision in ensembles.items():
             repository, log = OUTPUT / f"repository-{precision}", OUTPUT / f"ensemble-{precision}.log"
-            started.append(stack.enter_context(services.ensemble(name, installation, repository, log)))
+            started.append(stack.enter_context(contenders.ensemble(name, installation, repository, log)))
             progress.update()
     return started
 

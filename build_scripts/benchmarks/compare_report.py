@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from build_scripts import report
-from build_scripts.corpus import Workload
+from build_scripts.benchmarks import report
+from build_scripts.benchmarks.corpus import Workload
 
 COLORS = (report.GREY, report.ORANGE, report.GREEN, report.SKY, report.BLUE)
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from build_scripts import health, processes
-from build_scripts.server import Installation, launch
+from build_scripts.benchmarks import subprocesses
+from build_scripts.serving import health
+from build_scripts.serving.triton import Installation, launch
 from build_scripts.settings import ENSEMBLE, Address, ServingError
 
 START_LIMIT_S = 300.0
@@ -49,11 +50,11 @@ class Service:
 @contextlib.contextmanager
 def flask(name: str, kind: str, checkpoint: Path, max_length: int, onnx: Path, log: Path) -> Iterator[Service]:
     """One of `flask_service.KINDS`."""
-    (port,) = processes.free_ports(1)
+    (port,) = subprocesses.free_ports(1)
     arguments = ["--kind", kind, "--checkpoint", str(checkpoint), "--max-length", str(max_length)]
     arguments += ["--onnx", str(onnx), "--port", str(port)]
-    with processes.running("build_scripts.flask_service", arguments, log) as process:
-        processes.wait_until(lambda: processes.listens(port), process.poll, log, START_LIMIT_S)
+    with subprocesses.running("build_scripts.benchmarks.flask_service", arguments, log) as process:
+        subprocesses.wait_until(lambda: subprocesses.listens(port), process.poll, log, START_LIMIT_S)
         yield Service(
             name,
             port,
@@ -68,12 +69,12 @@ def flask(name: str, kind: str, checkpoint: Path, max_length: int, onnx: Path, l
 @contextlib.contextmanager
 def ensemble(name: str, installation: Installation, repository: Path, log: Path) -> Iterator[Service]:
     """A tritonserver on the repository, without a supervisor: its probes would disturb whoever is measured."""
-    address = Address("127.0.0.1", *processes.free_ports(3))
+    address = Address("127.0.0.1", *subprocesses.free_ports(3))
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
     server = launch(installation, [repository], address, secrets.token_hex(16), log)
     try:
-        processes.wait_until(lambda: health.probe(address.http_url, 2.0).well, server.poll, log, START_LIMIT_S)
+        subprocesses.wait_until(lambda: health.probe(address.http_url, 2.0).well, server.poll, log, START_LIMIT_S)
         yield Service(
             name,
             address.http_port,

@@ -1,6 +1,6 @@
 """The services that the ensemble replaces: one Flask route that tokenizes one text and runs the model on it.
 
-    python -m build_scripts.flask_service --kind padded --checkpoint ./my-checkpoint --port 8000
+    python -m build_scripts.benchmarks.flask_service --kind padded --checkpoint ./my-checkpoint --port 8000
 
 Written as such services are usually written, and served by waitress. Three kinds: Hugging Face's eager fp32 model with
 every text padded to max_length, the same without padding, and ONNX Runtime without padding.
@@ -18,9 +18,9 @@ import torch
 from flask import Flask, jsonify, request
 from waitress import serve
 
-from build_scripts.checkpoint import Checkpoint, load
+from build_scripts.build.checkpoint import Checkpoint, load
+from build_scripts.build.parity import probabilities
 from build_scripts.machine import cores
-from build_scripts.parity import probabilities
 
 KINDS = ("padded", "trimmed", "onnx")
 # waitress's own default: so many texts at a time are worked on.

@@ -49,7 +49,7 @@ def load(
     port: int, path: str, bodies: Sequence[object], concurrency: int, seconds: float, rate: float = math.inf
 ) -> Answers:
     """Post JSON bodies for so many seconds, `rate` requests/s at most. Raises ServingError if the client fails."""
-    command = [sys.executable, "-m", "build_scripts.http_load", "--port", str(port), "--path", path]
+    command = [sys.executable, "-m", "build_scripts.benchmarks.http_load", "--port", str(port), "--path", path]
     command += ["--concurrency", str(concurrency), "--seconds", str(seconds), "--rate", str(rate)]
     done = subprocess.run(command, input=json.dumps(bodies), capture_output=True, text=True)
     if done.returncode != 0:

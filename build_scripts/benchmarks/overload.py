@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import psutil
 
-from build_scripts import http_load
-from build_scripts.hostile import INFER
-from build_scripts.http_load import Answers
+from build_scripts.benchmarks import http_load
+from build_scripts.benchmarks.hostile import INFER
+from build_scripts.benchmarks.http_load import Answers
 from build_scripts.settings import Address
 
 # Sixteen clients keep both cores busy. The flood sends twenty times as many requests as they are served, over twenty

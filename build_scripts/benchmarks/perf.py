@@ -19,14 +19,15 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from build_scripts import client, corpus, health, processes, report
-from build_scripts.assemble import live_release, read_manifest
-from build_scripts.build import build
-from build_scripts.corpus import Workload
-from build_scripts.perf_analyzer import WINDOWS, Level, measure
-from build_scripts.run_state import RunState, read_state
+from build_scripts.benchmarks import corpus, report, subprocesses
+from build_scripts.benchmarks.corpus import Workload
+from build_scripts.benchmarks.perf_analyzer import WINDOWS, Level, measure
+from build_scripts.build.pipeline import build
+from build_scripts.build.releases import live_release, read_manifest
+from build_scripts.serving import client, health
+from build_scripts.serving.run_state import RunState, read_state
+from build_scripts.serving.supervisor import READY
 from build_scripts.settings import BUILD, Address, BuildOptions, ServingError
-from build_scripts.supervisor import READY
 
 OUTPUT = BUILD / "perf"
 CONCURRENCY = (1, 2, 4, 8, 16)
@@ -37,7 +38,7 @@ ROUNDS_A_WINDOW = 3
 
 def perf(options: BuildOptions, address: Address, seconds: float) -> Path:
     """Sweep every workload over every level, `seconds` each; returns the report. Raises ServingError."""
-    processes.end_on_sigterm()
+    subprocesses.end_on_sigterm()
     with server(options, address) as found:
         state = read_state(found.http_port)
         release = live_release(Path(state.repository))
@@ -73,7 +74,7 @@ def server(options: BuildOptions, address: Address) -> Iterator[Address]:
         return
     # Built here, so that the supervisor that is measured below never had to load torch.
     build(options)
-    own = Address("127.0.0.1", *processes.free_ports(3))
+    own = Address("127.0.0.1", *subprocesses.free_ports(3))
     asked = {
         "--model": options.model,
         "--max-length": options.max_length,
@@ -88,9 +89,9 @@ def server(options: BuildOptions, address: Address) -> Iterator[Address]:
     arguments = [str(part) for option, value in asked.items() if value for part in (option, value)]
     log = OUTPUT / "serve.log"
     print(f"no server runs on {address.http_url}; starting one", file=sys.stderr)
-    with processes.running("build_scripts", ["serve", *arguments], log) as process:
+    with subprocesses.running("build_scripts", ["serve", *arguments], log) as process:
         # Not only until it answers: it then warms up, which would be measured too.
-        processes.wait_until(
+        subprocesses.wait_until(
             lambda: READY in log.read_text(encoding="utf-8", errors="replace"), process.poll, log, READY_LIMIT_S
         )
         yield own
@@ -117,8 +118,8 @@ def write(
     seconds: float,
 ) -> Path:
     """The report, printed and written, and the chart."""
-    memory = processes.peak_memory(state.pid, children_only=True)
-    supervisor = processes.peak_memory(state.pid) - memory
+    memory = subprocesses.peak_memory(state.pid, children_only=True)
+    supervisor = subprocesses.peak_memory(state.pid) - memory
     sections = [
         "# Throughput and latency of the ensemble",
         report.facts(

@@ -20,13 +20,13 @@ import psutil
 from tqdm import tqdm
 
 from build_scripts import machine
-from build_scripts.build import build
-from build_scripts.health import probe
-from build_scripts.overload import Overload, overload, resident
-from build_scripts.overload import report as overload_report
-from build_scripts.processes import free_ports, running, wait_until
+from build_scripts.benchmarks.overload import Overload, overload, resident
+from build_scripts.benchmarks.overload import report as overload_report
+from build_scripts.benchmarks.subprocesses import free_ports, running, wait_until
+from build_scripts.benchmarks.traffic import CLIENTS, Findings, Traffic, clients, make_traffic
+from build_scripts.build.pipeline import build
+from build_scripts.serving.health import probe
 from build_scripts.settings import BUILD, CLASSIFIER, TOKENIZER, Address, BuildOptions, ServingError
-from build_scripts.traffic import CLIENTS, Findings, Traffic, clients, make_traffic
 
 RECOVERY_LIMIT_S = 10.0
 CALM_SHARE, FLOOD_SHARE = 0.6, 0.05

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from build_scripts.server import PR_SET_PDEATHSIG
+from build_scripts.serving.triton import PR_SET_PDEATHSIG
 from build_scripts.settings import ServingError
 
 STOP_LIMIT_S = 30.0

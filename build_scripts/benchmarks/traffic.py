@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from build_scripts.hostile import GENERATE, Hostile, hostile_requests
+from build_scripts.benchmarks.hostile import GENERATE, Hostile, hostile_requests
 from build_scripts.settings import CALIBRATION, DATA, Address
 
 CLIENTS, TIMEOUT_S = 16, 15.0
@@ -53,9 +53,9 @@ class Traffic:
 
 def make_traffic(model: str, max_length: int) -> Traffic:
     """Texts with Hugging Face's class ids, one text at a time, and every hostile request but the largest."""
-    from build_scripts.checkpoint import load, resolve
-    from build_scripts.demo import demo_checkpoint, headlines
-    from build_scripts.parity import HOSTILE_TEXTS, reference
+    from build_scripts.build.checkpoint import load, resolve
+    from build_scripts.build.demo import demo_checkpoint, headlines
+    from build_scripts.build.parity import HOSTILE_TEXTS, reference
 
     checkpoint = load(resolve(model) if model else demo_checkpoint(), max_length)
     corpus = (DATA / "perf_corpus.txt").read_text(encoding="utf-8").splitlines()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from build_scripts.assemble import locked
+from build_scripts.build.releases import locked
 from build_scripts.settings import BUILD, DATA, ServingError
 
 HEADLINES = DATA / "demo_headlines.tsv"

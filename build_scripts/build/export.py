@@ -8,19 +8,19 @@ from pathlib import Path
 
 import torch
 
-from build_scripts.architectures import BertParts, bert_parts
-from build_scripts.checkpoint import Checkpoint
-from build_scripts.classifier import TextClassifier
-from build_scripts.packed_bert import PackedBert
+from build_scripts.build.checkpoint import Checkpoint
+from build_scripts.graph.architectures import BertParts, bert_parts
+from build_scripts.graph.classifier import TextClassifier
+from build_scripts.graph.packed_bert import PackedBert
+from build_scripts.graph.traced import device_constants, traced_logits
 from build_scripts.settings import ServingError
-from build_scripts.trimmed import device_constants, trimmed_logits
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PACKED, TRIMMED = "packed (padding only inside attention)", "trimmed (padded to the longest text of a batch)"
+PACKED, TRACED = "packed (padding only inside attention)", "traced (padded to the longest text of a batch)"
 
 
 def export(checkpoint: Checkpoint, precision: str, path: Path) -> str:
-    """Write the TorchScript file and return the name of its graph, PACKED or TRIMMED.
+    """Write the TorchScript file and return the name of its graph, PACKED or TRACED.
 
     Raises ServingError if Hugging Face's forward cannot be traced.
     """
@@ -38,11 +38,15 @@ def export(checkpoint: Checkpoint, precision: str, path: Path) -> str:
             f"{checkpoint.model.config.model_type}: the graph names a device ({found[0]}); this architecture cannot be "
             "served"
         )
-    return TRIMMED if parts is None else PACKED
+    return TRACED if parts is None else PACKED
 
 
 def _classifier(checkpoint: Checkpoint, parts: BertParts | None, dtype: torch.dtype) -> TextClassifier:
-    logits = trimmed_logits(checkpoint, dtype) if parts is None else PackedBert(parts, dtype)
+    if parts is None:
+        example = checkpoint.tokenizer(["one", "a longer text"], padding=True, return_tensors="pt")
+        logits = traced_logits(checkpoint.model, (example["input_ids"], example["attention_mask"]), dtype)
+    else:
+        logits = PackedBert(parts, dtype)
     return TextClassifier(
         logits,
         vocab_size=checkpoint.model.get_input_embeddings().num_embeddings,

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from build_scripts.checkpoint import Checkpoint
+from build_scripts.build.checkpoint import Checkpoint
 from build_scripts.settings import CALIBRATION, ServingError
 
 # Two classes whose probabilities differ by less are a near tie: any rounding may decide it.

@@ -9,16 +9,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from build_scripts import assemble
-from build_scripts.demo import demo_checkpoint, headlines
+from build_scripts.build import releases
+from build_scripts.build.demo import demo_checkpoint, headlines
 from build_scripts.machine import cpu_precisions, has_gpu
-from build_scripts.settings import CALIBRATION, PROJECT, SOURCE_REPOSITORY, BuildOptions, ServingError
+from build_scripts.settings import CALIBRATION, OURS, SOURCE_REPOSITORY, BuildOptions, ServingError
 
-# Changing one of these changes what a build writes.
-INGREDIENT_MODULES = (
-    "architectures", "build", "checkpoint", "classifier", "export", "machine", "packed_bert", "packed_linear",
-    "packing", "parity", "precision", "settings", "trimmed",
-)  # fmt: skip
+# Changing one of these changes what a build writes, or could.
+INGREDIENTS = (OURS / "graph", OURS / "build", OURS / "settings.py", OURS / "machine.py")
 INGREDIENT_PACKAGES = ("torch", "transformers", "tokenizers")
 
 
@@ -35,31 +32,31 @@ def build(options: BuildOptions) -> Built:
     """Bring the repository to what the options ask for, doing only what is missing. Raises ServingError."""
     source = _checkpoint_directory(options)
     # One lock for both steps: a release that is not live yet is the first that another build would remove.
-    with assemble.locked(options.repository):
+    with releases.locked(options.repository):
         release = _make_release(options, source)
-        changed = assemble.live_release(options.repository) != release.resolve()
+        changed = releases.live_release(options.repository) != release.resolve()
         if changed:
-            assemble.switch(options.repository, release.name)
-            assemble.prune(options.repository)
-        return Built(release, assemble.read_manifest(release), changed)
+            releases.switch(options.repository, release.name)
+            releases.prune(options.repository)
+        return Built(release, releases.read_manifest(release), changed)
 
 
 def build_release(options: BuildOptions) -> Built:
     """Make sure that the release exists, without switching to it. changed: whether the live one is another."""
     source = _checkpoint_directory(options)
-    with assemble.locked(options.repository):
+    with releases.locked(options.repository):
         release = _make_release(options, source)
-        changed = assemble.live_release(options.repository) != release.resolve()
-        return Built(release, assemble.read_manifest(release), changed)
+        changed = releases.live_release(options.repository) != release.resolve()
+        return Built(release, releases.read_manifest(release), changed)
 
 
 def _make_release(options: BuildOptions, source: Path) -> Path:
     """The release's directory, filled now if it is not there. The caller holds the lock."""
     release_id = fingerprint(options, source)
-    assemble.copy_sources(options.repository)
-    release = assemble.releases_directory(options.repository) / release_id
-    if not (release / assemble.MANIFEST).is_file():
-        with assemble.staged(options.repository, release_id) as staging:
+    releases.copy_sources(options.repository)
+    release = releases.releases_directory(options.repository) / release_id
+    if not (release / releases.MANIFEST).is_file():
+        with releases.staged(options.repository, release_id) as staging:
             _fill(staging, options, source, release_id)
     return release
 
@@ -67,9 +64,8 @@ def _make_release(options: BuildOptions, source: Path) -> Path:
 def fingerprint(options: BuildOptions, source: Path) -> str:
     """Twelve hex digits that change whenever the release would: the checkpoint's content, options, code, versions."""
     digest = hashlib.sha256()
-    modules = [PROJECT / "build_scripts" / f"{name}.py" for name in INGREDIENT_MODULES]
     calibration = options.calibration or CALIBRATION
-    for path in [*sorted(p for p in source.iterdir() if p.is_file()), *modules, calibration]:
+    for path in [*sorted(p for p in source.iterdir() if p.is_file()), *ingredient_modules(), calibration]:
         digest.update(f"{path.name}:{path.stat().st_size}\n".encode())
         with path.open("rb") as file:
             while block := file.read(1 << 20):
@@ -80,10 +76,15 @@ def fingerprint(options: BuildOptions, source: Path) -> str:
     return digest.hexdigest()[:12]
 
 
+def ingredient_modules() -> list[Path]:
+    """The modules that decide what a build writes: whole rooms, so that none can be forgotten."""
+    return [module for place in INGREDIENTS for module in (sorted(place.glob("*.py")) if place.is_dir() else [place])]
+
+
 def _checkpoint_directory(options: BuildOptions) -> Path:
     if not options.model:
         return demo_checkpoint()
-    from build_scripts.checkpoint import resolve
+    from build_scripts.build.checkpoint import resolve
 
     return resolve(options.model)
 
@@ -94,8 +95,8 @@ def _fill(staging: Path, options: BuildOptions, source: Path, release_id: str) -
     import tokenizers
     import torch
 
-    from build_scripts import parity, precision
-    from build_scripts.checkpoint import load, serving_tokenizer
+    from build_scripts.build import parity, precision
+    from build_scripts.build.checkpoint import load, serving_tokenizer
 
     print(f"reading the checkpoint {source}", flush=True)
     checkpoint = load(source, options.max_length)
@@ -124,13 +125,13 @@ def _fill(staging: Path, options: BuildOptions, source: Path, release_id: str) -
         "versions": {name: version(name) for name in INGREDIENT_PACKAGES},
         "torch_threads": torch.get_num_threads(),
     }
-    (staging / assemble.MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    (staging / releases.MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def require_release(repository: Path) -> dict:
     """The manifest of the live release. Raises ServingError if the repository cannot be served yet."""
-    live = assemble.live_release(repository)
+    live = releases.live_release(repository)
     if live is None:
         where = "" if repository.resolve() == SOURCE_REPOSITORY else f" MODEL_REPOSITORY={repository}"
         raise ServingError(f"{repository} holds no built release; run `make repo{where}` first")
-    return assemble.read_manifest(live)
+    return releases.read_manifest(live)

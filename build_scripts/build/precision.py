@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from build_scripts.checkpoint import Checkpoint
-from build_scripts.export import export
+from build_scripts.build.checkpoint import Checkpoint
+from build_scripts.build.export import export
+from build_scripts.build.parity import Parity, Reference, measure
 from build_scripts.machine import cpu_precisions
-from build_scripts.parity import Parity, Reference, measure
 from build_scripts.settings import ServingError
 
 # The gate: no probability may move by more, and no class id may change unless it is a near tie.

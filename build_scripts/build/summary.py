@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from build_scripts.build import Built
+from build_scripts.build.pipeline import Built
 
 
 def print_build(built: Built) -> None:

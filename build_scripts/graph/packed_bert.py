@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from build_scripts.architectures import BertParts, EncoderLayer
-from build_scripts.packed_linear import PackedLinear
-from build_scripts.packing import Bucket, Packed, parts_of, plan_buckets, round_up, unpad_input
+from build_scripts.graph.architectures import BertParts, EncoderLayer
+from build_scripts.graph.packed_linear import PackedLinear
+from build_scripts.graph.packing import Bucket, Packed, parts_of, plan_buckets, round_up, unpad_input
 
 
 def add_rows(x: Tensor, spare: int) -> Tensor:

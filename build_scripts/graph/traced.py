@@ -1,4 +1,4 @@
-"""The fallback for checkpoints that are not BERT-shaped: Hugging Face's own forward, traced.
+"""The fallback for models that are not BERT-shaped: Hugging Face's own forward, traced.
 
 It computes padding up to the longest text of each batch, which costs speed and nothing else. Traces bake the example's
 device into constants; they are replaced, so that one file serves every device.
@@ -9,12 +9,12 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from build_scripts.checkpoint import Checkpoint
 from build_scripts.settings import ServingError
 
 
-class TrimmedLogits(nn.Module):
+class TracedLogits(nn.Module):
     """(batch, width) ids and mask -> logits, on the columns up to the longest text of the batch."""
 
     minimum: Final[int]
@@ -43,22 +43,22 @@ class _Logits(nn.Module):
         return self.model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True).logits
 
 
-def trimmed_logits(checkpoint: Checkpoint, dtype: torch.dtype) -> TrimmedLogits:
-    """Trace the checkpoint's own forward. Raises ServingError if that cannot be done."""
-    model = copy.deepcopy(checkpoint.model).to(dtype)
-    # Two texts of different lengths, so that the mask is not taken for a constant.
-    example = checkpoint.tokenizer(["one", "a longer text"], padding=True, return_tensors="pt")
+def traced_logits(model: PreTrainedModel, example: tuple[Tensor, Tensor], dtype: torch.dtype) -> TracedLogits:
+    """Trace the forward of a Hugging Face sequence classifier, which stays as it is.
+
+    example: input_ids and attention_mask, (2, width) int64, of two texts of different lengths: with equal ones the
+    trace would take the mask for a constant. Raises ServingError if the model cannot be traced.
+    """
+    model = copy.deepcopy(model).to(dtype)
     try:
-        traced = torch.jit.trace(
-            _Logits(model).eval(), (example["input_ids"], example["attention_mask"]), check_trace=False
-        )
+        traced = torch.jit.trace(_Logits(model).eval(), example, check_trace=False)
     except Exception as error:  # tracing runs model code of any kind
         raise ServingError(
             f"{model.config.model_type} cannot be traced to TorchScript ({type(error).__name__}: {error}); "
             "BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, ERNIE and DistilBERT can be served"
         ) from error
     forget_device(traced)
-    return TrimmedLogits(traced, minimum=2)
+    return TracedLogits(traced, minimum=2)
 
 
 def forget_device(traced: torch.jit.ScriptModule) -> None:

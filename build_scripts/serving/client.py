@@ -1,6 +1,6 @@
 """Classify texts on a running server, over gRPC and in batches.
 
-from build_scripts.client import classify
+from build_scripts.serving.client import classify
 for answer in classify(["Midfielder scores twice"], url="127.0.0.1:8001"):
     print(answer.class_id, answer.label, answer.probability)
 """

@@ -1,6 +1,6 @@
 """Tell whether a server answers, by asking it something: the only test that a Triton ensemble cannot fake.
 
-    python -m build_scripts.health --url http://127.0.0.1:8000 --timeout 2
+    python -m build_scripts.serving.health --url http://127.0.0.1:8000 --timeout 2
 
 Triton's own readiness endpoints go on saying 200 after a model's process was killed. This module needs nothing but the
 standard library, so that it can be the probe of a container.

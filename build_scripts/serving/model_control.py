@@ -14,9 +14,9 @@ from google.protobuf.json_format import MessageToJson
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException
 
-from build_scripts.client import is_overload, text_input
-from build_scripts.run_state import read_state
-from build_scripts.server import CONTROL_HEADER, LOAD_LIMIT_S
+from build_scripts.serving.client import is_overload, text_input
+from build_scripts.serving.run_state import read_state
+from build_scripts.serving.triton import CONTROL_HEADER, LOAD_LIMIT_S
 from build_scripts.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, ServingError
 
 # Triton's own prefix for headers that its gRPC service reads.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from build_scripts.server import TritonProcess
+from build_scripts.serving.triton import TritonProcess
 from build_scripts.settings import CLASSIFIER, ENSEMBLE
 
 

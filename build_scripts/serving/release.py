@@ -30,12 +30,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from build_scripts import assemble
-from build_scripts.build import build_release
-from build_scripts.candidate import candidate_names, configured, stage
-from build_scripts.control import Control, Running
+from build_scripts.build import releases
+from build_scripts.build.pipeline import build_release
+from build_scripts.build.summary import print_build
+from build_scripts.serving.model_control import Control, Running
+from build_scripts.serving.staging import candidate_names, configured, stage
 from build_scripts.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, BuildOptions, ServingError
-from build_scripts.summary import print_build
 
 # A request is scheduled milliseconds after it looked up its model (a 60 MiB body: 0.8 s), however long it then waits.
 DRAIN_LIMIT_S = 10.0
@@ -61,9 +61,9 @@ def rollback(http_port: int) -> None:
 
 def history(repository: Path) -> list[Path]:
     """The releases that were live and are still there, the live one first."""
-    live = assemble.live_release(repository)
+    live = releases.live_release(repository)
     return sorted(
-        (path for path in assemble.releases(repository) if path.stat().st_mtime_ns),
+        (path for path in releases.releases(repository) if path.stat().st_mtime_ns),
         key=lambda path: path.resolve() != live,
     )
 
@@ -71,10 +71,10 @@ def history(repository: Path) -> list[Path]:
 def go_live(control: Control, release_id: str) -> None:
     """Swap the running server and its repository to a complete release. Others that want to do the same wait."""
     repository = Path(control.state.repository)
-    with assemble.locked(repository):
+    with releases.locked(repository):
         remove_candidates(control)
         before = control.running()
-        live = assemble.live_release(repository)
+        live = releases.live_release(repository)
         if before.settled and before.release == release_id and live and live.name == release_id:
             print(f"release {release_id} is live already, nothing to do", flush=True)
             return
@@ -93,7 +93,7 @@ def go_live(control: Control, release_id: str) -> None:
                 f"release {release_id} answered, but could not be completed: {error}. `make status` tells what answers "
                 "now; `make release` or `make rollback` completes or undoes it, and a restart clears what is left"
             ) from error
-        assemble.prune(repository)
+        releases.prune(repository)
         print(f"release {release_id} is live; `make rollback` goes back", flush=True)
 
 
@@ -102,11 +102,11 @@ def load_candidate(control: Control, repository: Path, release_id: str) -> None:
 
     An ensemble whose config is wrong would be taken off the server if it were loaded in the place of the live one.
     """
-    directory = assemble.releases_directory(repository) / release_id
-    if not (directory / assemble.MANIFEST).is_file():
+    directory = releases.releases_directory(repository) / release_id
+    if not (directory / releases.MANIFEST).is_file():
         raise ServingError(f"it is gone from {directory.parent}; run `make release` with its checkpoint again")
     stage(repository, Path(control.state.staging), directory)
-    labels = assemble.read_manifest(directory)["labels"]
+    labels = releases.read_manifest(directory)["labels"]
     ensemble = candidate_names(release_id)[ENSEMBLE]
     control.load(ensemble)
     found = control.labels_of(ensemble, len(labels))
@@ -117,7 +117,7 @@ def load_candidate(control: Control, repository: Path, release_id: str) -> None:
 def settle(control: Control, repository: Path, release_id: str) -> None:
     """Steps 3 and 4: make the disk, and the models under their own names, what the ensemble answers with already."""
     await_stragglers(Path(control.state.log))
-    assemble.switch(repository, release_id)
+    releases.switch(repository, release_id)
     # A server that was started again before the switch runs the old models under their own names.
     pair = candidate_names(release_id)
     found = control.running()
@@ -167,8 +167,8 @@ def status(http_port: int) -> str:
         repository = Path(control.state.repository)
         url = control.state.http_url
     lines = [f"server   {url}, repository {repository}"]
-    live = assemble.live_release(repository)
-    known = {path.name: assemble.read_manifest(path) for path in assemble.releases(repository)}
+    live = releases.live_release(repository)
+    known = {path.name: releases.read_manifest(path) for path in releases.releases(repository)}
     lines.append(f"live     {describe(running.release, known)}")
     if live and live.name != running.release:
         lines.append(f"on disk  {describe(live.name, known)}: comes with a restart of the server")

@@ -12,8 +12,8 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from build_scripts.assemble import CONFIG
-from build_scripts.control import RELEASE_PARAMETER
+from build_scripts.build.releases import CONFIG
+from build_scripts.serving.model_control import RELEASE_PARAMETER
 from build_scripts.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, ServingError
 
 

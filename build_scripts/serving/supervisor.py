@@ -19,14 +19,14 @@ from pathlib import Path
 
 import psutil
 
-from build_scripts import health
-from build_scripts.assemble import SWITCH_LOCK
-from build_scripts.build import require_release
+from build_scripts.build.pipeline import require_release
+from build_scripts.build.releases import SWITCH_LOCK
 from build_scripts.machine import cpu_precisions, has_gpu
-from build_scripts.run_state import RunState, forget, run_directory, write_state
-from build_scripts.server import LOAD_LIMIT_S, Installation, TritonProcess, check_ports, launch
+from build_scripts.serving import health
+from build_scripts.serving.monitor import broken_process, classifier_seconds, last_error, success_count
+from build_scripts.serving.run_state import RunState, forget, run_directory, write_state
+from build_scripts.serving.triton import LOAD_LIMIT_S, Installation, TritonProcess, check_ports, launch
 from build_scripts.settings import ENSEMBLE, Address, ServingError
-from build_scripts.vitals import broken_process, classifier_seconds, last_error, success_count
 
 # A killed process fails the next probe at once; a hung one costs PROBE_TIMEOUT_S. Both are noticed within 2 s.
 PROBE_EVERY_S, PROBE_TIMEOUT_S = 0.4, 1.0

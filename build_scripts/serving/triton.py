@@ -26,7 +26,7 @@ from pathlib import Path
 
 from build_scripts.settings import BUILD, ENSEMBLE, Address, ServingError
 
-OURS = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent
 PR_SET_PDEATHSIG = 1
 # Triton waits this long for requests in flight when it is asked to stop.
 EXIT_TIMEOUT_S = 10
@@ -122,7 +122,7 @@ def prepare_backends(wheel: Path) -> Path:
         backends / "python" / "libtriton_python.so": (python / "libtriton_python.so").read_bytes(),
         backends / "python" / "triton_python_backend_stub": stub.read_bytes(),
         backends / "python" / utils: (python / utils).read_bytes(),
-        backends / "pytorch" / "model.py": (OURS / "pytorch_backend" / "model.py").read_bytes(),
+        backends / "pytorch" / "model.py": (HERE / "pytorch_backend" / "model.py").read_bytes(),
     }
     for file, content in contents.items():
         if not (file.exists() and file.read_bytes() == content):

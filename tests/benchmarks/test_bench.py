@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from build_scripts import bench, bench_report, timing
-from build_scripts.architectures import bert_parts
-from build_scripts.flops import classifier_flops
-from build_scripts.packed_bert import PackedBert
-from build_scripts.packed_linear import PackedLinear
+from build_scripts.benchmarks import bench, bench_report, timing
+from build_scripts.benchmarks.flops import classifier_flops
+from build_scripts.graph.architectures import bert_parts
+from build_scripts.graph.packed_bert import PackedBert
+from build_scripts.graph.packed_linear import PackedLinear
 
 
 @pytest.mark.parametrize("kind", ["bert", "electra", "distilbert"])

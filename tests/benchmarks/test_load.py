@@ -18,10 +18,10 @@ import psutil
 import pytest
 import torch
 
-from build_scripts import http_load, processes
+from build_scripts.benchmarks import http_load, subprocesses
 from build_scripts.settings import ServingError
-from tests.servers import embedded
-from tests.texts import VARIED
+from tests.support.servers import embedded
+from tests.support.texts import VARIED
 
 
 class Recorder(ThreadingHTTPServer):
@@ -114,7 +114,7 @@ def test_turns_are_spread_evenly_and_those_missed_for_long_are_not_made_up_for(m
 
 
 def test_a_load_on_nobody_is_an_error_that_names_the_port():
-    (port,) = processes.free_ports(1)
+    (port,) = subprocesses.free_ports(1)
     with pytest.raises(ServingError, match=rf"failed on port {port}: .*Error"):
         http_load.load(port, "/x", [{}], concurrency=1, seconds=0.1)
 
@@ -124,9 +124,9 @@ def test_peak_memory_counts_descendants_and_remembers():
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as child:
         try:
             child.stdout.readline()
-            own = processes.peak_memory(os.getpid()) - processes.peak_memory(os.getpid(), children_only=True)
-            assert processes.peak_memory(child.pid) >= 64
-            assert processes.peak_memory(os.getpid(), children_only=True) >= 64
+            own = subprocesses.peak_memory(os.getpid()) - subprocesses.peak_memory(os.getpid(), children_only=True)
+            assert subprocesses.peak_memory(child.pid) >= 64
+            assert subprocesses.peak_memory(os.getpid(), children_only=True) >= 64
             assert own >= psutil.Process().memory_info().rss / 2**20 - 1
         finally:
             child.kill()
@@ -134,19 +134,19 @@ def test_peak_memory_counts_descendants_and_remembers():
 
 def test_a_process_that_ends_early_is_named_with_its_last_words(tmp_path):
     log = tmp_path / "log.txt"
-    (port,) = processes.free_ports(1)
+    (port,) = subprocesses.free_ports(1)
     with (
-        processes.running("build_scripts.http_load", ["--nonsense"], log) as process,
+        subprocesses.running("build_scripts.benchmarks.http_load", ["--nonsense"], log) as process,
         pytest.raises(ServingError, match=r"ended with code 2: .*required"),
     ):
-        processes.wait_until(lambda: processes.listens(port), process.poll, log, 30)
+        subprocesses.wait_until(lambda: subprocesses.listens(port), process.poll, log, 30)
 
 
 @pytest.mark.usefixtures("one_thread")
 def test_the_services_that_are_compared_answer_alike(subject, tmp_path):
     pytest.importorskip("flask", reason="the group bench is not installed")
     pytest.importorskip("onnxruntime", reason="the group bench is not installed")
-    from build_scripts import flask_service
+    from build_scripts.benchmarks import flask_service
 
     checkpoint = subject("bert").checkpoint
     flask_service.export_onnx(checkpoint, tmp_path / "model.onnx")
@@ -167,8 +167,8 @@ def test_the_services_that_are_compared_answer_alike(subject, tmp_path):
 
 def test_a_disagreeing_service_stops_the_comparison():
     pytest.importorskip("flask", reason="the group bench is not installed")
-    from build_scripts import compare
-    from build_scripts.services import Service
+    from build_scripts.benchmarks import compare
+    from build_scripts.benchmarks.contenders import Service
 
     def service(name: str, answers: dict[str, list[float]]) -> Service:
         one = Service(name, 0, 0, "/", dict, lambda row: max(range(len(row)), key=row.__getitem__), lambda row: row)
@@ -186,9 +186,9 @@ def test_a_disagreeing_service_stops_the_comparison():
 @pytest.mark.skipif(not embedded(), reason="strikes the classifier's process")
 def test_a_short_soak_finds_nothing_wrong(default_repository, capfd, monkeypatch, tmp_path):
     """Half a minute of what `make soak` does for ten; the report is read by people, its verdict here."""
-    from build_scripts.soak import soak
+    from build_scripts.benchmarks.soak import soak
 
-    monkeypatch.setattr("build_scripts.soak.BUILD", tmp_path)
+    monkeypatch.setattr("build_scripts.benchmarks.soak.BUILD", tmp_path)
     shutil.copytree(default_repository, tmp_path / "soak" / "repository", symlinks=True)  # it need not build again
     good = soak("", 30.0)
     said = capfd.readouterr().out

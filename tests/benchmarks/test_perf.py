@@ -7,10 +7,10 @@ import statistics
 
 import pytest
 
-from build_scripts import corpus, perf, perf_analyzer
-from build_scripts.perf_analyzer import Counters, Level
+from build_scripts.benchmarks import corpus, perf, perf_analyzer
+from build_scripts.benchmarks.perf_analyzer import Counters, Level
 from build_scripts.settings import Address, ServingError
-from tests.texts import VARIED
+from tests.support.texts import VARIED
 
 # What perf_analyzer 2.51.0 wrote for one level, with --verbose-csv.
 VERBOSE_CSV = """\

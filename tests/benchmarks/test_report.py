@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from build_scripts import report
+from build_scripts.benchmarks import report
 
 
 @given(st.floats(1e-4, 1e6))

@@ -15,11 +15,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from build_scripts import __main__ as command_line
-from build_scripts.checkpoint import load, serving_tokenizer
+from build_scripts.build.checkpoint import load, serving_tokenizer
 from build_scripts.settings import PROJECT, ServingError
-from tests.checkpoints import make_checkpoint, make_tokenizer
-from tests.texts import VARIED
-from tests.trees import assert_complete, snapshot
+from tests.support.checkpoints import make_checkpoint, make_tokenizer
+from tests.support.texts import VARIED
+from tests.support.trees import assert_complete, snapshot
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

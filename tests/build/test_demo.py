@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from build_scripts import demo
-from build_scripts.demo import demo_checkpoint, headlines
+from build_scripts.build import demo
+from build_scripts.build.demo import demo_checkpoint, headlines
 from build_scripts.settings import ServingError
 
 TRAINED_ON, HELD_OUT, ACCURACY = 60, 20, 0.85

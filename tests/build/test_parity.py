@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 
-from build_scripts import parity, precision
-from build_scripts.build import build
-from build_scripts.parity import Parity, judge, measure, reference
-from build_scripts.precision import choose, passes
+from build_scripts.build import parity, precision
+from build_scripts.build.parity import Parity, judge, measure, reference
+from build_scripts.build.pipeline import build
+from build_scripts.build.precision import choose, passes
 from build_scripts.settings import BuildOptions, ServingError
-from tests.texts import HEADLINES, HOSTILE
+from tests.support.texts import HEADLINES, HOSTILE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

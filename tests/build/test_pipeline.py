@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from build_scripts import assemble, build
+from build_scripts.build import pipeline, releases
 from build_scripts.settings import SOURCE_REPOSITORY, BuildOptions
-from tests.checkpoints import make_checkpoint
-from tests.fake_releases import fake_release, go_live
-from tests.forker import forking
-from tests.trees import assert_complete, leftovers, snapshot
+from tests.support.checkpoints import make_checkpoint
+from tests.support.fake_releases import fake_release, go_live
+from tests.support.forker import forking
+from tests.support.trees import assert_complete, leftovers, snapshot
 
 MOMENTS = 8
 
@@ -86,12 +86,12 @@ def test_whatever_changes_the_result_makes_another_release(subject, tmp_path, mo
     directory = make_checkpoint("bert", tmp_path / "checkpoint")
 
     def release_id(**changes) -> str:
-        return build.fingerprint(BuildOptions(**{"model": "m", "calibration": calibration, **changes}), directory)
+        return pipeline.fingerprint(BuildOptions(**{"model": "m", "calibration": calibration, **changes}), directory)
 
     ids = [release_id(), release_id(max_length=64), release_id(precision="bf16"), release_id(calibration=None)]
     calibration.write_text("two\n", encoding="utf-8")
     ids.append(release_id())
-    monkeypatch.setattr(build, "CALIBRATION", SOURCE_REPOSITORY / "tokenizer" / "config.pbtxt")
+    monkeypatch.setattr(pipeline, "CALIBRATION", SOURCE_REPOSITORY / "tokenizer" / "config.pbtxt")
     ids.append(release_id(calibration=None))
     make_checkpoint("bert", directory, seed=1)
     ids.append(release_id())
@@ -103,7 +103,7 @@ def test_whatever_changes_the_result_makes_another_release(subject, tmp_path, mo
 
 def test_a_second_build_waits_for_the_first(forker, options, repository):
     repository.mkdir()
-    with (repository / assemble.BUILD_LOCK).open("a") as lock:
+    with (repository / releases.BUILD_LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         child = forker.start(*options, "--model-repository", repository)
         deadline = time.monotonic() + 30
@@ -125,7 +125,7 @@ def test_two_builds_at_once_both_succeed(forker, options, repository):
     assert [code for code, _ in results] == [0, 0, 0], results
     assert sum("exporting" in text for _, text in results) == 2, "the same release is built once"
     assert_complete(repository)
-    assert len(assemble.releases(repository)) == 2
+    assert len(releases.releases(repository)) == 2
     assert leftovers(repository) == []
 
 
@@ -148,7 +148,7 @@ def test_a_killed_build_leaves_what_was_there_or_what_it_made(forker, options, t
             assert fresh or live == old or max_length(repository) == 32 + moment, about
         else:
             assert fresh, about
-        for release in assemble.releases(repository):
+        for release in releases.releases(repository):
             assert {"model.pt", "tokenizer.json", "labels.txt", "tokenizers"} <= set(os.listdir(release)), about
         forker.run(*options, "--max-length", 32 + moment, "--model-repository", repository)
         old = assert_complete(repository) if not fresh else old
@@ -165,24 +165,24 @@ def test_no_other_build_removes_a_release_before_it_is_live(subject, repository,
     """Two builds, and the second runs whenever the first lets it; more releases are there than are kept."""
 
     def fill(staging: Path, options: BuildOptions, source: Path, release_id: str) -> None:
-        (staging / assemble.MANIFEST).write_text(json.dumps({"release": release_id}), encoding="utf-8")
+        (staging / releases.MANIFEST).write_text(json.dumps({"release": release_id}), encoding="utf-8")
 
-    locked, others = assemble.locked, iter([33, 34])
+    locked, others = releases.locked, iter([33, 34])
 
     @contextlib.contextmanager
     def locked_and_then_another(repository: Path):
         with locked(repository):
             yield
         for max_length in others:
-            build.build(BuildOptions(model=model, max_length=max_length, repository=repository))
+            pipeline.build(BuildOptions(model=model, max_length=max_length, repository=repository))
 
     model = str(subject("bert").directory)
-    monkeypatch.setattr(build, "_fill", fill)
+    monkeypatch.setattr(pipeline, "_fill", fill)
     for name in "abc":
         fake_release(repository, name)
         go_live(repository, name)
-    monkeypatch.setattr(assemble, "locked", locked_and_then_another)
-    built = build.build(BuildOptions(model=model, max_length=32, repository=repository))
+    monkeypatch.setattr(releases, "locked", locked_and_then_another)
+    built = pipeline.build(BuildOptions(model=model, max_length=32, repository=repository))
     assert built.changed
     assert built.release.is_dir()
 

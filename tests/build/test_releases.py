@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from build_scripts import assemble
+from build_scripts.build import releases
 from build_scripts.settings import SOURCE_REPOSITORY, ServingError
-from tests.fake_releases import fake_release, go_live
-from tests.trees import leftovers
+from tests.support.fake_releases import fake_release, go_live
+from tests.support.trees import leftovers
 
 
 @pytest.fixture
@@ -23,14 +23,14 @@ def repository(tmp_path) -> Path:
 
 def test_a_config_that_nobody_edited_elsewhere_follows_the_project(tmp_path, monkeypatch):
     project = shutil.copytree(SOURCE_REPOSITORY, tmp_path / "project", symlinks=True)
-    monkeypatch.setattr(assemble, "SOURCE_REPOSITORY", project)
+    monkeypatch.setattr(releases, "SOURCE_REPOSITORY", project)
     elsewhere = tmp_path / "elsewhere"
-    assemble.copy_sources(elsewhere)
+    releases.copy_sources(elsewhere)
     (elsewhere / "tokenizer" / "config.pbtxt").write_text("edited", encoding="utf-8")
     for name in ("classifier", "tokenizer"):
         (project / name / "config.pbtxt").write_text("next version", encoding="utf-8")
     for _ in range(2):
-        assemble.copy_sources(elsewhere)
+        releases.copy_sources(elsewhere)
         assert (elsewhere / "classifier" / "config.pbtxt").read_text(encoding="utf-8") == "next version"
         assert (elsewhere / "tokenizer" / "config.pbtxt").read_text(encoding="utf-8") == "edited"
 
@@ -39,32 +39,32 @@ def test_the_releases_that_were_live_last_are_kept(repository):
     for name in "abcdef":
         fake_release(repository, name)
         go_live(repository, name)
-        assemble.prune(repository)
-    assert [path.name for path in assemble.releases(repository)] == ["f", "e", "d"]
+        releases.prune(repository)
+    assert [path.name for path in releases.releases(repository)] == ["f", "e", "d"]
     go_live(repository, "d")
     fake_release(repository, "g")
     go_live(repository, "g")
-    assemble.prune(repository)
-    assert [path.name for path in assemble.releases(repository)] == ["g", "d", "f"]
+    releases.prune(repository)
+    assert [path.name for path in releases.releases(repository)] == ["g", "d", "f"]
 
 
 def test_a_reader_always_finds_a_live_release(repository):
     for name in "ab":
         fake_release(repository, name)
-    assemble.switch(repository, "a")
+    releases.switch(repository, "a")
     found, done = [], threading.Event()
 
     def read() -> None:
         while not done.is_set():
             try:
-                found.append((repository / "text_classifier" / "live" / assemble.MANIFEST).read_bytes())
+                found.append((repository / "text_classifier" / "live" / releases.MANIFEST).read_bytes())
             except OSError as error:
                 found.append(error)
 
     reader = threading.Thread(target=read)
     reader.start()
     for name in 50 * "ba":
-        assemble.switch(repository, name)
+        releases.switch(repository, name)
     done.set()
     reader.join()
     assert set(found) == {b'{"release": "a"}', b'{"release": "b"}'}
@@ -80,18 +80,18 @@ def test_what_is_half_removed_does_not_pass_for_a_release(repository, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(assemble.shutil, "rmtree", killed_after_one_file)
+        patch.setattr(releases.shutil, "rmtree", killed_after_one_file)
         with pytest.raises(KeyboardInterrupt):
-            assemble.prune(repository)
-    assert [path.name for path in assemble.releases(repository)] == ["d", "c", "b"]
+            releases.prune(repository)
+    assert [path.name for path in releases.releases(repository)] == ["d", "c", "b"]
     fake_release(repository, "a")
     assert (repository / "text_classifier" / "releases" / "a" / "model.pt").is_file()
     assert leftovers(repository) == []
 
 
 def test_a_build_that_fails_leaves_nothing(repository):
-    with contextlib.suppress(ServingError), assemble.staged(repository, "a") as staging:
-        (staging / assemble.MANIFEST).write_text("{}", encoding="utf-8")
+    with contextlib.suppress(ServingError), releases.staged(repository, "a") as staging:
+        (staging / releases.MANIFEST).write_text("{}", encoding="utf-8")
         raise ServingError("the disk is full, say")
-    assert os.listdir(assemble.releases_directory(repository)) == []
-    assert assemble.live_release(repository) is None
+    assert os.listdir(releases.releases_directory(repository)) == []
+    assert releases.live_release(repository) is None

@@ -17,7 +17,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from build_scripts.settings import CLASSIFIER, ENSEMBLE, SOURCE_REPOSITORY, TOKENIZER
-from tests import fake_triton
+from tests.support import fake_triton
 
 MODELS = (ENSEMBLE, TOKENIZER, CLASSIFIER)
 NUMPY_TYPES = {"TYPE_INT64": np.int64, "TYPE_FP32": np.float32}

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.checkpoints import KINDS
-from tests.token_batches import MAX_LOGIT_ERROR, SAME, answers, batch, eager
+from tests.support.checkpoints import KINDS
+from tests.support.token_batches import MAX_LOGIT_ERROR, SAME, answers, batch, eager
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.checkpoints import FALLBACK_KINDS, KINDS, PACKED_KINDS
-from tests.texts import VARIED
-from tests.token_batches import MAX_LOGIT_ERROR, SAME, answers, assert_equals_hugging_face, batch
+from tests.support.checkpoints import FALLBACK_KINDS, KINDS, PACKED_KINDS
+from tests.support.texts import VARIED
+from tests.support.token_batches import MAX_LOGIT_ERROR, SAME, answers, assert_equals_hugging_face, batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -73,11 +73,11 @@ def test_other_configurations_equal_hugging_face(subject, options):
 
 
 def test_an_unknown_activation_takes_the_fallback_and_equals_hugging_face(subject, tmp_path):
-    from build_scripts.export import PACKED, TRIMMED, export
+    from build_scripts.build.export import PACKED, TRACED, export
 
     assert export(subject("bert").checkpoint, "fp32", tmp_path / "model.pt") == PACKED
     own = subject("bert", hidden_act="gelu_new")
-    assert export(own.checkpoint, "fp32", tmp_path / "model.pt") == TRIMMED
+    assert export(own.checkpoint, "fp32", tmp_path / "model.pt") == TRACED
     assert_equals_hugging_face(own, *batch(own, [5, 128, 17, 17, 1]))
 
 

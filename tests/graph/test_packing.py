@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from build_scripts.packing import Packed, parts_of, plan_buckets, round_up, unpad_input
+from build_scripts.graph.packing import Packed, parts_of, plan_buckets, round_up, unpad_input
 
 LENGTHS = st.lists(st.one_of(st.integers(1, 40), st.integers(1, 512)), min_size=1, max_size=64)
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from build_scripts.trimmed import device_constants
-from tests.checkpoints import KINDS, PACKED_KINDS
+from build_scripts.graph.traced import device_constants
+from tests.support.checkpoints import KINDS, PACKED_KINDS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

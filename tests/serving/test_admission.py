@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from build_scripts.client import classify
-from build_scripts.overload import FLOODING, overload, percentile
-from build_scripts.processes import free_ports
+from build_scripts.benchmarks.overload import FLOODING, overload, percentile
+from build_scripts.benchmarks.subprocesses import free_ports
+from build_scripts.serving.client import classify
 from build_scripts.settings import SOURCE_REPOSITORY, ServingError
-from tests.servers import running
-from tests.texts import HEADLINES
+from tests.support.servers import running
+from tests.support.texts import HEADLINES
 
 
 class Metrics:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
-from build_scripts.build import build
-from build_scripts.client import text_input
+from build_scripts.build.pipeline import build
+from build_scripts.serving.client import text_input
 from build_scripts.settings import BuildOptions
-from tests.oracle import HuggingFace
-from tests.servers import RunningServer, running, wait_for
-from tests.texts import HEADLINES, HOSTILE, LENGTHS, of_length
+from tests.support.oracle import HuggingFace
+from tests.support.servers import RunningServer, running, wait_for
+from tests.support.texts import HEADLINES, HOSTILE, LENGTHS, of_length
 
 MAX_BATCH_SIZE = 64
 # 1 + 2 + … + 64: every batch size once.

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from build_scripts.hostile import GENERATE, INFER, hostile_requests
-from tests.servers import post
-from tests.texts import any_text
+from build_scripts.benchmarks.hostile import GENERATE, INFER, hostile_requests
+from tests.support.servers import post
+from tests.support.texts import any_text
 
 GOOD = ["Midfielder scores twice as champions win away", "Central bank holds rates", "Museum opens late on Fridays"]
 HOSTILE = {request.name: request for request in hostile_requests(vocab_size=30522, max_length=512, max_batch_size=64)}

@@ -13,11 +13,11 @@ import tritonclient.grpc as triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from build_scripts import client
-from build_scripts.server import embedded_wheel, perf_analyzer_environment
+from build_scripts.serving import client
+from build_scripts.serving.triton import embedded_wheel, perf_analyzer_environment
 from build_scripts.settings import PROJECT
-from tests.servers import embedded, post
-from tests.texts import HEADLINES
+from tests.support.servers import embedded, post
+from tests.support.texts import HEADLINES
 
 SPORTS, TEXT = 7, "Midfielder scores twice as champions win away"
 
@@ -163,7 +163,7 @@ def test_classify_says_how_to_start_a_server_when_there_is_none():
 
 def test_health_exits_0_on_a_server_that_answers(default_server):
     command = ["build_scripts", "health", "--http-port", str(default_server.address.http_port)]
-    for arguments in (command, ["build_scripts.health", "--url", default_server.http]):
+    for arguments in (command, ["build_scripts.serving.health", "--url", default_server.http]):
         done = subprocess.run([sys.executable, "-m", *arguments], cwd=PROJECT, capture_output=True, text=True)
         assert (done.returncode, done.stdout[:5]) == (0, "well:")
 

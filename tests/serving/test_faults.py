@@ -13,9 +13,9 @@ import time
 import httpx
 import pytest
 
-from build_scripts import health
+from build_scripts.serving import health
 from build_scripts.settings import PROJECT
-from tests.servers import embedded, post, running, start, wait_for
+from tests.support.servers import embedded, post, running, start, wait_for
 
 pytestmark = pytest.mark.skipif(not embedded(), reason="needs the classifier in a process of its own")
 FP32 = ("--precision", "fp32")
@@ -96,7 +96,7 @@ def test_a_process_that_dies_or_hangs_under_load_is_replaced(server, victim, num
 def test_health_does_not_say_well_while_inference_fails(server):
     server.find("tokenizer/1").suspend()
     time.sleep(0.05)
-    module = [sys.executable, "-m", "build_scripts.health", "--url", server.http, "--timeout", "0.6"]
+    module = [sys.executable, "-m", "build_scripts.serving.health", "--url", server.http, "--timeout", "0.6"]
     done = subprocess.run(module, cwd=PROJECT, capture_output=True, text=True, timeout=20)
     assert done.returncode == 1
     assert done.stdout.startswith("not well")

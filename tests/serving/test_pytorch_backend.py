@@ -16,10 +16,10 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build_scripts.machine import cores
 from build_scripts.settings import CLASSIFIER, PROJECT, SOURCE_REPOSITORY
-from tests import fake_triton
-from tests.fake_triton import TritonError
-from tests.servers import embedded
-from tests.token_batches import MAX_LOGIT_ERROR, batch, eager
+from tests.support import fake_triton
+from tests.support.fake_triton import TritonError
+from tests.support.servers import embedded
+from tests.support.token_batches import MAX_LOGIT_ERROR, batch, eager
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,7 +30,7 @@ UNKNOWN_ID = 10**6
 @pytest.fixture(scope="module")
 def load(subject, tmp_path_factory) -> Callable:
     """load((old, new)): the backend with a tiny bert, after old became new in the classifier's config.pbtxt."""
-    module = fake_triton.load_module(PROJECT / "build_scripts" / "pytorch_backend")
+    module = fake_triton.load_module(PROJECT / "build_scripts" / "serving" / "pytorch_backend")
     module.yield_to_others = lambda: None  # this process runs the tests too
     directory = tmp_path_factory.mktemp("classifier")
     (directory / "1").mkdir()

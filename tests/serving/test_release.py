@@ -15,15 +15,15 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from build_scripts import assemble
-from build_scripts.build import build
-from build_scripts.control import Control
-from build_scripts.health import wait_until_well
-from build_scripts.release import go_live, history, release, rollback, status
+from build_scripts.build.pipeline import build
+from build_scripts.build.releases import MANIFEST, live_release, releases_directory, staged, switch
+from build_scripts.serving.health import wait_until_well
+from build_scripts.serving.model_control import Control
+from build_scripts.serving.release import go_live, history, release, rollback, status
 from build_scripts.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, BuildOptions, ServingError
-from tests.checkpoints import make_checkpoint
-from tests.release_clients import TEXTS, TOLERANCE, Clients, Release
-from tests.servers import RunningServer, running
+from tests.support.checkpoints import make_checkpoint
+from tests.support.release_clients import TEXTS, TOLERANCE, Clients, Release
+from tests.support.servers import RunningServer, running
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +121,8 @@ def test_status_tells_the_server_from_the_disk(server, releases, port, repositor
 
 def test_a_release_that_cannot_be_loaded_changes_nothing(server, releases, port, repository):
     before, live = status(port), answering(server, releases)
-    broken = assemble.releases_directory(repository) / "000000000000"
-    shutil.copytree(assemble.live_release(repository), broken)
+    broken = releases_directory(repository) / "000000000000"
+    shutil.copytree(live_release(repository), broken)
     (broken / "model.pt").write_bytes(b"no TorchScript")
     with (
         Control(port) as control,
@@ -180,7 +180,7 @@ def test_a_server_that_ends_in_the_middle_comes_back_with_one_release(server, re
         server.find("bin/tritonserver").send_signal(signal.SIGKILL)
 
     with monkeypatch.context() as patch:
-        patch.setattr("build_scripts.release.await_stragglers", kill)
+        patch.setattr("build_scripts.serving.release.await_stragglers", kill)
         with pytest.raises(ServingError, match="answered, but could not be completed"):
             rollback(port)
     assert wait_until_well(server.http, 60).well
@@ -193,10 +193,10 @@ def test_a_server_that_ends_in_the_middle_comes_back_with_one_release(server, re
 
 def test_a_release_that_never_was_live_is_no_rollback_target(tmp_path):
     for name in ("first", "second", "never"):
-        with assemble.staged(tmp_path, name) as directory:
-            (directory / assemble.MANIFEST).write_text("{}")
+        with staged(tmp_path, name) as directory:
+            (directory / MANIFEST).write_text("{}")
     for name in ("first", "second"):
-        assemble.switch(tmp_path, name)
+        switch(tmp_path, name)
     assert [path.name for path in history(tmp_path)] == ["second", "first"]
 
 
@@ -238,6 +238,6 @@ def test_model_control_over_grpc_needs_the_key(server, key):
 
 
 def test_the_key_lies_in_a_file_of_its_owner_only(port):
-    from build_scripts.run_state import STATE_FILE, run_directory
+    from build_scripts.serving.run_state import STATE_FILE, run_directory
 
     assert (run_directory(port) / STATE_FILE).stat().st_mode & 0o777 == 0o600

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from build_scripts import supervisor
-from build_scripts.server import Installation
+from build_scripts.serving import supervisor
+from build_scripts.serving.supervisor import start_message
+from build_scripts.serving.triton import Installation
 from build_scripts.settings import Address
-from build_scripts.supervisor import start_message
 
 INSTALLATION = Installation(Path("tritonserver"), "a stand-in")
 MANIFEST = {

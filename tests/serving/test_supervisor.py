@@ -13,13 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from build_scripts import run_state, supervisor
-from build_scripts.processes import free_ports
-from build_scripts.server import Installation, TritonProcess
+from build_scripts.benchmarks.subprocesses import free_ports
+from build_scripts.serving import run_state, supervisor
+from build_scripts.serving.supervisor import MAX_FAILURES, Supervisor
+from build_scripts.serving.triton import Installation, TritonProcess
 from build_scripts.settings import Address
-from build_scripts.supervisor import MAX_FAILURES, Supervisor
-from tests.fake_frontend import Frontend
-from tests.servers import wait_for
+from tests.support.fake_frontend import Frontend
+from tests.support.servers import wait_for
 
 # A hang is noticed in 1.4 s, or in 2.9 s where the statistics hang too; a busy machine may take longer.
 GIVEN_UP_WITHIN_S, LEFT_ALONE_S = 6.0, 2.5

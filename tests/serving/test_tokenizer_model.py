@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from build_scripts.checkpoint import Checkpoint, serving_tokenizer
-from build_scripts.demo import pretrained_directory
+from build_scripts.build.checkpoint import Checkpoint, serving_tokenizer
+from build_scripts.build.demo import pretrained_directory
 from build_scripts.settings import SOURCE_REPOSITORY
-from tests import fake_triton
-from tests.checkpoints import make_tokenizer
-from tests.texts import HEADLINES, MEBIBYTES, VARIED, any_text
+from tests.support import fake_triton
+from tests.support.checkpoints import make_tokenizer
+from tests.support.texts import HEADLINES, MEBIBYTES, VARIED, any_text
 
 LIMITS = {
     "max_text_bytes": str(1 << 20),

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from build_scripts.processes import free_ports
-from build_scripts.server import (
+from build_scripts.benchmarks.subprocesses import free_ports
+from build_scripts.serving.triton import (
     METRICS_VARIABLE,
     Installation,
     check_ports,

@@ -6,15 +6,15 @@ import json
 import time
 from pathlib import Path
 
-from build_scripts import assemble
+from build_scripts.build import releases
 
 
 def fake_release(repository: Path, name: str) -> None:
-    with assemble.staged(repository, name) as staging:
+    with releases.staged(repository, name) as staging:
         (staging / "model.pt").write_bytes(b"model")
-        (staging / assemble.MANIFEST).write_text(json.dumps({"release": name}), encoding="utf-8")
+        (staging / releases.MANIFEST).write_text(json.dumps({"release": name}), encoding="utf-8")
 
 
 def go_live(repository: Path, name: str) -> None:
-    assemble.switch(repository, name)
+    releases.switch(repository, name)
     time.sleep(0.01)  # the history is told by file times, which the kernel takes every few milliseconds

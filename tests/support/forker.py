@@ -1,6 +1,6 @@
 """Run `repo` in processes of their own that start at once: this one has imported everything, and forks.
 
-    python -m tests.forker
+    python -m tests.support.forker
 
 Reads a JSON list per line from stdin: a file for the output, then the arguments. Answers each with the child's id. A
 child that ends by itself leaves its exit code in the file, on a last line of its own.
@@ -70,7 +70,7 @@ class Child:
 def forking(outputs: Path, *command: str) -> Iterator[Forker]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     process = subprocess.Popen(
-        [*command, sys.executable, "-m", "tests.forker"],
+        [*command, sys.executable, "-m", "tests.support.forker"],
         cwd=PROJECT,
         env=environment,
         stdin=subprocess.PIPE,
@@ -91,7 +91,7 @@ def main() -> None:
     import transformers.models.bert.tokenization_bert
 
     from build_scripts import __main__ as command_line
-    from build_scripts import build, checkpoint, export, parity, precision, summary
+    from build_scripts.build import checkpoint, export, parity, pipeline, precision, summary
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children vanish when they end
     print("ready", flush=True)

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import tritonclient.grpc as triton
 
-from build_scripts.client import text_input
+from build_scripts.serving.client import text_input
 from build_scripts.settings import CLASSIFIER, ENSEMBLE, BuildOptions
-from tests.oracle import HuggingFace
-from tests.servers import RunningServer
+from tests.support.oracle import HuggingFace
+from tests.support.servers import RunningServer
 
 # Both vocabularies know words of each, under different ids.
 TEXTS = ["stocks fall as banks report", "中文 and english", "字学一丁 a b c", "the school opens", "丁七万丈三上下不与"]
