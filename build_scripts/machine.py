@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import platform
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 NATIVE_CPU_FLAGS = {"bf16": {"avx512_bf16", "amx_bf16", "bf16"}, "fp16": {"avx512_fp16", "amx_fp16"}}
 CPUINFO = Path("/proc/cpuinfo")
 DEVICES = Path("/dev")
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def cpu_flags(cpuinfo: Path = CPUINFO) -> set[str]:
@@ -29,8 +32,53 @@ def has_gpu() -> bool:
 
 
 def cores() -> int:
-    """How many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    """How many CPU cores this process may keep busy: those it may run on, or fewer where its cgroup has a quota.
+
+    torch and OpenMP look at the first number only: a pod with 2 CPUs on a node of 64 would start 64 threads and spend
+    most of each period stopped.
+    """
+    quota = cpu_quota()
+    allowed = len(os.sched_getaffinity(0))
+    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+def cpu_quota(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> float | None:
+    """CPUs' worth of time that the cgroups of this process grant it, None without a limit.
+
+    Both versions are read, and every level up to the root, for the tightest counts. In a container the path that
+    `own` names is often the host's and not visible; the root is then the container's own group.
+    """
+    quotas = []
+    for line in _lines(own):
+        _, controllers, path = line.split(":", 2)
+        if not controllers:  # version 2
+            tops, read = [root, root / "unified"], _quota_v2
+        elif "cpu" in controllers.split(","):
+            tops, read = [root / controllers, root / "cpu"], _quota_v1
+        else:
+            continue
+        for top in tops:
+            group = top / path.lstrip("/")
+            quotas += [read(level) for level in (group, *group.parents) if level == top or top in level.parents]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_v2(group: Path) -> float | None:
+    """cpu.max: "max 100000", or "200000 100000" for two CPUs."""
+    words = " ".join(_lines(group / "cpu.max")).split()
+    return int(words[0]) / int(words[1]) if len(words) == 2 and words[0] != "max" else None
+
+
+def _quota_v1(group: Path) -> float | None:
+    """Two files, in microseconds; -1 is no limit."""
+    quota, period = (_lines(group / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+    return int(quota[0]) / int(period[0]) if quota and period and int(quota[0]) > 0 else None
+
+
+def _lines(file: Path) -> list[str]:
+    with contextlib.suppress(OSError):
+        return file.read_text(encoding="utf-8").splitlines()
+    return []
 
 
 def describe() -> str:
@@ -42,8 +90,4 @@ def describe() -> str:
 
 
 def _first(cpuinfo: Path, keys: tuple[str, ...]) -> str:
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(keys)), "")
+    return next((line.split(":", 1)[1].strip() for line in _lines(cpuinfo) if line.startswith(keys)), "")

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from build_scripts.machine import cores
 from build_scripts.settings import BUILD, ENSEMBLE, Address, ServingError
 
 HERE = Path(__file__).resolve().parent
@@ -270,8 +271,10 @@ def tuning() -> dict[str, str]:
     585 with 1000; 262, 371, 551 with 3000; without a limit 85, 128, 413, and on a busy machine a tenth of that.
     Two classifiers with one thread each gave 190, 422, 640: more when busy, and 1.4 times the latency alone.
     TOKENIZERS_PARALLELISM: a text takes 15 us, less than handing it to another thread would cost.
+    OMP_NUM_THREADS: torch, in both backends, takes as many threads, and would count the host's cores in a container.
     """
     chosen = {
+        "OMP_NUM_THREADS": str(cores()),
         "GOMP_SPINCOUNT": "1000",
         "TOKENIZERS_PARALLELISM": "false",
     }

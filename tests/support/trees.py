@@ -51,4 +51,4 @@ def assert_complete(repository: Path) -> str:
 
 
 def leftovers(repository: Path) -> list[Path]:
-    return [path for path in repository.rglob(".*") if not path.name.endswith((".lock", ".gitkeep"))]
+    return [path for path in repository.rglob(".*") if not path.name.endswith(".lock")]
