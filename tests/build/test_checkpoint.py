@@ -269,7 +269,7 @@ def repo_process(**environment: str) -> subprocess.CompletedProcess:
 )
 def test_a_bad_variable_ends_the_process_with_one_line(variable, value, says, tiny_repository):
     before = snapshot(tiny_repository)
-    done = repo_process(**{"MODEL_REPOSITORY": str(tiny_repository), variable: value})
+    done = repo_process(TRITON_TC_MODEL_REPOSITORY=str(tiny_repository), **{f"TRITON_TC_{variable}": value})
     assert done.returncode == 1
     assert_one_helpful_line(done.stderr, says)
     assert snapshot(tiny_repository) == before
@@ -277,7 +277,8 @@ def test_a_bad_variable_ends_the_process_with_one_line(variable, value, says, ti
 
 def test_a_hub_id_without_a_network_fails_fast(tmp_path):
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
-    done = repo_process(MODEL="nobody/no-such-model", MODEL_REPOSITORY=str(tmp_path / "repository"), **nowhere)
+    asked = {"TRITON_TC_MODEL": "nobody/no-such-model", "TRITON_TC_MODEL_REPOSITORY": str(tmp_path / "repository")}
+    done = repo_process(**asked, **nowhere)
     assert done.returncode == 1
     assert_one_helpful_line(done.stderr, ["MODEL=nobody/no-such-model", "no such directory here", "check the name"])
 
