@@ -20,7 +20,9 @@ from build_scripts.settings import CLASSIFIER, ENSEMBLE, SOURCE_REPOSITORY, TOKE
 from tests.support import fake_triton
 
 MODELS = (ENSEMBLE, TOKENIZER, CLASSIFIER)
-NUMPY_TYPES = {"TYPE_INT64": np.int64, "TYPE_FP32": np.float32}
+NUMPY_TYPES = {"TYPE_INT64": np.int64, "TYPE_FP32": np.float32, "TYPE_INT32": np.int32, "TYPE_BOOL": np.bool_}
+# Beside the class id, what a caller is told of its text.
+TOLD = {"TOKENS": ("TYPE_INT32", [1]), "TRUNCATED": ("TYPE_BOOL", [1])}
 
 
 def config(model: str) -> ModelConfig:
@@ -38,12 +40,12 @@ CONTRACT = {
     "text_classifier": (
         "ensemble",
         {"TEXT": ("TYPE_STRING", [1])},
-        {"CLASS_ID": ("TYPE_INT64", [1]), "PROBABILITIES": ("TYPE_FP32", [-1])},
+        {"CLASS_ID": ("TYPE_INT64", [1]), "PROBABILITIES": ("TYPE_FP32", [-1]), **TOLD},
     ),
     "tokenizer": (
         "python",
         {"TEXT": ("TYPE_STRING", [1])},
-        {"INPUT_IDS": ("TYPE_INT64", [-1]), "ATTENTION_MASK": ("TYPE_INT64", [-1])},
+        {"INPUT_IDS": ("TYPE_INT64", [-1]), "ATTENTION_MASK": ("TYPE_INT64", [-1]), **TOLD},
     ),
     "classifier": (
         "pytorch_libtorch",
@@ -129,7 +131,7 @@ def test_the_tokenizer_in_the_repository_gives_what_it_declares(tiny_repository)
     assert set(response.outputs) == {spec.name for spec in own.output}
     for spec in own.output:
         assert response.outputs[spec.name].dtype == NUMPY_TYPES[DataType.Name(spec.data_type)]
-        assert response.outputs[spec.name].shape == (2, 128)
+        assert response.outputs[spec.name].shape == (2, *(128 if size == -1 else size for size in spec.dims))
 
 
 def test_the_tokenizer_reads_every_parameter_that_its_configuration_sets():

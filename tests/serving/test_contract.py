@@ -37,6 +37,14 @@ def test_a_list_of_texts_gets_a_list(default_server):
     assert json.loads(answer)["CLASS_ID"] == [SPORTS, 0]
 
 
+def test_the_answer_tells_how_many_tokens_were_read_and_whether_the_text_was_cut(default_server, default_oracle):
+    texts = [TEXT, "", "long " * 600, "long " * 510]
+    answer = post(f"{default_server.http}/v2/models/text_classifier/generate", {"TEXT": texts})[1]
+    told = json.loads(answer)
+    assert told["TOKENS"] == [len(ids) for ids in default_oracle.tokenizer(texts, truncation=True)["input_ids"]]
+    assert told["TRUNCATED"] == [False, False, True, False]
+
+
 def test_infer_over_http_returns_class_ids_and_labelled_probabilities(default_server):
     body = {
         "inputs": [{"name": "TEXT", "shape": [2, 1], "datatype": "BYTES", "data": [TEXT, "Museum reopens"]}],
@@ -88,11 +96,15 @@ def test_the_models_describe_themselves_as_promised(default_server):
         "TEXT": ("BYTES", [-1, 1]),
         "CLASS_ID": ("INT64", [-1, 1]),
         "PROBABILITIES": ("FP32", [-1, -1]),
+        "TOKENS": ("INT32", [-1, 1]),
+        "TRUNCATED": ("BOOL", [-1, 1]),
     }
     assert described("tokenizer") == {
         "TEXT": ("BYTES", [-1, 1]),
         "INPUT_IDS": ("INT64", [-1, -1]),
         "ATTENTION_MASK": ("INT64", [-1, -1]),
+        "TOKENS": ("INT32", [-1, 1]),
+        "TRUNCATED": ("BOOL", [-1, 1]),
     }
     assert described("classifier") == {
         "INPUT__0": ("INT64", [-1, -1]),

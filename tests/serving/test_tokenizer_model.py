@@ -48,11 +48,23 @@ class Served:
         assert input_ids.dtype == mask.dtype == np.int64
         lengths = mask.sum(1)
         assert np.array_equal(mask, np.arange(self.max_length) < lengths[:, None])
+        tokens = response.outputs["TOKENS"]
+        assert tokens.dtype == np.int32
+        assert np.array_equal(tokens, lengths[:, None])
         assert (input_ids[mask == 0] == self.hugging_face.pad_token_id).all()
         return [row[:length].tolist() for row, length in zip(input_ids, lengths)]
 
     def expected(self, texts: list[str]) -> list[list[int]]:
         return self.hugging_face(texts, truncation=True, max_length=self.max_length)["input_ids"]
+
+    def truncated(self, texts: list[str]) -> list[bool]:
+        """What TRUNCATED says of each text."""
+        truncated = self.execute([[text.encode() for text in texts]])[0].outputs["TRUNCATED"]
+        assert (truncated.shape, truncated.dtype) == ((len(texts), 1), np.bool_)
+        return truncated[:, 0].tolist()
+
+    def too_long(self, texts: list[str]) -> list[bool]:
+        return [len(ids) > self.max_length for ids in self.hugging_face(texts)["input_ids"]]
 
     def execute(self, requests: list[list[bytes]]) -> list[fake_triton.InferenceResponse]:
         return self.model.execute(
@@ -99,6 +111,14 @@ def test_varied_texts_get_hugging_faces_ids(served):
 @given(texts=st.lists(any_text, min_size=1, max_size=8))
 def test_any_texts_get_hugging_faces_ids(served, texts):
     assert served.ids(texts) == served.expected(texts)
+    assert served.truncated(texts) == served.too_long(texts)
+
+
+def test_a_text_is_truncated_only_if_a_token_was_left_out(minilm):
+    """From one token less than there is room for to one more; then in the shortcut for long texts."""
+    texts = ["word " * count for count in (0, 509, 510, 511)] + ["word " * 510 + " " * 9_000, "word " * 3_000]
+    assert minilm.truncated(texts) == [False, False, False, True, False, True]
+    assert minilm.too_long(texts) == minilm.truncated(texts)
 
 
 @pytest.mark.parametrize("name", MEBIBYTES)
@@ -166,6 +186,7 @@ def test_a_cut_changes_no_token_before_it(small, parts, size):
 def test_the_shortcut_for_long_texts_never_changes_an_answer(small, parts):
     text = "".join(parts)
     assert small.ids([text]) == small.expected([text])
+    assert small.truncated([text]) == small.too_long([text])
 
 
 @pytest.mark.parametrize("kind", SHORTCUT_KINDS)

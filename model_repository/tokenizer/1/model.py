@@ -1,4 +1,4 @@
-"""Triton `python` model: TEXT -> INPUT_IDS, ATTENTION_MASK, both int64 (batch, max_length).
+"""Triton `python` model: TEXT -> INPUT_IDS, ATTENTION_MASK (batch, max_length) int64, TOKENS, TRUNCATED (batch, 1).
 
 Needs numpy and the `tokenizers` package, and brings the second along: a copy lies beside this file. It truncates and
 pads; it does not batch (the dynamic batcher does). While too many requests wait for the classifier it refuses.
@@ -71,16 +71,11 @@ class TritonPythonModel:
                 error = pb_utils.TritonError(str(problem), pb_utils.TritonError.INVALID_ARG)
             spans.append(slice(start, len(texts)))
             errors.append(error)
-        input_ids, attention_mask = self.encode(texts)
+        outputs = self.encode(texts)
         return [
             pb_utils.InferenceResponse(error=error)
             if error
-            else pb_utils.InferenceResponse(
-                [
-                    pb_utils.Tensor("INPUT_IDS", input_ids[span]),
-                    pb_utils.Tensor("ATTENTION_MASK", attention_mask[span]),
-                ]
-            )
+            else pb_utils.InferenceResponse([pb_utils.Tensor(name, array[span]) for name, array in outputs.items()])
             for span, error in zip(spans, errors)
         ]
 
@@ -108,29 +103,38 @@ class TritonPythonModel:
         return texts
 
     def encode(self, texts):
-        """texts: list of n str -> input_ids, attention_mask: (n, max_length) int64."""
+        """texts: list of n str -> the outputs by name: INPUT_IDS, ATTENTION_MASK (n, max_length) int64, TOKENS (n, 1)
+        int32, how many columns are tokens, TRUNCATED (n, 1) bool, whether the text has more."""
         is_long = [len(text) > BEGINNINGS[0] for text in texts]
         encodings = self.tokenizer.encode_batch_fast(["" if long else text for text, long in zip(texts, is_long)])
         input_ids = np.full((len(texts), self.max_length), self.pad_id, dtype=np.int64)
         attention_mask = np.zeros((len(texts), self.max_length), dtype=np.int64)
+        tokens = np.empty((len(texts), 1), dtype=np.int32)
+        truncated = np.empty((len(texts), 1), dtype=np.bool_)
         for row, encoding in enumerate(encodings):
-            ids = self.encode_long(texts[row]) if is_long[row] else encoding.ids
+            ids, truncated[row] = self.encode_long(texts[row]) if is_long[row] else self.read(encoding)
+            tokens[row] = len(ids)
             input_ids[row, : len(ids)] = ids
             attention_mask[row, : len(ids)] = 1
-        return input_ids, attention_mask
+        return {"INPUT_IDS": input_ids, "ATTENTION_MASK": attention_mask, "TOKENS": tokens, "TRUNCATED": truncated}
+
+    def read(self, encoding):
+        """The ids of an encoding, and whether it was cut. Only a full one can have been."""
+        ids = encoding.ids
+        return ids, len(ids) == self.max_length and bool(encoding.overflowing)
 
     def encode_long(self, text):
-        """The ids of a text of which most will be truncated: a few milliseconds instead of a second for a megabyte.
+        """As read, of a text of which most will be cut: a few milliseconds instead of a second for a megabyte.
 
-        A beginning that fills max_length, cut where no token can span, has the ids of the whole text.
+        A beginning that fills max_length, cut where no token can span, has the ids of the whole text; a token follows.
         """
         for size in BEGINNINGS:
             cut = self.last_safe_cut(text, size)
             if cut:
                 ids = self.tokenizer.encode_batch_fast([text[:cut]])[0].ids
                 if len(ids) == self.max_length:
-                    return ids
-        return self.tokenizer.encode_batch_fast([text])[0].ids
+                    return ids, True
+        return self.read(self.tokenizer.encode_batch_fast([text])[0])
 
     def last_safe_cut(self, text, size):
         """The last place in text[size // 2 : size] where a cut changes no token before it; None if there is none."""
