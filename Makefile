@@ -11,6 +11,7 @@ VARIABLES := MODEL MAX_LENGTH PRECISION CALIBRATION MODEL_REPOSITORY
 VARIABLES += HOST HTTP_PORT GRPC_PORT METRICS_PORT
 VARIABLES += TEXT FILE
 VARIABLES += SECONDS_PER_LEVEL DURATION
+VARIABLES += OUTPUT
 # The same, for this file alone.
 INSTALL_VARIABLES := PYTHON VENV
 
@@ -29,7 +30,7 @@ ignored := $(call from,environment,$(filter-out HOST,$(VARIABLES)))
 hint = $(if $(ignored),$(warning the environment's $(ignored) is not used; write `make $(firstword $(MAKECMDGOALS)) $(firstword $(ignored))=…`))
 
 .DEFAULT_GOAL := help
-.PHONY: help install repo serve classify health status release rollback perf compare bench soak test lint clean
+.PHONY: help install repo package serve classify health status release rollback perf compare bench soak test lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -63,6 +64,9 @@ $(VENV)/installed-bench: $(VENV)/installed
 
 repo: install ## build the model repository: MODEL= MAX_LENGTH= PRECISION= CALIBRATION= MODEL_REPOSITORY=
 	@$(RUN) repo
+
+package: install ## the live release without links, for a bucket, a volume or an image: OUTPUT= MODEL_REPOSITORY=
+	@$(RUN) package
 
 serve: install ## build if needed and run tritonserver: HOST= HTTP_PORT= GRPC_PORT= METRICS_PORT= and those of repo
 	@exec $(RUN) serve

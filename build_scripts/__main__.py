@@ -14,7 +14,15 @@ from typing import Annotated, Any
 
 import typer
 
-from build_scripts.settings import PRECISIONS, SOURCE_REPOSITORY, VARIABLE_PREFIX, Address, BuildOptions, ServingError
+from build_scripts.settings import (
+    PACKAGE,
+    PRECISIONS,
+    SOURCE_REPOSITORY,
+    VARIABLE_PREFIX,
+    Address,
+    BuildOptions,
+    ServingError,
+)
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -79,7 +87,7 @@ def serve(
 ) -> None:
     """Build if needed, then run and supervise a real tritonserver in the foreground."""
     from build_scripts.build.pipeline import build
-    from build_scripts.build.summary import print_build
+    from build_scripts.build.releases import is_package
     from build_scripts.serving.supervisor import serve as run
     from build_scripts.serving.triton import check_ports, find_installation
 
@@ -87,8 +95,31 @@ def serve(
     options = build_options(model, max_length, precision, calibration, model_repository)
     installation = find_installation()
     check_ports(address)
-    print_build(build(options))
+    if is_package(options.repository):
+        if model:
+            raise ServingError(f"MODEL={model}: {options.repository} is a package and serves what it was made from")
+    else:
+        from build_scripts.build.summary import print_build
+
+        print_build(build(options))
     raise typer.Exit(run(installation, options.repository, address))
+
+
+@app.command(epilog="Example: python -m build_scripts package --output build/package")
+def package(
+    model_repository: Repository = SOURCE_REPOSITORY,
+    output: Annotated[Path, variable("OUTPUT", "Where to write; an earlier package there is replaced.")] = PACKAGE,
+) -> None:
+    """Pack the live release for a bucket, a volume or an image: a directory, a tar and an OCI image layout."""
+    from build_scripts.build.package import package as pack
+
+    packed = pack(model_repository.absolute(), output.absolute())
+    print(
+        f"release {packed.release}: {packed.files} files, {packed.size / 1e6:.1f} MB\n"
+        f"  directory  {packed.directory}/model_repository\n"
+        f"  tar        {packed.directory}/model_repository.tar\n"
+        f"  image      {packed.directory}/oci ({packed.digest})"
+    )
 
 
 @app.command(epilog='Example: python -m build_scripts classify --text "Midfielder scores twice"')

@@ -12,6 +12,7 @@ DATA = OURS / "data"
 # What a precision is tried with, unless the user names a file.
 CALIBRATION = DATA / "calibration.txt"
 SOURCE_REPOSITORY = PROJECT / "model_repository"
+PACKAGE = BUILD / "package"
 
 ENSEMBLE, TOKENIZER, CLASSIFIER = "text_classifier", "tokenizer", "classifier"
 

@@ -30,6 +30,7 @@ class Built:
 
 def build(options: BuildOptions) -> Built:
     """Bring the repository to what the options ask for, doing only what is missing. Raises ServingError."""
+    releases.refuse_package(options.repository)
     source = _checkpoint_directory(options)
     # One lock for both steps: a release that is not live yet is the first that another build would remove.
     with releases.locked(options.repository):
@@ -43,6 +44,7 @@ def build(options: BuildOptions) -> Built:
 
 def build_release(options: BuildOptions) -> Built:
     """Make sure that the release exists, without switching to it. changed: whether the live one is another."""
+    releases.refuse_package(options.repository)
     source = _checkpoint_directory(options)
     with releases.locked(options.repository):
         release = _make_release(options, source)

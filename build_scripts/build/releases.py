@@ -35,8 +35,21 @@ def releases_directory(repository: Path) -> Path:
     return repository / ENSEMBLE / "releases"
 
 
+def is_package(repository: Path) -> bool:
+    """Whether it is a package, which is one release for good: nothing is built, switched or written there."""
+    return (repository / MANIFEST).is_file()
+
+
+def refuse_package(repository: Path) -> None:
+    """Raises ServingError where a build has nothing to do."""
+    if is_package(repository):
+        raise ServingError(f"{repository} is a package, which is replaced as a whole; make and deploy another one")
+
+
 def live_release(repository: Path) -> Path | None:
-    """The directory of the live release; None if nothing was built yet."""
+    """The directory of the live release, for a package its own; None if nothing was built yet."""
+    if is_package(repository):
+        return repository.resolve()
     link = repository / ENSEMBLE / "live"
     return link.resolve() if (link / MANIFEST).is_file() else None
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from build_scripts.build.pipeline import require_release
-from build_scripts.build.releases import SWITCH_LOCK
+from build_scripts.build.releases import SWITCH_LOCK, is_package
 from build_scripts.machine import cpu_precisions, has_gpu
 from build_scripts.serving import health
 from build_scripts.serving.monitor import broken_process, classifier_seconds, last_error, success_count
@@ -129,7 +129,9 @@ class Supervisor:
         if self.log.exists():
             self.log.replace(self.log.with_suffix(".previous.log"))
         repositories = [self.repository, self.staging]
-        with (self.repository / SWITCH_LOCK).open("a") as self.reading:
+        # A package is never switched, and often cannot be written to.
+        lock = (self.staging if is_package(self.repository) else self.repository) / SWITCH_LOCK
+        with lock.open("a") as self.reading:
             fcntl.flock(self.reading, fcntl.LOCK_SH)
             write_state(self.address.http_port, self.state())
             server = launch(self.installation, repositories, self.address, self.control_key, self.log)
