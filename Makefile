@@ -30,7 +30,9 @@ ignored := $(call from,environment,$(filter-out HOST,$(VARIABLES)))
 hint = $(if $(ignored),$(warning the environment's $(ignored) is not used; write `make $(firstword $(MAKECMDGOALS)) $(firstword $(ignored))=…`))
 
 .DEFAULT_GOAL := help
-.PHONY: help install repo package serve classify health status release rollback perf compare bench soak test lint clean
+.PHONY: help install repo package serve classify health status release rollback
+.PHONY: perf compare bench soak
+.PHONY: check test lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -98,7 +100,10 @@ bench: install ## the classifier file alone, against this machine's peak: MODEL=
 soak: install ## mixed valid and hostile traffic with killed processes: DURATION=600 MODEL= MAX_LENGTH=
 	@$(RUN) soak
 
-test: $(VENV)/installed-bench ## run the tests
+check: $(VENV)/installed-bench lint ## what a change needs first, in a minute and a half: lint, and the tests that start no server
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not server and not slow" -n logical --maxprocesses 4 --dist loadfile
+
+test: $(VENV)/installed-bench ## run all tests
 	@$(VENV)/bin/python -m pytest
 
 lint: install ## check style and formatting; changes nothing

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from build_scripts.settings import VARIABLE_PREFIX
+from tests.support import servers
 from tests.support.checkpoints import make_checkpoint
 
 # What the caller's shell, or the `make test` that runs this, would hand on to the commands that tests start.
@@ -20,6 +21,18 @@ for name in [name for name in os.environ if name.startswith((VARIABLE_PREFIX, "M
 
 # So that a failing assert in these shows its values, as one in a test does.
 pytest.register_assert_rewrite("tests.support.token_batches", "tests.support.trees")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "default_server" in getattr(item, "fixturenames", ()):
+            item.add_marker("server")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """`make check` leaves the tests out that are marked; the mark is asked for where a server is started."""
+    servers.may_start = item.get_closest_marker("server") is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,10 +138,8 @@ def default_repository(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def default_server(default_repository, tmp_path_factory):
     """A supervised server of the default model; tests only send requests to it."""
-    from tests.support.servers import running
-
     output = tmp_path_factory.mktemp("server") / "output.txt"
-    with running(default_repository, output, "--precision", "fp32") as server:
+    with servers.running(default_repository, output, "--precision", "fp32") as server:
         yield server
 
 

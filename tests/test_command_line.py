@@ -82,8 +82,8 @@ def test_make_lists_every_target_with_its_help():
 
 
 def test_every_phony_target_has_a_help_line():
-    phony = re.search(r"^\.PHONY: (.+)$", MAKEFILE, re.MULTILINE).group(1).split()
-    assert set(phony) == set(TARGETS)
+    phony = " ".join(re.findall(r"^\.PHONY: (\w.*)$", MAKEFILE, re.MULTILINE)).split()
+    assert sorted(phony) == sorted(TARGETS)
 
 
 def test_every_target_that_runs_a_command_runs_one_that_exists():

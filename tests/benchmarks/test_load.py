@@ -183,6 +183,7 @@ def test_a_disagreeing_service_stops_the_comparison():
         compare.agreements([first, wrong, rounded], ["clear", "tie"])
 
 
+@pytest.mark.server
 @pytest.mark.skipif(not embedded(), reason="strikes the classifier's process")
 def test_a_short_soak_finds_nothing_wrong(default_repository, capfd, monkeypatch, tmp_path):
     """Half a minute of what `make soak` does for ten; the report is read by people, its verdict here."""

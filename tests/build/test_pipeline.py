@@ -129,6 +129,7 @@ def test_two_builds_at_once_both_succeed(forker, options, repository):
     assert leftovers(repository) == []
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_what_was_there_or_what_it_made(forker, options, tmp_path):
     start = time.monotonic()
     forker.run(*options, "--max-length", 16, "--model-repository", tmp_path / "old")
@@ -198,6 +199,7 @@ CAN_MOUNT = (
 
 
 @pytest.mark.skipif(not CAN_MOUNT, reason="unprivileged mount namespaces are not available here")
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_old_release_stays(options, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

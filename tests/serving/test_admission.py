@@ -96,6 +96,7 @@ def test_without_metrics_nobody_is_refused_and_that_is_said_once(admission):
     assert "metrics cannot be read" in warnings[0]
 
 
+@pytest.mark.server
 def test_a_flood_is_refused_at_once_and_leaves_no_trace(default_repository, tmp_path):
     """Times are the benchmark's; that everybody is answered, and the server as before, is tested here."""
     stop, refusals = threading.Event(), []

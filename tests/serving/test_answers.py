@@ -69,6 +69,7 @@ def test_two_thousand_texts_in_batches_of_every_size(default_server, default_ora
     assert np.abs(probabilities - expected).max() <= 1e-4
 
 
+@pytest.mark.server
 def test_the_automatic_precision_answers_like_fp32_within_the_gate(default_oracle: HuggingFace, tmp_path):
     """What `make serve` serves by default, asked as its first screen says."""
     with running(tmp_path / "repository", tmp_path / "output.txt") as server:
@@ -94,6 +95,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(default_server):
     assert np.abs(alone - reversed_order[::-1]).max() <= 1e-5
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("kind", ["bert-chinese", "roberta", "albert"])
 def test_other_checkpoints_through_the_real_server(kind, subject, tmp_path):
     with server_of(subject, kind, tmp_path) as (server, oracle, labels):

@@ -17,7 +17,10 @@ from build_scripts.serving import health
 from build_scripts.settings import PROJECT
 from tests.support.servers import embedded, post, running, start, wait_for
 
-pytestmark = pytest.mark.skipif(not embedded(), reason="needs the classifier in a process of its own")
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.skipif(not embedded(), reason="needs the classifier in a process of its own"),
+]
 FP32 = ("--precision", "fp32")
 GENERATE = "/v2/models/text_classifier/generate"
 RECOVERED_WITHIN_S, NOTICED_WITHIN_S = 10.0, 2.0

@@ -25,6 +25,8 @@ from tests.support.checkpoints import make_checkpoint
 from tests.support.release_clients import TEXTS, TOLERANCE, Clients, Release
 from tests.support.servers import RunningServer, running
 
+pytestmark = pytest.mark.server
+
 
 @pytest.fixture(scope="module")
 def releases(tmp_path_factory) -> dict[str, Release]:

@@ -22,6 +22,8 @@ from build_scripts.serving.triton import find_installation
 from build_scripts.settings import PROJECT, Address
 
 START_LIMIT_S = 120.0
+# Whether the test that runs is marked as one that needs a server; see tests/conftest.py.
+may_start = True
 
 
 @dataclass
@@ -88,6 +90,7 @@ class RunningServer:
 
 def start(repository: Path, output: Path, *arguments: str, address: Address | None = None) -> RunningServer:
     """`python -m build_scripts serve`, not waited for."""
+    assert may_start, "this test starts a server: mark it with @pytest.mark.server, so that `make check` leaves it out"
     address = address or Address("127.0.0.1", *free_ports(3))
     command = [
         *(sys.executable, "-m", "build_scripts", "serve", "--model-repository", str(repository)),
