@@ -5,6 +5,7 @@ Everything that is wrong with a checkpoint is found here, before anything is wri
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,14 @@ class Checkpoint:
     labels: list[str]
     multi_label: bool
     max_length: int
+
+    @property
+    def token_types(self) -> int:
+        """2 if the tokenizer tells a pair's second text from its first and the model makes a difference, else 1."""
+        told = "token_type_ids" in self.tokenizer.model_input_names
+        heard = "token_type_ids" in inspect.signature(self.model.forward).parameters
+        known = getattr(self.model.config, "type_vocab_size", None) or 1
+        return 2 if told and heard and known > 1 else 1
 
     def tokenize(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """input_ids, attention_mask: (len(texts), max_length) int64, padded on the right, by Hugging Face."""

@@ -24,7 +24,7 @@ def export(checkpoint: Checkpoint, precision: str, path: Path) -> str:
 
     Raises ServingError if Hugging Face's forward cannot be traced.
     """
-    parts = bert_parts(checkpoint.model)
+    parts = bert_parts(checkpoint.model, checkpoint.token_types)
     with warnings.catch_warnings():
         # torch 2.13 calls TorchScript deprecated; it is the format that Triton's pytorch backend reads.
         warnings.simplefilter("ignore")

@@ -38,7 +38,8 @@ class EncoderLayer:
 class BertParts:
     """Everything the packed graph needs; all tensors fp32.
 
-    position_embeddings: (positions, embedding_size), row i for column i, constant token types already added.
+    position_embeddings: (token types, positions, embedding_size), row i for column i, the token type's embedding and
+    constant ones already added.
     skipped_position_id: id of the token that has no position of its own (fairseq numbering), -1 if columns count.
     head_dense, head_activation, classifier: logits = classifier(activation(head_dense(first token))).
     """
@@ -56,17 +57,20 @@ class BertParts:
     classifier: nn.Linear
 
 
-def bert_parts(model: nn.Module) -> BertParts | None:
-    """The parts of a loaded `AutoModelForSequenceClassification`, or None if it is not BERT-shaped."""
+def bert_parts(model: nn.Module, token_types: int = 1) -> BertParts | None:
+    """The parts of a loaded `AutoModelForSequenceClassification`, or None if it is not BERT-shaped.
+
+    token_types: 2 if its tokenizer tells the tokens of a pair's second text from those of the first, else 1.
+    """
     model_type = model.config.model_type
     if model_type == "distilbert":
         return _distilbert_parts(model)
     if model_type in BERT_LAYOUT:
-        return _bert_layout_parts(model, model_type)
+        return _bert_layout_parts(model, model_type, token_types)
     return None
 
 
-def _bert_layout_parts(model: nn.Module, model_type: str) -> BertParts | None:
+def _bert_layout_parts(model: nn.Module, model_type: str, token_types: int) -> BertParts | None:
     config, base = model.config, model.base_model
     plain = (
         config.hidden_act in FUSED_ACTIVATIONS
@@ -77,7 +81,7 @@ def _bert_layout_parts(model: nn.Module, model_type: str) -> BertParts | None:
     if not plain:
         return None
     embeddings = base.embeddings
-    constant = embeddings.token_type_embeddings.weight[0]
+    constant = embeddings.token_type_embeddings.weight[:token_types, None]
     if getattr(config, "use_task_id", False):
         constant = constant + embeddings.task_type_embeddings.weight[0]
     if model_type in ("bert", "ernie"):
@@ -118,7 +122,7 @@ def _distilbert_parts(model: nn.Module) -> BertParts | None:
         return None
     return BertParts(
         word_embeddings=base.embeddings.word_embeddings.weight,
-        position_embeddings=base.embeddings.position_embeddings.weight,
+        position_embeddings=base.embeddings.position_embeddings.weight[None],
         skipped_position_id=-1,
         embedding_norm=base.embeddings.LayerNorm,
         embedding_projection=None,

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 class TextClassifier(nn.Module):
     """input_ids, attention_mask: (batch, width) int64 -> class id (batch, 1) int64, probabilities (batch, labels) fp32.
 
-    A mask value other than 0 counts as 1, and a row counts at least its first token. A row with a token id outside
-    0 … vocab_size - 1, or with more than max_length columns in use, gets class id -1 and NaN probabilities.
+    Where the mask is not 0 there is a token: of the second text of a pair where it is 2, of the first with any other
+    value. A checkpoint without token types makes no difference between the two. A row counts at least its first token.
+    A row with a token id outside 0 … vocab_size - 1, or with more than max_length columns in use, gets class id -1 and
+    NaN probabilities.
     """
 
     vocab_size: Final[int]

@@ -167,6 +167,7 @@ class PackedBert(nn.Module):
 
     heads: Final[int]
     skipped_position_id: Final[int]
+    second_from: Final[int]
     head_activation: Final[str]
 
     def __init__(self, parts: BertParts, dtype: torch.dtype):
@@ -176,7 +177,9 @@ class PackedBert(nn.Module):
         self.skipped_position_id = parts.skipped_position_id
         self.head_activation = parts.head_activation
         self.words = nn.Parameter(parts.word_embeddings.to(dtype), False)
-        self.positions = nn.Parameter(parts.position_embeddings.to(dtype), False)
+        token_types, positions, _ = parts.position_embeddings.shape
+        self.second_from = positions if token_types > 1 else 0
+        self.positions = nn.Parameter(parts.position_embeddings.flatten(0, 1).to(dtype), False)
         self.embedding_norm = layer_norm(parts.embedding_norm, dtype)
         projection = parts.embedding_projection
         self.embedding_projection = nn.Identity() if projection is None else PackedLinear.of(projection, dtype)
@@ -186,7 +189,7 @@ class PackedBert(nn.Module):
         self.classifier = parts.classifier
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        packed = unpad_input(input_ids, attention_mask, self.skipped_position_id)
+        packed = unpad_input(input_ids, attention_mask, self.skipped_position_id, self.second_from)
         logits = torch.cat([self.logits(part) for part in parts_of(packed)])
         if input_ids.size(0) == 1:
             return logits

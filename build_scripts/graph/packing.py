@@ -43,22 +43,28 @@ class Bucket(NamedTuple):
     bias: Tensor
 
 
-def unpad_input(input_ids: Tensor, attention_mask: Tensor, skipped_position_id: int) -> Packed:
-    """Gather the real tokens: (batch, max_length) -> (T,). A text counts at least its first token."""
+def unpad_input(input_ids: Tensor, attention_mask: Tensor, skipped_position_id: int, second_from: int = 0) -> Packed:
+    """Gather the real tokens: (batch, max_length) -> (T,). A text counts at least its first token.
+
+    second_from: is added to the positions of a pair's second text, whose mask is 2; 0 if there are no token types.
+    """
     real = attention_mask != 0
     real[:, 0] = True
     lengths = real.sum(1)
     order = torch.zeros_like(lengths)
     if input_ids.size(0) > 1:
         lengths, order = lengths.sort(0, descending=True)
-        input_ids, real = input_ids[order], real[order]
+        input_ids, attention_mask, real = input_ids[order], attention_mask[order], real[order]
     flat = real.reshape(-1).nonzero().squeeze(1)
     ids = input_ids.reshape(-1)[flat]
-    if skipped_position_id < 0:
-        return Packed(ids, flat % input_ids.size(1), lengths, order)
-    # fairseq numbering: a padding token that stands in the text itself has position 0 and pushes nobody back.
-    counted = input_ids != skipped_position_id
-    return Packed(ids, (counted.cumsum(1) * counted).reshape(-1)[flat] + skipped_position_id, lengths, order)
+    positions = flat % input_ids.size(1)
+    if skipped_position_id >= 0:
+        # fairseq numbering: a padding token that stands in the text itself has position 0 and pushes nobody back.
+        counted = input_ids != skipped_position_id
+        positions = (counted.cumsum(1) * counted).reshape(-1)[flat] + skipped_position_id
+    if second_from > 0:
+        positions = positions + (attention_mask.reshape(-1)[flat] == 2) * second_from
+    return Packed(ids, positions, lengths, order)
 
 
 def parts_of(packed: Packed) -> list[Packed]:

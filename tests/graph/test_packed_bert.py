@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.checkpoints import FALLBACK_KINDS, KINDS, PACKED_KINDS
-from tests.support.texts import VARIED
+from tests.support.texts import PAIRS, VARIED
 from tests.support.token_batches import MAX_LOGIT_ERROR, SAME, answers, assert_equals_hugging_face, batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -111,6 +111,29 @@ def test_a_padding_token_in_the_text_itself_equals_hugging_face(subject, kind):
     inputs = own.tokenizer(["markets <pad> rise <pad><pad> again", "no such token"], padding=True, return_tensors="pt")
     assert int((inputs["input_ids"][0] == own.tokenizer.pad_token_id).sum()) == 3
     assert_equals_hugging_face(own, inputs["input_ids"], inputs["attention_mask"])
+
+
+@pytest.mark.parametrize("kind", PACKED_KINDS)
+def test_pairs_and_single_texts_in_one_batch_equal_hugging_face(subject, kind):
+    """Each by itself, with all that its tokenizer gives. Without token types a 2 in the mask means what a 1 does."""
+    own = subject(kind)
+    limits = {"truncation": True, "max_length": 128}
+    rows, expected = [], []
+    for text in [*PAIRS, *VARIED[::7]]:
+        encoded = own.tokenizer(*((text,) if isinstance(text, str) else text), **limits)
+        inputs = {name: torch.tensor([row]) for name, row in encoded.items()}
+        with torch.inference_mode():
+            expected.append(own.model(**inputs).logits[0])
+        types = encoded["token_type_ids"] if own.checkpoint.token_types == 2 else [0, 1] * 64
+        rows.append([(token, 1 + kind) for token, kind in zip(encoded["input_ids"], types)])
+    ids, mask = torch.tensor([row + [(0, 0)] * (128 - len(row)) for row in rows]).unbind(2)
+    _, probabilities = answers(own.exported, ids, mask)
+    assert (probabilities - torch.stack(expected).softmax(1)).abs().max() < MAX_LOGIT_ERROR
+    if own.checkpoint.token_types == 2:
+        _, without = answers(own.exported, ids, (mask != 0).long())
+        changed = (without - probabilities).abs().amax(1) > MAX_LOGIT_ERROR
+        assert changed[: len(PAIRS)].any(), "the second text should make a difference"
+        assert not changed[len(PAIRS) :].any()
 
 
 @settings(max_examples=40, deadline=None)

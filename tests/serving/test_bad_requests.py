@@ -59,9 +59,11 @@ def test_a_mask_of_zeros_counts_the_first_token(default_server):
     assert zeros == ask_classifier(default_server, [101, 2023, 102], [1, 0, 0])
 
 
-def test_mask_values_other_than_zero_count_as_one(default_server):
-    strange = ask_classifier(default_server, [101, 2023, 102, 0], [7, -1, 2, 0])
+def test_mask_values_other_than_zero_count_as_one_but_for_2(default_server):
+    """2 marks the second text of a pair."""
+    strange = ask_classifier(default_server, [101, 2023, 102, 0], [7, -1, 3, 0])
     assert strange == ask_classifier(default_server, [101, 2023, 102, 0], [1, 1, 1, 0])
+    assert strange != ask_classifier(default_server, [101, 2023, 102, 0], [1, 1, 2, 0])
 
 
 def test_a_mask_with_holes_hides_those_tokens_as_hugging_face_does(default_server, default_oracle):

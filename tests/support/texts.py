@@ -71,6 +71,23 @@ PIECES: list[Callable[[random.Random], str]] = [
 LENGTHS = (1, 2, 10, 100, 1_000, 10_000, 100_000)
 VARIED = [*HEADLINES[::5], *HOSTILE, *(of_length(length) for length in LENGTHS)]
 
+# A premise and a hypothesis: short, long, both long, one empty or both, and what looks like a border between them.
+PAIRS = [
+    *zip(HEADLINES[:20:2], HEADLINES[1:20:2]),
+    ("", ""),
+    ("a premise alone", ""),
+    ("", "a hypothesis alone"),
+    ("a [SEP] b </s> c", "[SEP] </s></s> [CLS]"),
+    ("中文 的 前提", "한국어 \U0001f642"),
+    ("short", "word " * 700),
+    ("word " * 700, "short"),
+    *(
+        (" ".join(HEADLINES[:first]), " ".join(HEADLINES[second:]))
+        for first, second in ((90, -91), (91, -90), (9, -40))
+    ),
+    (of_length(3_000, 1), of_length(3_000, 2)),
+]
+
 MIB = 1 << 20
 # One text of 1 MiB, the most that is served, of every kind that a tokenizer handles in a way of its own.
 MEBIBYTES: dict[str, str] = {
