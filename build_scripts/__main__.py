@@ -88,21 +88,24 @@ def serve(
     """Build if needed, then run and supervise a real tritonserver in the foreground."""
     from build_scripts.build.pipeline import build
     from build_scripts.build.releases import is_package
+    from build_scripts.serving.listening import check_ports, resolved
+    from build_scripts.serving.run_state import held
     from build_scripts.serving.supervisor import serve as run
-    from build_scripts.serving.triton import check_ports, find_installation
+    from build_scripts.serving.triton import find_installation
 
-    address = Address(host, http_port, grpc_port, metrics_port)
+    address = resolved(Address(host, http_port, grpc_port, metrics_port))
     options = build_options(model, max_length, precision, calibration, model_repository)
     installation = find_installation()
-    check_ports(address)
-    if is_package(options.repository):
-        if model:
-            raise ServingError(f"MODEL={model}: {options.repository} is a package and serves what it was made from")
-    else:
-        from build_scripts.build.summary import print_build
+    with held(http_port) as directory:
+        check_ports(address)
+        if is_package(options.repository):
+            if model:
+                raise ServingError(f"MODEL={model}: {options.repository} is a package and serves what it was made from")
+        else:
+            from build_scripts.build.summary import print_build
 
-        print_build(build(options))
-    raise typer.Exit(run(installation, options.repository, address))
+            print_build(build(options))
+        raise typer.Exit(run(installation, options.repository, address, directory))
 
 
 @app.command(epilog="Example: python -m build_scripts package --output build/package")

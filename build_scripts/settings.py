@@ -38,6 +38,15 @@ class Address:
     grpc_port: int = 8001
     metrics_port: int = 8002
 
+    def __post_init__(self) -> None:
+        for name, port in self.ports.items():
+            if not 1 <= port <= 65535:
+                raise ServingError(f"{name}={port} is no port; expected a number from 1 to 65535")
+
+    @property
+    def ports(self) -> dict[str, int]:
+        return {"HTTP_PORT": self.http_port, "GRPC_PORT": self.grpc_port, "METRICS_PORT": self.metrics_port}
+
     @property
     def client_host(self) -> str:
         """The host that a local client connects to: a wildcard address is no destination."""

@@ -14,9 +14,9 @@ import json
 import sys
 import time
 import urllib.error
-import urllib.request
 from dataclasses import dataclass
 
+from build_scripts.serving.local_http import open_url
 from build_scripts.settings import ENSEMBLE, Address
 
 PROBE_TEXT = "health"
@@ -34,9 +34,8 @@ class Health:
 def probe(url: str, timeout_s: float) -> Health:
     """One inference over HTTP, within the timeout."""
     body = {"inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": [PROBE_TEXT]}]}
-    request = urllib.request.Request(f"{url}/v2/models/{ENSEMBLE}/infer", json.dumps(body).encode())
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as response:
+        with open_url(f"{url}/v2/models/{ENSEMBLE}/infer", json.dumps(body).encode(), timeout_s=timeout_s) as response:
             outputs = {output["name"]: output for output in json.load(response)["outputs"]}
         return Health(True, f"class id {outputs['CLASS_ID']['data'][0]}")
     except urllib.error.HTTPError as error:

@@ -14,7 +14,7 @@ from google.protobuf.json_format import MessageToJson
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException
 
-from build_scripts.serving.client import is_overload, text_input
+from build_scripts.serving.client import connect, is_overload, text_input
 from build_scripts.serving.run_state import read_state
 from build_scripts.serving.triton import CONTROL_HEADER, LOAD_LIMIT_S
 from build_scripts.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, ServingError
@@ -49,7 +49,7 @@ class Control:
     def __init__(self, http_port: int):
         self.http_port = http_port
         self.state = read_state(http_port)
-        self.client = triton.InferenceServerClient(self.state.grpc_url)
+        self.client = connect(self.state.grpc_url)
         self.headers = {GRPC_HEADER: self.state.control_key}
 
     def __enter__(self) -> Control:

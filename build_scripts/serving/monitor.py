@@ -5,13 +5,24 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import urllib.request
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
+from build_scripts.serving.local_http import open_url
 from build_scripts.serving.triton import TritonProcess
-from build_scripts.settings import CLASSIFIER, ENSEMBLE
+from build_scripts.settings import ENSEMBLE
+
+
+class Worker(NamedTuple):
+    """A process of the server. model: that its stub runs, "" for tritonserver itself and whatever else it started."""
+
+    pid: int
+    model: str
+
+
+CpuSeconds = dict[Worker, float]
 
 
 def broken_process(server: TritonProcess) -> str | None:
@@ -30,17 +41,15 @@ def broken_process(server: TritonProcess) -> str | None:
     return None
 
 
-def classifier_seconds(server: TritonProcess) -> dict[int, float]:
-    """CPU seconds used so far by each process that runs a classifier: its stubs, or tritonserver itself."""
-    seconds: dict[int, float] = {}
+def cpu_seconds(server: TritonProcess) -> CpuSeconds:
+    """CPU seconds used so far by each process of the server."""
+    seconds: CpuSeconds = {}
     with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(server.process.pid)
-        for child in process.children(recursive=True):
+        tritonserver = psutil.Process(server.process.pid)
+        seconds[Worker(tritonserver.pid, "")] = sum(tritonserver.cpu_times()[:2])
+        for child in tritonserver.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
-                if model_of(child).startswith(CLASSIFIER):  # a release loads a second one
-                    seconds[child.pid] = sum(child.cpu_times()[:2])
-        if not seconds:
-            seconds[process.pid] = sum(process.cpu_times()[:2])
+                seconds[Worker(child.pid, model_of(child))] = sum(child.cpu_times()[:2])
     return seconds
 
 
@@ -53,7 +62,7 @@ def model_of(stub: psutil.Process) -> str:
 def success_count(url: str) -> int:
     """How many ensemble requests were answered since the start; -1 if the server does not say."""
     try:
-        with urllib.request.urlopen(f"{url}/v2/models/{ENSEMBLE}/stats", timeout=0.5) as response:
+        with open_url(f"{url}/v2/models/{ENSEMBLE}/stats", timeout_s=0.5) as response:
             models = json.load(response)["model_stats"]
         return sum(int(model["inference_stats"]["success"]["count"]) for model in models)
     except (OSError, http.client.HTTPException, ValueError, KeyError):

@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import secrets
 import signal
 import sys
 import threading
 import time
-import urllib.request
 from pathlib import Path
 
 import psutil
@@ -23,17 +23,14 @@ from build_scripts.build.pipeline import require_release
 from build_scripts.build.releases import SWITCH_LOCK, is_package
 from build_scripts.machine import cpu_precisions, has_gpu
 from build_scripts.serving import health
-from build_scripts.serving.monitor import broken_process, classifier_seconds, last_error, success_count
-from build_scripts.serving.run_state import RunState, forget, run_directory, write_state
-from build_scripts.serving.triton import LOAD_LIMIT_S, Installation, TritonProcess, check_ports, launch
+from build_scripts.serving.listening import check_ports, listens
+from build_scripts.serving.local_http import open_url
+from build_scripts.serving.monitor import broken_process, last_error
+from build_scripts.serving.run_state import RunState, write_state
+from build_scripts.serving.triton import LOAD_LIMIT_S, Installation, TritonProcess, launch
+from build_scripts.serving.watch import Watch, interruptible
 from build_scripts.settings import ENSEMBLE, Address, ServingError
 
-# A killed process fails the next probe at once; a hung one costs PROBE_TIMEOUT_S. Both are noticed within 2 s.
-PROBE_EVERY_S, PROBE_TIMEOUT_S = 0.4, 1.0
-# A classifier that computes is left alone even if nothing was answered for this long: a full batch of long texts.
-BUSY_LIMIT_S = 60.0
-# Below this share of one core over a failed probe, the classifier's process does nothing.
-IDLE_SHARE = 0.05
 # A server that answered for so long is a success, whatever ended it. Otherwise its end counts as one more failure in a
 # row, and each waits longer than the one before, up to MAX_DELAY_S, so that a crash now and then costs seconds only.
 STABLE_S, MAX_DELAY_S = 10.0, 2.0
@@ -43,20 +40,19 @@ MAX_FAILURES, MAX_FAILED_STARTS = 12, 4
 READY = "ready: a real inference answered on "
 
 
-def serve(installation: Installation, repository: Path, address: Address) -> int:
-    """Run until SIGTERM or SIGINT; returns the exit code. Raises ServingError if the server cannot be kept alive."""
+def serve(installation: Installation, repository: Path, address: Address, directory: Path) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit code. Raises ServingError if the server cannot be kept alive.
+
+    directory: the run directory, which the caller holds.
+    """
     check_ports(address)
+    os.umask(0o077)  # texts may be in the log, and the key is in the state
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    directory = run_directory(address.http_port)
     staging = directory / "staging"
-    staging.mkdir(parents=True, exist_ok=True)
-    supervisor = Supervisor(installation, repository, staging, address, directory / "tritonserver.log", stop)
-    try:
-        return supervisor.run()
-    finally:
-        forget(address.http_port)
+    staging.mkdir(exist_ok=True)
+    return Supervisor(installation, repository, staging, address, directory / "tritonserver.log", stop).run()
 
 
 class Supervisor:
@@ -105,7 +101,7 @@ class Supervisor:
                         threading.Thread(target=self.announce, daemon=True).start()
                     else:
                         say(f"answering again, {time.monotonic() - failed_at:.1f} s after the restart began")
-                    failure = self.watch(server)
+                    failure = Watch(server, self.address.http_url, self.stop).run()
                 if self.stop.is_set():
                     say("stopping: requests in flight are answered first")
                     server.terminate()
@@ -143,15 +139,21 @@ class Supervisor:
     def wait_until_ready(self, server: TritonProcess) -> str | None:
         """None once a real inference answered; else why that will not happen."""
         deadline = time.monotonic() + LOAD_LIMIT_S
-        while not self.stop.is_set():
+        while not self.stop.wait(0.1):
+            server.hide_shared_memory()
             if server.poll() is not None:
                 return f"could not start: tritonserver ended with code {server.poll()}: {last_error(self.log)}"
+            if broken := broken_process(server):
+                return f"could not start: {broken}: {last_error(self.log)}"
             if time.monotonic() > deadline:
                 return f"could not start: no inference answered within {LOAD_LIMIT_S:.0f} s; see {self.log}"
-            if health.probe(self.address.http_url, 5.0).well:
+            # Until it listens there, it is another server that answers, if any.
+            if not listens(server.process.pid, self.address.http_port):
+                continue
+            found = interruptible(self.stop, health.probe, self.address.http_url, 5.0)
+            if found and found.well:
                 fcntl.flock(self.reading, fcntl.LOCK_UN)
                 return None
-            self.stop.wait(0.1)
         return None
 
     def announce(self) -> None:
@@ -159,43 +161,6 @@ class Supervisor:
         warm_up(self.address.http_url)
         if health.wait_until_well(self.address.http_url, LOAD_LIMIT_S).well and not self.stop.is_set():
             print(start_message(self.installation, self.repository, self.address), flush=True)
-
-    def watch(self, server: TritonProcess) -> str | None:
-        """Returns why the server must be replaced, or None when it is asked to stop."""
-        last_success, successes = time.monotonic(), success_count(self.address.http_url)
-        while not self.stop.wait(PROBE_EVERY_S):
-            if server.poll() is not None:
-                return f"tritonserver ended with code {server.poll()}"
-            broken = broken_process(server)
-            if broken and not health.probe(self.address.http_url, 0.3).well:
-                return f"{broken}, and inference fails"
-            counted = success_count(self.address.http_url)
-            # Others were answered meanwhile: no need to ask for ourselves. A release makes Triton count from 0 again.
-            if counted not in (successes, -1):
-                successes, last_success = counted, time.monotonic()
-                continue
-            worked = classifier_seconds(server)
-            began = time.monotonic()
-            found = health.probe(self.address.http_url, PROBE_TIMEOUT_S)
-            if found.well:
-                last_success = time.monotonic()
-                continue
-            if broken := broken_process(server):  # since the probe began
-                return f"{broken}, and inference fails"
-            if server.poll() is not None or success_count(self.address.http_url) not in (successes, -1):
-                continue
-            if found.reason.startswith("HTTP 5") and not found.overloaded:
-                return f"inference fails: {found.reason}"
-            if found.overloaded:
-                self.stop.wait(PROBE_EVERY_S)  # refused at once, which is too short to see whether anything computes
-            period = max(time.monotonic() - began, 0.1)
-            # A process that ended meanwhile, as at the end of a release, must not make the others look idle.
-            seconds = [now - worked.get(pid, 0.0) for pid, now in classifier_seconds(server).items()]
-            idle = sum(seconds) < IDLE_SHARE * period
-            silence = time.monotonic() - last_success
-            if (idle and silence > PROBE_TIMEOUT_S) or silence > BUSY_LIMIT_S:
-                return f"inference hangs: nothing was answered for {silence:.1f} s ({found.reason})"
-        return None
 
     def back_off(self, failure: str, ready_at: float | None) -> float:
         """Seconds to wait, more after each failure in a row. Raises ServingError when there were too many.
@@ -223,7 +188,7 @@ def warm_up(url: str) -> None:
     for tokens in (*range(3, 9), *range(10, 17, 2), *range(20, 33, 4), *range(40, 257, 8), *range(272, 513, 16)):
         body = json.dumps({"TEXT": "word " * (tokens - 2)}).encode()
         with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"{url}/v2/models/{ENSEMBLE}/generate", body, timeout=30).close()
+            open_url(f"{url}/v2/models/{ENSEMBLE}/generate", body, timeout_s=30).close()
 
 
 def start_message(installation: Installation, repository: Path, address: Address) -> str:

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import os
 import platform
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -24,7 +22,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from build_scripts.machine import cores
+from build_scripts.serving.environment import passed_on, tuning
 from build_scripts.settings import BUILD, ENSEMBLE, Address, ServingError
 
 HERE = Path(__file__).resolve().parent
@@ -154,28 +152,6 @@ def link_to(link: Path, target: Path) -> None:
     os.replace(new, link)
 
 
-def check_ports(address: Address) -> None:
-    """Raise ServingError if a port is taken, before anything is started."""
-    ports = {"HTTP_PORT": address.http_port, "GRPC_PORT": address.grpc_port, "METRICS_PORT": address.metrics_port}
-    if len(set(ports.values())) < len(ports):
-        raise ServingError(f"the three ports must differ, got {', '.join(f'{k}={v}' for k, v in ports.items())}")
-    for name, port in ports.items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((address.host, port))
-            except OSError as error:
-                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-                    raise ServingError(
-                        f"HOST={address.host} is no IPv4 address of this machine ({error.strerror}); expected "
-                        "127.0.0.1, 0.0.0.0 for all, or one of its own"
-                    ) from error
-                raise ServingError(
-                    f"{name}={port} cannot be used on {address.host} ({error.strerror}); "
-                    f"stop what listens there, or choose another port, from 1024 on, with {name}=…"
-                ) from error
-
-
 @dataclass
 class TritonProcess:
     """A running tritonserver with everything it started. Use `launch` to make one."""
@@ -202,8 +178,18 @@ class TritonProcess:
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline and group_exists(self.process.pid):
             time.sleep(0.02)
-        for segment in Path("/dev/shm").glob(f"{self.shared_memory_prefix}*"):
+        for segment in self.shared_memory():
             segment.unlink(missing_ok=True)
+
+    def shared_memory(self) -> list[Path]:
+        """The segments through which tritonserver and its stubs exchange texts."""
+        return list(Path("/dev/shm").glob(f"{self.shared_memory_prefix}*"))
+
+    def hide_shared_memory(self) -> None:
+        """From other users of the machine. Triton makes each segment readable for all, whatever the umask."""
+        for segment in self.shared_memory():
+            with contextlib.suppress(FileNotFoundError):
+                segment.chmod(0o600)
 
 
 def group_exists(group: int) -> bool:
@@ -240,10 +226,14 @@ def launch(
         f"--metrics-port={address.metrics_port}",
         f"--http-restricted-api={RESTRICTED}:{CONTROL_HEADER}={control_key}",
         f"--grpc-restricted-protocol={RESTRICTED}:{CONTROL_HEADER}={control_key}",
+        # With AIP_MODE in the environment, an endpoint that restricts nothing; never meant here, so never there.
+        "--allow-vertex-ai=false",
+        "--allow-sagemaker=false",
         f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
         f"--backend-config=python,shm-region-prefix-name={prefix}",
         *installation.arguments,
     ]
+    log.touch(mode=0o600)
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,
@@ -251,34 +241,17 @@ def launch(
             stdout=output,
             stderr=subprocess.STDOUT,
             env={
-                **os.environ,
+                **passed_on(),
                 **tuning(),
                 **installation.environment,
                 METRICS_VARIABLE: address.metrics_address,
             },
+            umask=0o077,
             # A group of its own: Ctrl-C reaches the supervisor alone, and the whole group can be killed.
             start_new_session=True,
             preexec_fn=_before_exec,
         )
     return TritonProcess(process, prefix)
-
-
-def tuning() -> dict[str, str]:
-    """Environment that was chosen by measurement; what the user has set wins.
-
-    GOMP_SPINCOUNT: the classifier's threads spin while they wait for each other and take the cores from everybody else.
-    On 2 cores with short texts, requests/s at concurrency 1, 4 and 16 were 193, 320, 550 with a limit of 400; 268, 383,
-    585 with 1000; 262, 371, 551 with 3000; without a limit 85, 128, 413, and on a busy machine a tenth of that.
-    Two classifiers with one thread each gave 190, 422, 640: more when busy, and 1.4 times the latency alone.
-    TOKENIZERS_PARALLELISM: a text takes 15 us, less than handing it to another thread would cost.
-    OMP_NUM_THREADS: torch, in both backends, takes as many threads, and would count the host's cores in a container.
-    """
-    chosen = {
-        "OMP_NUM_THREADS": str(cores()),
-        "GOMP_SPINCOUNT": "1000",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    return {name: value for name, value in chosen.items() if name not in os.environ}
 
 
 def _before_exec() -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import platform
-import socket
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -13,18 +12,15 @@ import psutil
 import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports
+from build_scripts.serving.environment import tuning
 from build_scripts.serving.triton import (
     METRICS_VARIABLE,
     Installation,
-    check_ports,
     find_installation,
     launch,
     libpython_directory,
-    tuning,
 )
 from build_scripts.settings import Address, ServingError
-
-PORTS = ("HTTP_PORT", "GRPC_PORT", "METRICS_PORT")
 
 
 @pytest.mark.parametrize("name", ["libpython3.99.so.1.0", "libpython3.99.a", None])
@@ -51,32 +47,6 @@ def test_a_platform_without_an_embedded_server_is_one_clear_line(monkeypatch, tm
     with pytest.raises(ServingError, match=f"Linux x86-64, this is {system} {machine}; .*PATH") as refusal:
         find_installation()
     assert "\n" not in str(refusal.value)
-
-
-def test_free_ports_are_accepted():
-    check_ports(Address("127.0.0.1", *free_ports(3)))
-
-
-@pytest.mark.parametrize("ports", [(9000, 9000, 9002), (9000, 9001, 9000), (9000, 9001, 9001)])
-def test_ports_must_differ(ports):
-    named = ", ".join(f"{name}={port}" for name, port in zip(PORTS, ports))
-    with pytest.raises(ServingError, match=f"must differ, got {named}$"):
-        check_ports(Address("127.0.0.1", *ports))
-
-
-@pytest.mark.parametrize("name", PORTS)
-def test_a_taken_port_is_named_with_its_variable(name):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        ports = [port if each == name else free for each, free in zip(PORTS, free_ports(3))]
-        with pytest.raises(ServingError, match=rf"^{name}={port} cannot be used .*another port.* {name}="):
-            check_ports(Address("127.0.0.1", *ports))
-
-
-@pytest.mark.parametrize("host", ["192.0.2.1", "::1"], ids=["another machine's", "IPv6"])
-def test_a_host_that_is_no_address_of_this_machine_is_named(host):
-    with pytest.raises(ServingError, match=f"^HOST={host} is no IPv4 address of this machine"):
-        check_ports(Address(host, *free_ports(3)))
 
 
 @pytest.fixture

@@ -1,0 +1,42 @@
+"""What other users of the machine can see of a running server: not its texts, not its key; and what it sees of ours."""
+
+from __future__ import annotations
+
+import stat
+
+from build_scripts.serving.environment import NAMES, passed_on
+from build_scripts.serving.run_state import run_directory
+
+
+def test_nobody_else_may_read_what_a_server_leaves_on_the_machine(default_server):
+    directory = run_directory(default_server.address.http_port)
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    segments = default_server.shared_memory()
+    assert {"state.json", "tritonserver.log"} <= {path.name for path in files}
+    assert len(segments) == 2
+    readable = {path: stat.filemode(path.stat().st_mode) for path in (directory, *segments)}
+    assert {path: mode for path, mode in readable.items() if mode[-6:] != "------"} == {}
+
+
+def test_a_server_gets_the_variables_that_are_named_and_no_others(monkeypatch):
+    for name in (
+        "AIP_MODE",
+        "HF_TOKEN",
+        "AWS_SECRET_ACCESS_KEY",
+        "http_proxy",
+        "HTTPS_PROXY",
+        "MODEL",
+        "TEXT",
+        "PATHS",
+    ):
+        monkeypatch.setenv(name, "set")
+    for name in ("PATH", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OTEL_SERVICE_NAME"):
+        monkeypatch.setenv(name, name)
+        assert passed_on()[name] == name
+    assert {name for name, value in passed_on().items() if value == "set"} == set()
+    assert "PATH" in NAMES
+
+
+def test_no_variable_of_ours_opens_a_cloud_providers_endpoint(default_server):
+    command = default_server.find("bin/tritonserver").cmdline()
+    assert {"--allow-vertex-ai=false", "--allow-sagemaker=false"} <= set(command)
