@@ -106,10 +106,10 @@ check: $(VENV)/installed-bench lint ## what a change needs first, in a minute an
 test: $(VENV)/installed-bench ## run all tests
 	@$(VENV)/bin/python -m pytest
 
-lint: install ## check style and formatting; changes nothing
-	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+lint: $(VENV)/installed-bench ## check style, formatting and types; changes nothing
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 
 clean: ## remove what was built: artefacts, reports, caches, the environment
-	rm -rf build $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	rm -rf model_repository/.*.lock model_repository/text_classifier/live model_repository/text_classifier/releases
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,9 +6,8 @@ Each option can also be given as an environment variable with the prefix TRITON_
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -137,9 +136,13 @@ def classify(
 
     from build_scripts.serving.client import classify as answers
 
-    if (text is None) == (file is None):
+    texts: Iterable[str]
+    if text is not None and file is None:
+        texts = [text]
+    elif file is not None and text is None:
+        texts = read_lines(file)
+    else:
         raise ServingError('expected either TEXT="…" or FILE=path (- for standard input)')
-    texts = [text] if text is not None else read_lines(file)
     url = Address(host, grpc_port=grpc_port).grpc_url
     progress = tqdm(answers(texts, url), unit="text", disable=True if text is not None else None, leave=False)
     for answer in progress:
@@ -149,11 +152,8 @@ def classify(
 def read_lines(file: str) -> Iterator[str]:
     """Lines of a UTF-8 file or of standard input, as they come. LF or CR LF ends a line; a lone CR is text."""
     try:
-        if file == "-":
-            sys.stdin.reconfigure(encoding="utf-8", newline="\n")
-        with (
-            contextlib.nullcontext(sys.stdin) if file == "-" else Path(file).open(encoding="utf-8", newline="\n")
-        ) as lines:
+        source = sys.stdin.fileno() if file == "-" else file
+        with open(source, encoding="utf-8", newline="\n", closefd=file != "-") as lines:
             yield from (line.removesuffix("\n").removesuffix("\r") for line in lines)
     except OSError as error:
         raise ServingError(f"FILE={file}: {error.strerror}; expected a text file, one text a line") from error

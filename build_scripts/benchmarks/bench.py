@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -108,15 +109,15 @@ def variants_of(
     trimmed = tuple(tensor[:, : max(lengths)].contiguous() for tensor in padded)
     variants: dict[str, Callable[[], object]] = {}
     for precision, classifier in loaded.items():
-        variants[precision] = lambda run=classifier: run(*padded)
+        variants[precision] = partial(classifier, *padded)
         variants[f"peak {precision}"] = large_product(DTYPES[precision])
     for name, precision in HUGGING_FACE.items():
         model = reduced if precision == "bf16" else checkpoint.model
         ids, mask = padded if "padded" in name else trimmed
-        variants[name] = lambda run=model, ids=ids, mask=mask: run(input_ids=ids, attention_mask=mask).logits
+        variants[name] = partial(model, input_ids=ids, attention_mask=mask)
     if len(set(lengths)) > 1:
         even = random_batch(checkpoint, equal_lengths(lengths))
-        variants |= {f"{precision} equal": lambda run=run: run(*even) for precision, run in loaded.items()}
+        variants |= {f"{precision} equal": partial(classifier, *even) for precision, classifier in loaded.items()}
     return variants
 
 

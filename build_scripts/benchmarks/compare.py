@@ -99,7 +99,7 @@ def agreements(all_services: Sequence[Service], texts: list[str]) -> list[str]:
     Raises ServingError if a service in fp32 disagrees: all but the last, whose precision was chosen.
     """
     found: list[list[int]] = []
-    counts = []
+    counts: list[str] = []
     for service in tqdm(all_services, desc="comparing class ids", unit="service", disable=None):
         answers = service.ask(texts)
         found.append([service.class_id(answer) for answer in answers])

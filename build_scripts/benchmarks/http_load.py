@@ -20,6 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import uvloop
 
@@ -107,8 +108,8 @@ class Connection(asyncio.Protocol):
         self.received = b""
         self.began = 0.0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        self.transport = transport
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
 
     def send_next(self) -> None:
         if wait := self.run.seconds_to_turn():

@@ -41,10 +41,10 @@ def perf(options: BuildOptions, address: Address, seconds: float) -> Path:
     subprocesses.end_on_sigterm()
     with server(options, address) as found:
         state = read_state(found.http_port)
-        release = live_release(Path(state.repository))
+        release = served_release(state)
         manifest = read_manifest(release)
         workloads = corpus.workloads(token_counter(release / "tokenizer.json"))
-        levels = {workload.name: [] for workload in workloads}
+        levels: dict[str, list[Level]] = {workload.name: [] for workload in workloads}
         with tqdm(total=len(workloads) * len(CONCURRENCY), unit="level", disable=None) as progress:
             for workload in workloads:
                 # Every length once: the first calls on new shapes are slow.
@@ -58,12 +58,20 @@ def perf(options: BuildOptions, address: Address, seconds: float) -> Path:
         return write(found, state, manifest, workloads, levels, seconds)
 
 
+def served_release(state: RunState) -> Path:
+    """Raises ServingError if the repository of a running server was removed meanwhile, as `make clean` does."""
+    release = live_release(Path(state.repository))
+    if release is None:
+        raise ServingError(f"{state.repository} holds no release any more, though a server runs from it; restart that")
+    return release
+
+
 @contextlib.contextmanager
 def server(options: BuildOptions, address: Address) -> Iterator[Address]:
     """Where to find the server that runs on `address`, or one that is started now and stopped afterwards."""
     if health.probe(address.http_url, 5.0).well:
         state = read_state(address.http_port)
-        served = read_manifest(live_release(Path(state.repository)))["checkpoint"]
+        served = read_manifest(served_release(state))["checkpoint"]
         if options.model and served != options.model:
             raise ServingError(
                 f"the server on HTTP_PORT={address.http_port} serves {served}, not MODEL={options.model}; "

@@ -13,8 +13,13 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from tokenizers import Tokenizer
-from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from build_scripts.settings import LONGEST_MAX_LENGTH, SHORTEST_MAX_LENGTH, ServingError
@@ -29,7 +34,7 @@ class Checkpoint:
     """A checked checkpoint. model: fp32, eval. labels: names in the order of class ids."""
 
     path: Path
-    model: nn.Module
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     labels: list[str]
     multi_label: bool
@@ -137,7 +142,7 @@ def _load_config(path: Path):
     return config
 
 
-def _load_model(path: Path) -> nn.Module:
+def _load_model(path: Path) -> PreTrainedModel:
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
             path, dtype=torch.float32, output_loading_info=True
@@ -186,7 +191,7 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _positions(model: nn.Module) -> int:
+def _positions(model: PreTrainedModel) -> int:
     """How many columns the checkpoint has positions for."""
     embeddings = getattr(model.base_model, "embeddings", None)
     table = getattr(embeddings, "position_embeddings", None)

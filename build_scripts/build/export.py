@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from build_scripts.build.checkpoint import Checkpoint
 from build_scripts.graph.architectures import BertParts, bert_parts
@@ -44,7 +45,7 @@ def export(checkpoint: Checkpoint, precision: str, path: Path) -> str:
 def _classifier(checkpoint: Checkpoint, parts: BertParts | None, dtype: torch.dtype) -> TextClassifier:
     if parts is None:
         example = checkpoint.tokenizer(["one", "a longer text"], padding=True, return_tensors="pt")
-        logits = traced_logits(checkpoint.model, (example["input_ids"], example["attention_mask"]), dtype)
+        logits: nn.Module = traced_logits(checkpoint.model, (example["input_ids"], example["attention_mask"]), dtype)
     else:
         logits = PackedBert(parts, dtype)
     return TextClassifier(

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import Any
 
 from build_scripts.build import releases
 from build_scripts.settings import TOKENIZER, ServingError
@@ -154,7 +155,7 @@ def write_image(models: Path, layout: Path, release: str) -> str:
         "config": {"Labels": {"org.opencontainers.image.version": release}},
         "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]},
     }
-    manifest = {
+    manifest: dict[str, Any] = {
         "schemaVersion": 2,
         "mediaType": f"{OCI}.manifest.v1+json",
         "config": _described(f"{OCI}.config.v1+json", _blob(blobs, config)),

@@ -8,9 +8,13 @@ forward. Nothing is computed here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Classes whose encoder is modeling_bert's, module for module.
 BERT_LAYOUT = {"bert", "roberta", "xlm-roberta", "camembert", "electra", "ernie"}
@@ -57,7 +61,7 @@ class BertParts:
     classifier: nn.Linear
 
 
-def bert_parts(model: nn.Module, token_types: int = 1) -> BertParts | None:
+def bert_parts(model: PreTrainedModel, token_types: int = 1) -> BertParts | None:
     """The parts of a loaded `AutoModelForSequenceClassification`, or None if it is not BERT-shaped.
 
     token_types: 2 if its tokenizer tells the tokens of a pair's second text from those of the first, else 1.
@@ -70,7 +74,7 @@ def bert_parts(model: nn.Module, token_types: int = 1) -> BertParts | None:
     return None
 
 
-def _bert_layout_parts(model: nn.Module, model_type: str, token_types: int) -> BertParts | None:
+def _bert_layout_parts(model: PreTrainedModel, model_type: str, token_types: int) -> BertParts | None:
     config, base = model.config, model.base_model
     plain = (
         config.hidden_act in FUSED_ACTIVATIONS
@@ -116,7 +120,7 @@ def _bert_layout_parts(model: nn.Module, model_type: str, token_types: int) -> B
     )
 
 
-def _distilbert_parts(model: nn.Module) -> BertParts | None:
+def _distilbert_parts(model: PreTrainedModel) -> BertParts | None:
     config, base = model.config, model.distilbert
     if config.activation not in FUSED_ACTIVATIONS:
         return None

@@ -5,7 +5,7 @@ device into constants; they are replaced, so that one file serves every device.
 """
 
 import copy
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -79,16 +79,20 @@ def forget_device(traced: torch.jit.ScriptModule) -> None:
                 constant.destroy()
 
 
-def graphs(model: torch.jit.ScriptModule) -> list[torch._C.Graph]:
+# torch's stubs know only part of torch._C, hence Any: a torch._C.Graph, a torch._C.ScriptMethod, a torch._C.Node.
+
+
+def graphs(model: torch.jit.ScriptModule) -> list[Any]:
     """The graph of every method of every submodule; changing one changes the model."""
     return [method.graph for method in methods(model)]
 
 
-def methods(model: torch.jit.ScriptModule) -> list[torch._C.ScriptMethod]:
-    return [module._c._get_method(name) for module in model.modules() for name in module._c._method_names()]
+def methods(model: torch.jit.ScriptModule) -> list[Any]:
+    compiled: list[Any] = [module._c for module in model.modules()]
+    return [one._get_method(name) for one in compiled for name in one._method_names()]
 
 
-def is_device(node: torch._C.Node) -> bool:
+def is_device(node: Any) -> bool:
     return node.output().type().kind() == "DeviceObjType"
 
 

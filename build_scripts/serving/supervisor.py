@@ -102,7 +102,7 @@ class Supervisor:
                     else:
                         say(f"answering again, {time.monotonic() - failed_at:.1f} s after the restart began")
                     failure = Watch(server, self.address.http_url, self.stop).run()
-                if self.stop.is_set():
+                if failure is None or self.stop.is_set():
                     say("stopping: requests in flight are answered first")
                     server.terminate()
                     say("stopped")
