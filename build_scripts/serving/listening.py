@@ -21,13 +21,13 @@ def resolved(address: Address) -> Address:
     try:
         if not address.host:
             raise OSError("empty")
-        *_, (host, _) = socket.getaddrinfo(address.host, None, socket.AF_INET, socket.SOCK_STREAM)[0]
+        found = socket.getaddrinfo(address.host, None, socket.AF_INET, socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
         raise ServingError(
             f"HOST={address.host} is no IPv4 address, and no name of one ({error}); expected 127.0.0.1, 0.0.0.0 for "
             "all, or one of this machine's own"
         ) from error
-    return replace(address, host=host)
+    return replace(address, host=str(found[4][0]))
 
 
 def check_ports(address: Address) -> None:
