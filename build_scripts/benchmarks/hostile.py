@@ -15,7 +15,8 @@ from build_scripts.settings import CLASSIFIER, ENSEMBLE
 
 GENERATE, INFER = f"/v2/models/{ENSEMBLE}/generate", f"/v2/models/{ENSEMBLE}/infer"
 CLASSIFIER_INFER = f"/v2/models/{CLASSIFIER}/infer"
-MIB = 1 << 20
+# The limits in tokenizer/config.pbtxt.
+MAX_TEXT_BYTES, MAX_REQUEST_BYTES = 1 << 18, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,16 @@ def hostile_requests(vocab_size: int, max_length: int, max_batch_size: int) -> l
     """Every kind of bad request, for a classifier of these sizes and the limits in the committed configs."""
     unparsable = "failed to parse the request JSON buffer"
     over = max_batch_size + 1
+    text, request = MAX_TEXT_BYTES, MAX_REQUEST_BYTES
     return [
         # text
         binary("invalid UTF-8", [b"\xff\xfe"], 400, "TEXT row 0 is not UTF-8: byte 0xff at offset 0"),
         binary("one bad text of two", [b"good", b"ab\xc3"], 400, "TEXT row 1 is not UTF-8: byte 0xc3 at offset 2"),
         generate("invalid UTF-8 in JSON", b'{"TEXT": "\xff"}', 400, "is not UTF-8: byte 0xff at offset 0"),
         generate("lone low surrogate", b'{"TEXT": "a\\udc00"}', 400, "is not UTF-8: byte 0xed at offset 1"),
-        generate("text over the limit", {"TEXT": "a" * (MIB + 1)}, 400, f"{MIB + 1} bytes; the limit is {MIB}"),
-        binary("texts over the limit", [b"a" * MIB] * 5, 400, f"{5 * MIB} bytes of TEXT; the limit is {4 * MIB}"),
-        generate("64 MiB of text", {"TEXT": "a" * (64 * MIB)}, 400, f"{64 * MIB} bytes of TEXT; the limit"),
+        generate("text over the limit", {"TEXT": "a" * (text + 1)}, 400, f"{text + 1} bytes; the limit is {text}"),
+        binary("texts over the limit", [b"a" * text] * 5, 400, f"{5 * text} bytes of TEXT; the limit is {request}"),
+        generate("64 MiB of text", {"TEXT": "a" * (64 << 20)}, 400, f"{64 << 20} bytes of TEXT; the limit"),
         # shape, type and name
         binary("empty batch", [], 400, "expected 1 string elements for inference input 'TEXT'", shape=[0, 1]),
         generate("empty list", {"TEXT": []}, 400, "expected 1 string elements for inference input 'TEXT'"),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import tritonclient.grpc as triton
@@ -19,8 +18,8 @@ from build_scripts.settings import ENSEMBLE, Address, ServingError
 
 # Enough to keep every core busy, few enough that the first answers come at once.
 BATCH_SIZE = 32
-# A request closes once it holds so many characters; the server takes 4 MiB of text at once.
-BATCH_CHARACTERS = 1 << 18
+# A request closes before it holds more bytes of text than this, of the 1 MiB that the server takes at once.
+BATCH_BYTES = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -52,15 +51,20 @@ def connect(url: str) -> triton.InferenceServerClient:
 
 
 def batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Cut a stream of texts into requests of at most BATCH_SIZE texts and about BATCH_CHARACTERS."""
-    stream = iter(texts)
-    while batch := list(islice(stream, 1)):
-        size = len(batch[0])
-        for text in stream:
-            batch.append(text)
-            size += len(text)
-            if len(batch) == BATCH_SIZE or size >= BATCH_CHARACTERS:
-                break
+    """Cut a stream of texts into requests of at most BATCH_SIZE texts and BATCH_BYTES, or one text that has more."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        own = len(text.encode("utf-8", "surrogatepass"))  # text_input says what is wrong with a surrogate
+        if batch and size + own > BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(text)
+        size += own
+        if len(batch) == BATCH_SIZE:
+            yield batch
+            batch, size = [], 0
+    if batch:
         yield batch
 
 

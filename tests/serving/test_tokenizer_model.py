@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Regex, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from build_scripts.build.checkpoint import Checkpoint, serving_tokenizer
@@ -18,11 +18,13 @@ from build_scripts.build.demo import pretrained_directory
 from build_scripts.settings import SOURCE_REPOSITORY
 from tests.support import fake_triton
 from tests.support.checkpoints import make_tokenizer
-from tests.support.texts import HEADLINES, MEBIBYTES, VARIED, any_text
+from tests.support.servers import wait_for
+from tests.support.texts import HEADLINES, LONGEST, LONGEST_TEXTS, VARIED, any_text
 
 LIMITS = {
-    "max_text_bytes": str(1 << 20),
-    "max_request_bytes": str(4 << 20),
+    "max_text_bytes": str(LONGEST),
+    "max_request_bytes": str(4 * LONGEST),
+    "max_waiting_bytes": str(8 * LONGEST),
     "max_pending_requests": "1000000",
     "metrics_address": "127.0.0.1:9",  # nobody there: nothing is refused
 }
@@ -34,7 +36,6 @@ KINDS = ("minilm", "roberta", "xlm-roberta", "deberta-v2")
 class Served:
     """The model as the server loads it, and the tokenizer that it must agree with."""
 
-    module: ModuleType
     model: object
     hugging_face: PreTrainedTokenizerBase
     max_length: int
@@ -67,9 +68,19 @@ class Served:
         return [len(ids) > self.max_length for ids in self.hugging_face(texts)["input_ids"]]
 
     def execute(self, requests: list[list[bytes]]) -> list[fake_triton.InferenceResponse]:
-        return self.model.execute(
-            [fake_triton.Request(TEXT=np.array([[raw] for raw in rows], dtype=np.object_)) for rows in requests]
-        )
+        """One response per request, in order, waited for where it is sent later."""
+        received = [self.request(*rows) for rows in requests]
+        responses = self.model.execute(received)
+        if responses is not None:
+            assert not any(request.sent for request in received)
+            return responses
+        wait_for(lambda: all(request.sent for request in received), 60, "a request got no answer")
+        assert all(len(request.sent) == 1 for request in received)
+        return [request.sent[0] for request in received]
+
+    @staticmethod
+    def request(*rows: bytes) -> fake_triton.Request:
+        return fake_triton.Request(TEXT=np.array([[raw] for raw in rows], dtype=np.object_))
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +93,7 @@ def serve(tmp_path_factory):
             shutil.copy(source, directory)
         checkpoint = Checkpoint(directory, None, hugging_face, [], False, max_length)
         serving_tokenizer(checkpoint).save(str(directory / "tokenizer.json"))
-        return Served(*fake_triton.load_model(directory, LIMITS), hugging_face, max_length)
+        return Served(fake_triton.load_model(directory, LIMITS)[1], hugging_face, max_length)
 
     return make
 
@@ -115,18 +126,54 @@ def test_any_texts_get_hugging_faces_ids(served, texts):
 
 
 def test_a_text_is_truncated_only_if_a_token_was_left_out(minilm):
-    """From one token less than there is room for to one more; then in the shortcut for long texts."""
-    texts = ["word " * count for count in (0, 509, 510, 511)] + ["word " * 510 + " " * 9_000, "word " * 3_000]
+    """From one token less than there is room for to one more; then in texts that the thread takes."""
+    texts = ["word " * count for count in (0, 509, 510, 511)] + ["word " * 510 + " " * 70_000, "word " * 15_000]
     assert minilm.truncated(texts) == [False, False, False, True, False, True]
     assert minilm.too_long(texts) == minilm.truncated(texts)
 
 
-@pytest.mark.parametrize("name", MEBIBYTES)
+@pytest.mark.parametrize("name", LONGEST_TEXTS)
 @pytest.mark.parametrize("served", ["minilm", "roberta", "xlm-roberta"], indirect=True)
-def test_a_mebibyte_gets_hugging_faces_ids(served, name):
-    text = MEBIBYTES[name]
-    assert len(text.encode()) <= 1 << 20
+def test_the_longest_texts_get_hugging_faces_ids(served, name):
+    text = LONGEST_TEXTS[name]
+    assert len(text.encode()) <= LONGEST
     assert served.ids([text, "a neighbour"]) == served.expected([text, "a neighbour"])
+
+
+def split_by(pattern: str):
+    def change(tokenizer: PreTrainedTokenizerBase) -> None:
+        backend = tokenizer.backend_tokenizer
+        split = pre_tokenizers.Split(Regex(pattern), "isolated")
+        backend.pre_tokenizer = pre_tokenizers.Sequence([split, backend.pre_tokenizer])
+
+    return change
+
+
+def adding(*contents: str, **options: bool):
+    return lambda tokenizer: tokenizer.add_tokens([AddedToken(content, **options) for content in contents])
+
+
+# What makes the tokens at one place of a text depend on another place.
+FAR_SIGHTED = {
+    "a word and what follows it": split_by(r"\w+(?= the)"),
+    "letters before an x": split_by("[a-z]+(?=[a-z ]*x)"),
+    "an added token of whole words": adding("new york", "york the", single_word=True),
+    "a normalized one with a no-break space": adding("new\u00a0york", normalized=True),
+    "one that takes the blanks around it": adding("york", lstrip=True, rstrip=True),
+}
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "modernbert"])
+@pytest.mark.parametrize("name", FAR_SIGHTED)
+def test_a_long_text_is_tokenized_as_a_whole(serve, kind, name):
+    """Its tokens lie around 8 KiB, where a text was once cut for speed."""
+    tokenizer = make_tokenizer(kind, 128)
+    FAR_SIGHTED[name](tokenizer)
+    served = serve(tokenizer, max_length=12)
+    pieces = ["new\u00a0york the", " a new york", " market the", "b themarket", " x", "york 5"]
+    starts = [blanks * " " for blanks in range(8192 - 120, 8192 - 30, 3)]
+    texts = [start + "".join(pieces[index % 6 :] + pieces * 3) for index, start in enumerate(starts)]
+    assert served.ids(texts) == served.expected(texts)
 
 
 @pytest.mark.parametrize("max_length", [3, 16, 512])
@@ -142,97 +189,12 @@ def test_truncation_on_the_left_is_kept(serve):
     assert served.ids(VARIED) == served.expected(VARIED)
 
 
-# What may stand around a cut: words, what looks like a word's end, and tokens that are found in the raw text.
-AROUND_A_CUT = [
-    " the", " market", "a", "b", " ", "  ", ".", ",", "-", "[", "]", "<", ">", "(", "中", "文", "，", "[MASK]",
-    "<mask>", "</s>", " <mask>", "[MASK", "MASK]", "new york", " New York", "Néw York", "wall-street", "!?", " tok en",
-    "\u0301", "\u200d", "\n", "ing", "1", "é", "##s", "'s", "\x00", "▁", "...", "--", "   ", "中文",
-]  # fmt: skip
-
-
-SHORTCUT_KINDS = ("bert", "roberta", "xlm-roberta", "deberta-v2", "albert", "modernbert")
-
-
-def with_small_beginnings(serve, kind: str, *, normalized: bool) -> Served:
-    """The shortcut for long texts at a hundredth of its size, where every cut is near the last token that counts."""
-    tokenizer = make_tokenizer(kind, 128)
-    contents = ["new york", "wall-street", "!?", "tok en"]
-    tokenizer.add_tokens([AddedToken(content, normalized=normalized) for content in contents])
-    served = serve(tokenizer, max_length=12)
-    served.module.BEGINNINGS = (48, 96)
-    return served
-
-
-@pytest.fixture(scope="session", params=SHORTCUT_KINDS)
-def small(request, serve):
-    served = with_small_beginnings(serve, request.param, normalized=False)
-    assert served.model.safe_cut, "the shortcut must be in use"
-    return served
-
-
-@settings(max_examples=200, deadline=None)
-@given(parts=st.lists(st.sampled_from(AROUND_A_CUT), min_size=20, max_size=60), size=st.integers(40, 70))
-def test_a_cut_changes_no_token_before_it(small, parts, size):
-    text = "".join(parts)
-    cut = small.model.last_safe_cut(text, size)
-    if cut is not None:
-        assert size // 2 <= cut < size
-        before, whole = small.hugging_face([text[:cut], text], add_special_tokens=False)["input_ids"]
-        assert whole[: len(before)] == before
-
-
-@settings(max_examples=100, deadline=None)
-@given(parts=st.lists(st.sampled_from(AROUND_A_CUT), min_size=20, max_size=120))
-def test_the_shortcut_for_long_texts_never_changes_an_answer(small, parts):
-    text = "".join(parts)
-    assert small.ids([text]) == small.expected([text])
-    assert small.truncated([text]) == small.too_long([text])
-
-
-@pytest.mark.parametrize("kind", SHORTCUT_KINDS)
-@pytest.mark.parametrize("normalized", [False, True])
-def test_an_added_token_is_found_wherever_a_cut_falls(serve, kind, normalized):
-    """A normalized one also through capitals and accents, where the text itself does not hold it."""
-    served = with_small_beginnings(serve, kind, normalized=normalized)
-    starts = [word * words for word in ("a ", "a   ", " the") for words in range(16)]
-    texts = [f"{start}{token}{' 5' * 60}" for start in starts for token in ("new york", "Néw York", "wall-street!?")]
-    assert served.ids(texts) == served.expected(texts)
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    parts=st.lists(st.sampled_from([*HEADLINES[:9], "字" * 90, "[MASK]", "<mask>", "!?" * 40, " ", "😀"]), min_size=2),
-    before_the_cut=st.integers(0, 60),
-)
-def test_the_shortcut_at_its_real_size_never_changes_an_answer(minilm, parts, before_the_cut):
-    head = ("".join(parts) * 8192)[: 8192 - before_the_cut]
-    text = f"{head}{''.join(parts)} and so on {'.' * 400}"
-    assert len(text) > minilm.module.BEGINNINGS[0]
-    assert minilm.ids([text]) == minilm.expected([text])
-
-
-@pytest.mark.parametrize("name", ["words", "han", "punctuation"])
-def test_of_a_long_text_only_a_beginning_is_tokenized(minilm, name, monkeypatch):
-    """Counted, not timed: without the shortcut a megabyte costs the neighbours a second."""
-    tokenized = []
-    tokenizer = minilm.model.tokenizer
-
-    class Counting:
-        def encode_batch_fast(self, texts):
-            tokenized.extend(map(len, texts))
-            return tokenizer.encode_batch_fast(texts)
-
-    monkeypatch.setattr(minilm.model, "tokenizer", Counting())
-    minilm.ids([MEBIBYTES[name]])
-    assert 0 < sum(tokenized) <= sum(minilm.module.BEGINNINGS)
-
-
 GOOD = ["Museum reopens after two years", "short"]
 BAD = {
     "an invalid byte": (b"caf\xe9 au lait", "row 0 is not UTF-8: byte 0xe9 at offset 3"),
     "a truncated character": ("a€".encode()[:-1], "row 0 is not UTF-8: byte 0xe2 at offset 1"),
     "an encoded surrogate": (b"ab\xed\xa0\x80", "row 0 is not UTF-8: byte 0xed at offset 2"),
-    "too long a text": (b"x" * ((1 << 20) + 1), "row 0 has 1048577 bytes; the limit is 1048576"),
+    "too long a text": (b"x" * (LONGEST + 1), "row 0 has 262145 bytes; the limit is 262144"),
 }
 
 
@@ -253,9 +215,9 @@ def test_a_bad_request_has_an_error_of_its_own_and_its_neighbours_have_answers(m
 
 
 def test_a_request_may_not_hold_more_bytes_than_the_limit(minilm):
-    mebibyte = MEBIBYTES["spaces"].encode()
-    over, within = minilm.execute([[mebibyte] * 4 + [b"x"], [b"x"]])
-    assert "4194305 bytes of TEXT; the limit is 4194304" in over.error.message()
+    longest = LONGEST_TEXTS["spaces"].encode()
+    over, within = minilm.execute([[longest] * 4 + [b"x"], [b"x"]])
+    assert "1048577 bytes of TEXT; the limit is 1048576" in over.error.message()
     assert within.error is None
 
 
@@ -275,3 +237,109 @@ def test_who_is_refused_gets_a_503_that_names_the_limit(minilm, monkeypatch):
         assert f"{LIMITS['max_pending_requests']} requests wait" in response.error.message()
         assert "max_pending_requests" in response.error.message()
         assert not response.outputs
+
+
+class Gate:
+    """An encoder that does not begin texts of `closed_for` characters or more until it is opened. begun: lengths."""
+
+    def __init__(self, encoder, closed_for: int):
+        self.encoder, self.closed_for = encoder, closed_for
+        self.opened, self.begun = threading.Event(), []
+
+    def encode(self, texts: list[str]):
+        if max(map(len, texts), default=0) >= self.closed_for:
+            assert self.opened.wait(60)
+        self.begun.append(sum(map(len, texts)))
+        return self.encoder.encode(texts)
+
+
+@pytest.fixture
+def gate(serve, monkeypatch):
+    """(served, gate): a model of its own whose long texts wait for gate.opened."""
+    served = serve(hugging_face_tokenizer("minilm"), max_length=128)
+    gate = Gate(served.model.encoder, closed_for=30_000)
+    monkeypatch.setattr(served.model, "encoder", gate)
+    monkeypatch.setattr(served.model.long_texts, "encode", gate.encode)
+    yield served, gate
+    gate.opened.set()
+
+
+LONG = HEADLINES[0] + " " * 100_000
+
+
+def test_short_requests_are_answered_while_long_ones_are_tokenized(gate):
+    served, gate = gate
+    long, short = served.request(LONG.encode(), GOOD[0].encode()), served.request(GOOD[1].encode())
+    assert served.model.execute([long, short]) is None
+    [neighbour] = served.model.execute([served.request(GOOD[0].encode())])
+    assert (len(long.sent), len(short.sent)) == (0, 1)
+    for response, text in ((short.sent[0], GOOD[1]), (neighbour, GOOD[0])):
+        [expected] = served.expected([text])
+        assert response.outputs["INPUT_IDS"][0, : len(expected)].tolist() == expected
+    gate.opened.set()
+    wait_for(lambda: long.sent, 60, "the long request got no answer")
+    outputs = long.sent[0].outputs
+    expected = served.expected([LONG, GOOD[0]])
+    assert outputs["INPUT_IDS"].shape == outputs["ATTENTION_MASK"].shape == (2, served.max_length)
+    for row, mask, ids in zip(outputs["INPUT_IDS"], outputs["ATTENTION_MASK"], expected, strict=True):
+        assert row[mask == 1].tolist() == ids
+
+
+def test_no_execution_tokenizes_more_than_a_little(gate):
+    """Many texts that are not long make a long batch, too; nobody is answered twice or left out."""
+    served, gate = gate
+    gate.opened.set()
+    requests = [[b"word " * 1000] * rows for rows in (1, 12, 2, 3, 40)]
+    responses = served.execute(requests)
+    assert [len(response.outputs["INPUT_IDS"]) for response in responses] == [1, 12, 2, 3, 40]
+    at_once, *one_by_one = gate.begun
+    assert at_once == 6 * 5000
+    assert one_by_one == [5000] * 52
+
+
+def test_among_long_requests_the_one_due_first_goes_first(gate):
+    served, gate = gate
+    first, large, small = (
+        served.request(*[(letter * 70_000).encode()] * rows) for letter, rows in zip("abc", (1, 12, 2))
+    )
+    for request in (first, large, small):
+        assert served.model.execute([request]) is None
+    order = []
+    for name, request in (("first", first), ("large", large), ("small", small)):
+        request.send = lambda response, flags, name=name: order.append(name)
+    gate.opened.set()
+    wait_for(lambda: len(order) == 3, 60, "a request got no answer")
+    assert order == ["first", "small", "large"]
+
+
+def test_so_many_bytes_of_long_texts_may_wait_and_no_more(gate):
+    served, _ = gate
+    longest = b" " * LONGEST
+    waiting = [served.request(*[longest] * 4) for _ in range(3)]
+    for request in waiting[:2]:  # as many bytes as may wait
+        assert served.model.execute([request]) is None
+    assert served.model.execute(waiting[2:]) is None
+    [refused] = waiting[2].sent
+    assert refused.error.code() == fake_triton.TritonError.UNAVAILABLE
+    assert f"overload: {8 * LONGEST} bytes of long texts wait already, this request has {4 * LONGEST} more" in (
+        refused.error.message()
+    )
+    assert "max_waiting_bytes" in refused.error.message()
+    assert not waiting[0].sent
+    assert not waiting[1].sent
+
+
+def test_a_long_request_that_fails_is_answered_and_the_next_one_too(serve, monkeypatch):
+    served = serve(hugging_face_tokenizer("minilm"), max_length=16)
+    encode = served.model.encoder.encode
+
+    def fail_on_x(texts: list[str]):
+        if texts[0].startswith("x"):
+            raise MemoryError("no room")
+        return encode(texts)
+
+    monkeypatch.setattr(served.model.long_texts, "encode", fail_on_x)
+    bad, good = served.execute([[b"x" * 100_000], [LONG.encode()]])
+    assert bad.error.code() == fake_triton.TritonError.INTERNAL
+    assert "no room" in bad.error.message()
+    assert good.error is None

@@ -38,6 +38,10 @@ class TritonError:
 
 class Logger:
     @staticmethod
+    def log_error(message: str) -> None:
+        print(message, file=sys.stderr)
+
+    @staticmethod
     def log_warn(message: str) -> None:
         print(message, file=sys.stderr)
 

@@ -88,16 +88,17 @@ PAIRS = [
     (of_length(3_000, 1), of_length(3_000, 2)),
 ]
 
-MIB = 1 << 20
-# One text of 1 MiB, the most that is served, of every kind that a tokenizer handles in a way of its own.
-MEBIBYTES: dict[str, str] = {
-    "words": ("quarterly results beat forecasts " * MIB)[:MIB],
-    "one giant word": "antidisestablishmentarianism" * (MIB // 28),
-    "han": "".join(chr(0x4E00 + index % 400) for index in range(MIB // 3)),
-    "punctuation": ("!?.,;:-" * MIB)[:MIB],
-    "spaces": " " * (MIB - 1) + "x",
-    "emoji": "\U0001f600\U0001f680" * (MIB // 8),
-    "a mix": of_length(MIB // 3),
+LONGEST = 1 << 18
+# One text of the most bytes that are served, of every kind that a tokenizer handles in a way of its own.
+LONGEST_TEXTS: dict[str, str] = {
+    "words": ("quarterly results beat forecasts " * LONGEST)[:LONGEST],
+    "one giant word": "antidisestablishmentarianism" * (LONGEST // 28),
+    "han": "".join(chr(0x4E00 + index % 400) for index in range(LONGEST // 3)),
+    "punctuation": ("!?.,;:-" * LONGEST)[:LONGEST],
+    "spaces": " " * (LONGEST - 1) + "x",
+    "emoji": "\U0001f600\U0001f680" * (LONGEST // 8),
+    "combining marks": "a\u0300\u0316" * (LONGEST // 5),
+    "a mix": of_length(LONGEST // 3),
 }
 
 # Pieces that meet a boundary of tokenization; hypothesis joins them in any order.
