@@ -12,26 +12,34 @@ from build_scripts.benchmarks.overload import FLOODING, overload, percentile
 from build_scripts.benchmarks.subprocesses import free_ports
 from build_scripts.serving.client import classify
 from build_scripts.settings import SOURCE_REPOSITORY, ServingError
-from tests.support.servers import running
+from tests.support.servers import running, wait_for
 from tests.support.texts import HEADLINES
 
 
 class Metrics:
-    """Triton's metrics, with as many waiting requests as a test says."""
+    """Triton's metrics, with as many waiting requests as a test says, or whatever `page` says."""
 
     def __init__(self):
         self.waiting = {"classifier": 0, "classifier_0123abcd": 0, "tokenizer": 9000, "text_classifier": 9000}
+        self.more = ""
+        self.status = 200
         self.readings = 0
+        self.answering = threading.Event()
+        self.answering.set()
         metrics = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
                 metrics.readings += 1
-                self.send_response(200)
+                metrics.answering.wait(60)
+                self.send_response(metrics.status)
                 self.end_headers()
-                for model, count in metrics.waiting.items():
-                    gauge = f'nv_inference_pending_request_count{{model="{model}",version="1"}} {count}\n'
-                    self.wfile.write(gauge.encode())
+                gauges = [
+                    f'nv_inference_pending_request_count{{model="{model}",version="1"}} {count}'
+                    for model, count in metrics.waiting.items()
+                ]
+                with contextlib.suppress(ConnectionError):  # whoever asked may have given up
+                    self.wfile.write("\n".join([*gauges, metrics.more, ""]).encode())
 
             def log_message(self, *_):
                 pass
@@ -43,10 +51,11 @@ class Metrics:
 @pytest.fixture
 def metrics():
     metrics = Metrics()
-    thread = threading.Thread(target=metrics.server.serve_forever)
+    thread = threading.Thread(target=metrics.server.serve_forever, args=(0.02,))
     thread.start()
     with contextlib.closing(metrics.server.socket):
         yield metrics
+        metrics.answering.set()
         metrics.server.shutdown()
         thread.join()
 
@@ -61,6 +70,13 @@ def admission():
     return module
 
 
+@pytest.fixture
+def patient(admission, monkeypatch):
+    """However busy the machine, a reading is waited for, so that each call knows what the metrics say."""
+    monkeypatch.setattr(admission, "PATIENCE_S", 60.0)
+
+
+@pytest.mark.usefixtures("patient")
 def test_so_many_are_admitted_as_the_gauge_leaves_room_for(admission, metrics, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -75,25 +91,109 @@ def test_so_many_are_admitted_as_the_gauge_leaves_room_for(admission, metrics, m
     assert gate.admit(50) == 50
 
 
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize(
+    "held",
+    [
+        'text_classifier_held_requests{instance="classifier_0",model="classifier"} 40\n'
+        'text_classifier_held_requests{instance="classifier_1",model="classifier"} 57\n',
+        "text_classifier_held_requests 97.0\n",
+    ],
+)
+def test_requests_that_a_backend_holds_wait_too(admission, metrics, held):
+    metrics.waiting["classifier"], metrics.more = 1, f"# TYPE text_classifier_held_requests gauge\n{held}"
+    assert admission.Admission(100, metrics.address, warn=pytest.fail).admit(5) == 2
+
+
+@pytest.mark.usefixtures("patient")
 def test_a_queue_over_the_limit_admits_nobody(admission, metrics):
     metrics.waiting["classifier"] = 101
     assert admission.Admission(100, metrics.address, warn=pytest.fail).admit(1) == 0
 
 
+@pytest.mark.usefixtures("patient")
 def test_the_gauge_is_read_once_in_as_many_requests_as_the_limit(admission, metrics):
     gate = admission.Admission(100, metrics.address, warn=pytest.fail)
     assert [gate.admit(10) for _ in range(10)] == [10] * 10
     assert metrics.readings == 1
 
 
-def test_without_metrics_nobody_is_refused_and_that_is_said_once(admission):
+def another_service(metrics: Metrics) -> None:
+    metrics.waiting, metrics.more = {}, "<html>welcome</html>"
+
+
+def only_the_tokenizer(metrics: Metrics) -> None:
+    del metrics.waiting["classifier"], metrics.waiting["classifier_0123abcd"]
+
+
+UNREADABLE = {
+    "not found": (lambda metrics: setattr(metrics, "status", 404), "status 404"),
+    "an error that shows the gauge": (lambda metrics: setattr(metrics, "status", 500), "status 500"),
+    "another service": (another_service, "no gauge nv_inference_pending_request_count"),
+    "a Triton without the gauge": (only_the_tokenizer, "no gauge nv_inference_pending_request_count"),
+    "nobody there": (lambda metrics: setattr(metrics, "address", f"127.0.0.1:{free_ports(1)[0]}"), "refused"),
+}
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_without_the_gauge_nobody_is_refused_and_that_is_said_once(admission, metrics, what):
+    spoil, reason = UNREADABLE[what]
+    spoil(metrics)
     warnings = []
-    gate = admission.Admission(3, f"127.0.0.1:{free_ports(1)[0]}", warnings.append)
+    gate = admission.Admission(3, metrics.address, warnings.append)
     for _ in range(4):
         assert gate.admit(1000) == 1000
         gate.next_reading = 0.0
-    assert len(warnings) == 1
-    assert "metrics cannot be read" in warnings[0]
+    [warning] = warnings
+    assert "no request is refused for overload" in warning
+    assert metrics.address in warning
+    assert reason in warning
+
+
+@pytest.mark.usefixtures("patient")
+def test_once_the_gauge_can_be_read_it_counts_and_its_next_loss_is_said_again(admission, metrics):
+    warnings = []
+    gate = admission.Admission(100, metrics.address, warnings.append)
+    for status, admitted in ((404, 200), (404, 200), (200, 100), (404, 200), (404, 200)):
+        metrics.status, gate.next_reading = status, 0.0
+        assert gate.admit(200) == admitted
+    assert len(warnings) == 2
+
+
+def test_metrics_that_hang_hold_nobody_up(admission, metrics, monkeypatch):
+    monkeypatch.setattr(admission, "TIMEOUT_S", 60.0)
+    metrics.answering.clear()
+    gate = admission.Admission(100, metrics.address, warn=pytest.fail)
+    assert [gate.admit(200) for _ in range(50)] == [200] * 50
+    assert not metrics.answering.is_set()
+    assert metrics.readings <= 1  # the first is still under way
+    metrics.answering.set()
+    wait_for(lambda: gate.reading is None, 60, "the reading never ended")
+    assert gate.admit(200) == 100
+
+
+def test_while_a_reading_is_under_way_the_room_of_the_last_one_counts_for_a_moment(admission, metrics, monkeypatch):
+    now = [10.0]
+    monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    metrics.waiting["classifier"] = 100
+    gate = admission.Admission(100, metrics.address, warn=pytest.fail)
+    gate.admit(1)
+    wait_for(lambda: gate.reading is None, 60, "the reading never ended")
+    metrics.answering.clear()
+    now[0] += admission.READ_EVERY_S
+    assert gate.admit(5) == 0
+    assert gate.reading is not None
+    now[0] += admission.OLD_S
+    assert gate.admit(5) == 5
+
+
+def test_an_answer_without_end_is_given_up(admission, monkeypatch):
+    now = iter(range(1000))
+    monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    endless = SimpleNamespace(read1=lambda size: b"data: 1\n")
+    with pytest.raises(TimeoutError, match="goes on for over 3 s"):
+        admission.read_within(3.0, endless)
 
 
 @pytest.mark.server

@@ -163,7 +163,7 @@ def test_requests_of_many_texts_stay_within_the_servers_limits(texts):
     batches = list(client.batches(texts))
     assert [text for batch in batches for text in batch] == texts
     assert all(1 <= len(batch) <= 64 for batch in batches)
-    assert all(sum(len(text.encode("utf-8", "surrogatepass")) for text in batch) <= 4 << 20 for batch in batches)
+    assert all(sum(len(text.encode("utf-8", "surrogatepass")) for text in batch) <= 1 << 20 for batch in batches)
 
 
 def test_classify_says_how_to_start_a_server_when_there_is_none():

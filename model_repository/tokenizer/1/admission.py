@@ -9,22 +9,30 @@ the limit is kept here, one step earlier, with the help of Triton's own gauge of
 import contextlib
 import http.client
 import re
+import threading
 import time
 
 # A release loads a second classifier for a moment; its name begins the same.
-WAITING = re.compile(r'^nv_inference_pending_request_count{.*model="classifier.*} (\d+)', re.MULTILINE)
+WAITING = re.compile(r'^nv_inference_pending_request_count{.*model="classifier.*} ([\d.e+]+)', re.MULTILINE)
+# A backend that takes requests out of Triton's queue and holds them back shows here how many; it need not exist.
+HELD = re.compile(r"^text_classifier_held_requests(?:{.*})? ([\d.e+]+)", re.MULTILINE)
 # The gauge costs 1 ms to read; at the limit, hardly any room comes free in this time.
 READ_EVERY_S = 0.01
+# A request waits so long for a reading. One that takes longer, as on a busy machine, is of use to those that follow.
+PATIENCE_S = 0.005
+# Until a reading is so old, the room that it left is believed while the next one is under way.
+OLD_S = 0.5
 # When the gauge cannot be read, it is tried again after this time. The first request may come before the metrics do.
 RETRY_AFTER_S = 1.0
 TIMEOUT_S = 1.0
 
 
 class Admission:
-    """Counts down the room that the gauge last showed, so that it is read once in `limit` requests.
+    """Reads the gauge, and again after so many requests as it then left room for. A thread reads, so that metrics which
+    hang hold nobody up.
 
     limit: requests that may wait. address: host:port of Triton's metrics. warn: called with a message when they cannot
-    be read.
+    be read, once until they can.
     """
 
     def __init__(self, limit, address, warn):
@@ -32,28 +40,70 @@ class Admission:
         self.address = address
         self.warn = warn
         self.room = 0
+        self.read_at = None  # when the gauge was last read; None if it could not be
         self.next_reading = 0.0
         self.failures = 0
+        self.lock = threading.Lock()
+        self.reading = None
 
     def admit(self, count):
         """How many of `count` requests may go on to the model; the others are to be refused."""
-        if self.room < count and time.monotonic() >= self.next_reading:
-            self.read()
-        if self.failures:
-            return count
-        admitted = min(count, self.room)
-        self.room -= admitted
-        return admitted
+        if self.room < count:
+            self.refresh()
+        with self.lock:
+            late = self.reading is not None and time.monotonic() - (self.read_at or 0.0) > OLD_S
+            if self.read_at is None or late:
+                return count
+            admitted = min(count, self.room)
+            self.room -= admitted
+            return admitted
+
+    def refresh(self):
+        """Have the gauge read, unless that was done just now; wait for it for a moment."""
+        with self.lock:
+            if self.reading is not None or time.monotonic() < self.next_reading:
+                return
+            self.reading = reading = threading.Thread(target=self.read, name="admission", daemon=True)
+        reading.start()
+        reading.join(PATIENCE_S)
 
     def read(self):
         """Set the room to what the gauge shows; without the gauge nobody is refused."""
         try:
-            with contextlib.closing(http.client.HTTPConnection(self.address, timeout=TIMEOUT_S)) as connection:
-                connection.request("GET", "/metrics")
-                waiting = sum(map(int, WAITING.findall(connection.getresponse().read().decode())))
-            self.failures, self.room, pause = 0, max(self.limit - waiting, 0), READ_EVERY_S
-        except (OSError, http.client.HTTPException) as problem:
-            self.failures, self.room, pause = self.failures + 1, 0, RETRY_AFTER_S
-            if self.failures == 2:
-                self.warn(f"no request is refused for overload: {self.address}/metrics cannot be read ({problem!r})")
-        self.next_reading = time.monotonic() + pause
+            waiting, problem = self.count_waiting(), None
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            waiting, problem = 0, error
+        now = time.monotonic()
+        with self.lock:
+            self.reading = None
+            if problem is None:
+                self.failures, self.room, self.read_at = 0, max(self.limit - waiting, 0), now
+                self.next_reading = now + READ_EVERY_S
+                return
+            self.failures, self.room, self.read_at = self.failures + 1, 0, None
+            self.next_reading = now + RETRY_AFTER_S
+        if self.failures == 2:
+            self.warn(f"no request is refused for overload: {self.address}/metrics cannot be read ({problem!r})")
+
+    def count_waiting(self):
+        """Requests that wait for a classifier. Raises OSError, HTTPException or ValueError if nothing says how many."""
+        with contextlib.closing(http.client.HTTPConnection(self.address, timeout=TIMEOUT_S)) as connection:
+            connection.request("GET", "/metrics")
+            with connection.getresponse() as response:  # closed even if it is not read
+                if response.status != 200:
+                    raise ValueError(f"status {response.status}")
+                text = read_within(TIMEOUT_S, response).decode("utf-8")
+        waiting = WAITING.findall(text)
+        if not waiting:
+            raise ValueError("no gauge nv_inference_pending_request_count of a classifier")
+        return sum(map(int, map(float, waiting + HELD.findall(text))))
+
+
+def read_within(seconds, response):
+    """The body. Raises TimeoutError if it does not end, as that of a service which streams, or comes drop by drop."""
+    body, end = b"", time.monotonic() + seconds
+    while part := response.read1(1 << 16):
+        body += part
+        if time.monotonic() > end:
+            raise TimeoutError(f"an answer that goes on for over {seconds:g} s")
+    return body
