@@ -163,7 +163,7 @@ FAR_SIGHTED = {
 }
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "modernbert"])
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
 @pytest.mark.parametrize("name", FAR_SIGHTED)
 def test_a_long_text_is_tokenized_as_a_whole(serve, kind, name):
     """Its tokens lie around 8 KiB, where a text was once cut for speed."""
@@ -171,8 +171,10 @@ def test_a_long_text_is_tokenized_as_a_whole(serve, kind, name):
     FAR_SIGHTED[name](tokenizer)
     served = serve(tokenizer, max_length=12)
     pieces = ["new\u00a0york the", " a new york", " market the", "b themarket", " x", "york 5"]
-    starts = [blanks * " " for blanks in range(8192 - 120, 8192 - 30, 3)]
-    texts = [start + "".join(pieces[index % 6 :] + pieces * 3) for index, start in enumerate(starts)]
+    texts = []
+    for turn, blanks in enumerate(range(8192 - 122, 8192 - 30, 4)):
+        texts.append(" " * blanks + "new york " * 40)
+        texts.append(" " * blanks + "".join(pieces[turn % 6 :] + pieces * 3))
     assert served.ids(texts) == served.expected(texts)
 
 
