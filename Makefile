@@ -8,7 +8,7 @@ RUN   = $(hint)$(VENV)/bin/python -m build_scripts
 # environments use for other things. (make itself drops blanks at the start of a value.)
 # To add one: its name here, and `variable("NAME", "help")` in build_scripts/__main__.py. A test compares the two.
 VARIABLES := MODEL MAX_LENGTH PRECISION CALIBRATION MODEL_REPOSITORY
-VARIABLES += HOST HTTP_PORT GRPC_PORT METRICS_PORT
+VARIABLES += HOST HTTP_PORT GRPC_PORT METRICS_PORT DRAIN LIVE
 VARIABLES += TEXT FILE
 VARIABLES += SECONDS_PER_LEVEL DURATION
 VARIABLES += OUTPUT
@@ -70,13 +70,13 @@ repo: install ## build the model repository: MODEL= MAX_LENGTH= PRECISION= CALIB
 package: install ## the live release without links, for a bucket, a volume or an image: OUTPUT= MODEL_REPOSITORY=
 	@$(RUN) package
 
-serve: install ## build if needed and run tritonserver: HOST= HTTP_PORT= GRPC_PORT= METRICS_PORT= and those of repo
+serve: install ## build if needed and run tritonserver: HOST= HTTP_PORT= GRPC_PORT= METRICS_PORT= DRAIN= and those of repo
 	@exec $(RUN) serve
 
 classify: install ## class id, label and probability of TEXT="…", or of every line of FILE=path (- for stdin): HOST= GRPC_PORT=
 	@$(RUN) classify
 
-health: install ## exit 0 only if a real inference answers: HOST= HTTP_PORT=
+health: install ## exit 0 only if a real inference answers; with LIVE=1, as long as the server lives: HOST= HTTP_PORT=
 	@$(RUN) health
 
 status: install ## what the running server serves, and what could be rolled back to: HTTP_PORT=

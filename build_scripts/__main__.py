@@ -42,6 +42,10 @@ Host = Annotated[str, variable("HOST", "Address to listen on.")]
 HttpPort = Annotated[int, variable("HTTP_PORT", "HTTP port.")]
 GrpcPort = Annotated[int, variable("GRPC_PORT", "gRPC port.")]
 MetricsPort = Annotated[int, variable("METRICS_PORT", "Metrics port.")]
+Drain = Annotated[
+    float, variable("DRAIN", "Seconds before a stop in which health says no already, and requests are answered.", min=0)
+]
+Live = Annotated[bool, variable("LIVE", "Exit 0 as long as the server lives: for a liveness probe.")]
 Seconds = Annotated[float, variable("SECONDS_PER_LEVEL", "Per level and service, or variant.", min=0.1)]
 
 DEFAULT = Address()
@@ -83,6 +87,7 @@ def serve(
     http_port: HttpPort = DEFAULT.http_port,
     grpc_port: GrpcPort = DEFAULT.grpc_port,
     metrics_port: MetricsPort = DEFAULT.metrics_port,
+    drain: Drain = 0.0,
 ) -> None:
     """Build if needed, then run and supervise a real tritonserver in the foreground."""
     from build_scripts.build.pipeline import build
@@ -104,7 +109,7 @@ def serve(
             from build_scripts.build.summary import print_build
 
             print_build(build(options))
-        raise typer.Exit(run(installation, options.repository, address, directory))
+        raise typer.Exit(run(installation, options.repository, address, directory, drain))
 
 
 @app.command(epilog="Example: python -m build_scripts package --output build/package")
@@ -162,13 +167,13 @@ def read_lines(file: str) -> Iterator[str]:
 
 
 @app.command(epilog="Example: python -m build_scripts health --http-port 9000")
-def health(host: Host = DEFAULT.host, http_port: HttpPort = DEFAULT.http_port) -> None:
-    """Exit 0 only if a real inference answers within 2 seconds."""
-    from build_scripts.serving.health import wait_until_well
+def health(host: Host = DEFAULT.host, http_port: HttpPort = DEFAULT.http_port, live: Live = False) -> None:
+    """Exit 0 only if a real inference answers within 2 seconds; 3 if the server lives but is overloaded or draining."""
+    from build_scripts.serving.health import report
 
-    found = wait_until_well(Address(host, http_port).http_url, 2.0)
-    print(f"{'well' if found.well else 'not well'}: {found.reason}")
-    raise typer.Exit(0 if found.well else 1)
+    code, line = report(Address(host, http_port).http_url, 2.0, live=live)
+    print(line)
+    raise typer.Exit(code)
 
 
 @app.command(epilog="Example: python -m build_scripts perf --seconds 3")

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from build_scripts import machine
-from build_scripts.serving.triton import tuning
+from build_scripts.serving.environment import tuning
 
 
 def layout(tmp_path, own: str, files: dict[str, str]):

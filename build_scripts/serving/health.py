@@ -1,9 +1,10 @@
 """Tell whether a server answers, by asking it something: the only test that a Triton ensemble cannot fake.
 
     python -m build_scripts.serving.health --url http://127.0.0.1:8000 --timeout 2
+    python -m build_scripts.serving.health --live
 
 Triton's own readiness endpoints go on saying 200 after a model's process was killed. This module needs nothing but the
-standard library, so that it can be the probe of a container.
+standard library, so that it can be the probe of a container: a readiness probe as it is, a liveness probe with --live.
 """
 
 from __future__ import annotations
@@ -11,15 +12,22 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import socket
 import sys
 import time
 import urllib.error
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from build_scripts.serving.local_http import open_url
-from build_scripts.settings import ENSEMBLE, Address
+from build_scripts.serving.run_state import RunState, read_state, since_beat
+from build_scripts.settings import ENSEMBLE, Address, ServingError
 
 PROBE_TEXT = "health"
+# Exit codes. UNREADY: it lives, and is not to be sent requests now. (2 is that of a wrong command line.)
+WELL, UNWELL, UNREADY = 0, 1, 3
+# A supervisor gives a sign of life many times a second; while it stops a server, none for EXIT_TIMEOUT_S and a little.
+BEAT_LIMIT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -47,13 +55,43 @@ def probe(url: str, timeout_s: float) -> Health:
 
 
 def wait_until_well(url: str, timeout_s: float) -> Health:
-    """Probe until an inference answers or the time is over; returns the last finding."""
-    deadline = time.monotonic() + timeout_s
+    """Probe until an inference answers or the time is over; returns the last finding, or a refusal if there was one."""
+    deadline, refusal = time.monotonic() + timeout_s, None
     while True:
         health = probe(url, max(0.1, deadline - time.monotonic()))
+        refusal = health if health.overloaded else refusal
         if health.well or time.monotonic() >= deadline:
-            return health
+            return health if health.well else refusal or health
         time.sleep(0.05)
+
+
+def report(url: str, timeout_s: float, *, live: bool) -> tuple[int, str]:
+    """The exit code and the line that a probe gives.
+
+    live: WELL, not UNREADY, for a server that lives. One whose supervisor is at work does, even while it loads or is
+    started again: who kills them both then only makes it take longer.
+    """
+    state, silence_s = _supervised(url)
+    if live and state and silence_s < BEAT_LIMIT_S:
+        return WELL, f"alive: its supervisor, process {state.pid}, is at work"
+    if not live and state and state.draining:
+        return UNREADY, "draining: it is about to stop, and still answers"
+    found = wait_until_well(url, timeout_s)
+    if found.overloaded:
+        return (WELL if live else UNREADY), f"overloaded: {found.reason}"
+    return (WELL, f"well: {found.reason}") if found.well else (UNWELL, f"not well: {found.reason}")
+
+
+def _supervised(url: str) -> tuple[RunState | None, float]:
+    """The state of the server at a URL, if `make serve` runs it from this project; seconds since its sign of life."""
+    there = urlsplit(url)
+    host, port = there.hostname or "", there.port or 80
+    try:
+        state = read_state(port)
+        same = socket.gethostbyname(host) == urlsplit(state.http_url).hostname
+    except (ServingError, OSError, UnicodeError):
+        return None, 0.0
+    return (state if same else None), since_beat(port)
 
 
 def _message(error: urllib.error.HTTPError) -> str:
@@ -65,13 +103,18 @@ def _message(error: urllib.error.HTTPError) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Exit 0 only if a real inference answers.")
+    parser = argparse.ArgumentParser(
+        description=f"Exit {WELL} if a real inference answers, {UNREADY} if the server lives but is not to be sent "
+        f"requests (overloaded, draining), {UNWELL} otherwise.",
+        epilog="Example: python -m build_scripts.serving.health --url http://127.0.0.1:9000 --live",
+    )
     parser.add_argument("--url", default=Address().http_url)
     parser.add_argument("--timeout", type=float, default=2.0, help="seconds (default: 2)")
+    parser.add_argument("--live", action="store_true", help=f"exit {WELL} as long as it lives, for a liveness probe")
     arguments = parser.parse_args()
-    health = wait_until_well(arguments.url, arguments.timeout)
-    print(f"{'well' if health.well else 'not well'}: {health.reason}")
-    return 0 if health.well else 1
+    code, line = report(arguments.url, arguments.timeout, live=arguments.live)
+    print(line)
+    return code
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from build_scripts.serving import health
 from build_scripts.serving.listening import check_ports, listens
 from build_scripts.serving.local_http import open_url
 from build_scripts.serving.monitor import broken_process, last_error
-from build_scripts.serving.run_state import RunState, write_state
+from build_scripts.serving.run_state import RunState, beat, write_state
 from build_scripts.serving.triton import LOAD_LIMIT_S, Installation, TritonProcess, launch
 from build_scripts.serving.watch import Watch, interruptible
 from build_scripts.settings import ENSEMBLE, Address, ServingError
@@ -40,10 +40,11 @@ MAX_FAILURES, MAX_FAILED_STARTS = 12, 4
 READY = "ready: a real inference answered on "
 
 
-def serve(installation: Installation, repository: Path, address: Address, directory: Path) -> int:
+def serve(installation: Installation, repository: Path, address: Address, directory: Path, drain_s: float) -> int:
     """Run until SIGTERM or SIGINT; returns the exit code. Raises ServingError if the server cannot be kept alive.
 
-    directory: the run directory, which the caller holds.
+    directory: the run directory, which the caller holds. drain_s: for how long health says no, and requests are still
+    answered, before it stops.
     """
     check_ports(address)
     os.umask(0o077)  # texts may be in the log, and the key is in the state
@@ -52,7 +53,8 @@ def serve(installation: Installation, repository: Path, address: Address, direct
         signal.signal(number, lambda *_: stop.set())
     staging = directory / "staging"
     staging.mkdir(exist_ok=True)
-    return Supervisor(installation, repository, staging, address, directory / "tritonserver.log", stop).run()
+    log = directory / "tritonserver.log"
+    return Supervisor(installation, repository, staging, address, log, stop, drain_s).run()
 
 
 class Supervisor:
@@ -66,6 +68,7 @@ class Supervisor:
         address: Address,
         log: Path,
         stop: threading.Event,
+        drain_s: float = 0.0,
     ):
         self.installation = installation
         self.repository = repository
@@ -73,6 +76,8 @@ class Supervisor:
         self.address = address
         self.log = log
         self.stop = stop
+        self.drain_s = drain_s
+        self.draining = False
         self.control_key = secrets.token_hex(16)
         self.failures = self.failed_starts = 0
 
@@ -86,7 +91,15 @@ class Supervisor:
             log=str(self.log),
             release=require_release(self.repository)["release"],
             control_key=self.control_key,
+            draining=self.draining,
         )
+
+    def note_state(self) -> None:
+        """Tell other commands about the server. It is kept running all the same when the disk is full."""
+        try:
+            write_state(self.address.http_port, self.state())
+        except OSError as error:
+            say(f"its state cannot be written, so that other commands do not see it as it is now: {error}")
 
     def run(self) -> int:
         """Start, watch, restart; returns 0 after a clean stop."""
@@ -101,7 +114,9 @@ class Supervisor:
                         threading.Thread(target=self.announce, daemon=True).start()
                     else:
                         say(f"answering again, {time.monotonic() - failed_at:.1f} s after the restart began")
-                    failure = Watch(server, self.address.http_url, self.stop).run()
+                    failure = Watch(server, self.address, self.stop).run()
+                    if failure is None:
+                        self.drain(server)
                 if failure is None or self.stop.is_set():
                     say("stopping: requests in flight are answered first")
                     server.terminate()
@@ -111,8 +126,19 @@ class Supervisor:
                     raise ServingError(failure)
                 first = False
                 delay = self.back_off(failure, ready_at)
+            beat(self.address.http_port)
             self.stop.wait(delay)
         return 0  # stopped while no server ran
+
+    def drain(self, server: TritonProcess) -> None:
+        """Be seen to stop before stopping, so that whoever distributes requests sends no more; a failure ends it."""
+        if self.drain_s:
+            self.draining = True
+            self.note_state()
+            say(f"draining for {self.drain_s:g} s: health says so, requests are answered; stop again to end it at once")
+            self.stop.clear()
+            Watch(server, self.address, self.stop).run(self.drain_s)
+            self.stop.set()
 
     @contextlib.contextmanager
     def started(self):
@@ -129,7 +155,7 @@ class Supervisor:
         lock = (self.staging if is_package(self.repository) else self.repository) / SWITCH_LOCK
         with lock.open("a") as self.reading:
             fcntl.flock(self.reading, fcntl.LOCK_SH)
-            write_state(self.address.http_port, self.state())
+            self.note_state()
             server = launch(self.installation, repositories, self.address, self.control_key, self.log)
             try:
                 yield server
@@ -140,6 +166,7 @@ class Supervisor:
         """None once a real inference answered; else why that will not happen."""
         deadline = time.monotonic() + LOAD_LIMIT_S
         while not self.stop.wait(0.1):
+            beat(self.address.http_port)
             server.hide_shared_memory()
             if server.poll() is not None:
                 return f"could not start: tritonserver ended with code {server.poll()}: {last_error(self.log)}"
@@ -159,7 +186,8 @@ class Supervisor:
     def announce(self) -> None:
         """Warm up, then say that all is ready; in the background, because the server is to be watched meanwhile."""
         warm_up(self.address.http_url)
-        if health.wait_until_well(self.address.http_url, LOAD_LIMIT_S).well and not self.stop.is_set():
+        well = health.wait_until_well(self.address.http_url, LOAD_LIMIT_S).well
+        if well and not (self.stop.is_set() or self.draining):
             print(start_message(self.installation, self.repository, self.address), flush=True)
 
     def back_off(self, failure: str, ready_at: float | None) -> float:

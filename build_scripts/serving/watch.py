@@ -1,6 +1,6 @@
 """Tell whether a running tritonserver still does its work, by real inferences and by what its processes do meanwhile.
 
-    failure = Watch(server, url, stop).run()
+    failure = Watch(server, address, stop).run()
 
 What follows from a failure is `supervisor`'s job.
 """
@@ -15,8 +15,9 @@ from typing import Any
 
 from build_scripts.serving import health
 from build_scripts.serving.monitor import CpuSeconds, broken_process, cpu_seconds, success_count
+from build_scripts.serving.run_state import beat
 from build_scripts.serving.triton import TritonProcess
-from build_scripts.settings import CLASSIFIER
+from build_scripts.settings import CLASSIFIER, Address
 
 # A killed process fails the next probe at once; a hung one costs PROBE_TIMEOUT_S. Both are noticed within 2 s.
 PROBE_EVERY_S, PROBE_TIMEOUT_S = 0.4, 1.0
@@ -31,9 +32,10 @@ IDLE_SHARE = 0.05
 class Watch:
     """Watches one server. All waiting ends early when `stop` is set."""
 
-    def __init__(self, server: TritonProcess, url: str, stop: threading.Event):
+    def __init__(self, server: TritonProcess, address: Address, stop: threading.Event):
         self.server = server
-        self.url = url
+        self.address = address
+        self.url = address.http_url
         self.stop = stop
         self.successes = -1
         self.last_success = time.monotonic()
@@ -43,6 +45,7 @@ class Watch:
         deadline = time.monotonic() + limit_s
         self.successes, self.last_success = success_count(self.url), time.monotonic()
         while not self.stop.wait(PROBE_EVERY_S) and time.monotonic() < deadline:
+            beat(self.address.http_port)
             if failure := self.look():
                 return failure
         return None

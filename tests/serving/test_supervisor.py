@@ -1,18 +1,22 @@
 """How the supervisor starts servers again, and what it does when it is asked to stop."""
 
+import errno
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports
-from build_scripts.serving import run_state, supervisor
+from build_scripts.serving import health, run_state, supervisor
 from build_scripts.serving.supervisor import MAX_FAILURES, Supervisor
 from build_scripts.serving.triton import Installation, TritonProcess
 from build_scripts.settings import Address
 from tests.support.background import in_background
+from tests.support.fake_frontend import Frontend
 from tests.support.servers import wait_for
 
 ENDS_WITHIN_S = 6.0
@@ -21,11 +25,11 @@ INSTALLATION = Installation(Path("tritonserver"), "a stand-in")
 
 @pytest.fixture
 def supervisor_of(tmp_path) -> Callable[[int], Supervisor]:
-    """supervisor_of(http_port)"""
+    """supervisor_of(http_port, drain_s)"""
 
-    def make(http_port: int) -> Supervisor:
+    def make(http_port: int, drain_s: float = 0.0) -> Supervisor:
         address, log = Address(http_port=http_port), tmp_path / "tritonserver.log"
-        return Supervisor(INSTALLATION, tmp_path, tmp_path, address, log, threading.Event())
+        return Supervisor(INSTALLATION, tmp_path, tmp_path, address, log, threading.Event(), drain_s)
 
     return make
 
@@ -93,3 +97,55 @@ def test_another_servers_answer_is_not_ones_own(supervisor_of, frontend, process
 def test_a_process_that_dies_ends_the_wait_for_an_answer(supervisor_of, process):
     server = process("sh", "-c", "sleep 0.1 & exec sleep 60")
     assert "was killed" in supervisor_of(free_ports(1)[0]).wait_until_ready(server)
+
+
+@pytest.fixture
+def draining(supervisor_of, frontend, launched) -> Iterator[tuple[Supervisor, Frontend, Future]]:
+    """A supervisor that was asked to stop, drains for a minute, and whose server answers meanwhile."""
+    front = frontend(200)
+    running = supervisor_of(front.server_port, 60.0)
+    with (
+        run_state.held(front.server_port),
+        in_background(running.run, stop=running.stop) as ending,
+    ):
+        wait_for(lambda: front.asked > 1, ENDS_WITHIN_S, "not watched")
+        running.stop.set()
+        wait_for(lambda: run_state.read_state(front.server_port).draining, ENDS_WITHIN_S, "not draining")
+        yield running, front, ending
+
+
+def test_a_drain_fails_readiness_while_requests_are_answered(draining):
+    _, front, ending = draining
+    url = f"http://127.0.0.1:{front.server_port}"
+    assert health.report(url, 1.0, live=False) == (health.UNREADY, "draining: it is about to stop, and still answers")
+    assert health.report(url, 1.0, live=True)[0] == health.WELL
+    assert health.probe(url, 1.0).well
+    assert not ending.done()
+
+
+def test_a_second_stop_ends_the_drain_well(draining, launched):
+    running, _, ending = draining
+    wait_for(lambda: not running.stop.is_set(), ENDS_WITHIN_S, "the first stop is still set")
+    running.stop.set()
+    assert ending.result(ENDS_WITHIN_S) == 0
+    assert [server.poll() is not None for server in launched] == [True]
+
+
+def test_a_drain_ends_by_itself(supervisor_of, frontend, launched):
+    front = frontend(200)
+    running, began = supervisor_of(front.server_port, 1.0), time.monotonic()
+    with run_state.held(front.server_port), in_background(running.run, stop=running.stop) as ending:
+        wait_for(lambda: front.asked > 1, ENDS_WITHIN_S, "not watched")
+        running.stop.set()
+        assert ending.result(ENDS_WITHIN_S) == 0
+    assert time.monotonic() - began > 1.0
+
+
+def test_a_full_disk_does_not_end_the_watch(supervisor_of, monkeypatch):
+    said = []
+    monkeypatch.setattr(supervisor, "say", said.append)
+    monkeypatch.setattr(supervisor, "require_release", lambda _: {"release": "0123456789ab"})
+    monkeypatch.setattr(supervisor, "write_state", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    supervisor_of(free_ports(1)[0]).note_state()
+    assert len(said) == 1
+    assert "No space left on device" in said[0]

@@ -13,6 +13,7 @@ from build_scripts.benchmarks.subprocesses import free_ports
 from build_scripts.serving import monitor, watch
 from build_scripts.serving.triton import TritonProcess
 from build_scripts.serving.watch import Watch
+from build_scripts.settings import Address
 from tests.support.background import in_background
 from tests.support.fake_frontend import Frontend
 from tests.support.servers import wait_for
@@ -59,7 +60,7 @@ def computing(with_stubs) -> TritonProcess:
 
 
 def watch_of(server: TritonProcess, port: int) -> Watch:
-    return Watch(server, f"http://127.0.0.1:{port}", threading.Event())
+    return Watch(server, Address(http_port=port), threading.Event())
 
 
 def failure(server: TritonProcess, port: int) -> str | None:

@@ -1,0 +1,84 @@
+"""What the health command says, to people, to readiness probes and to liveness probes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from build_scripts.benchmarks.subprocesses import free_ports
+from build_scripts.serving import health, run_state
+from build_scripts.serving.health import UNREADY, UNWELL, WELL, report
+from build_scripts.serving.run_state import RunState, held, write_state
+from build_scripts.settings import PROJECT
+
+LONG_AGO_S = 3600
+
+
+@pytest.fixture(autouse=True)
+def apart(monkeypatch, tmp_path):
+    monkeypatch.setattr(run_state, "BUILD", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("status", "ready", "live", "said"),
+    [
+        (200, WELL, WELL, "well: class id 3"),
+        (503, UNREADY, WELL, "overloaded: HTTP 503: overload: 128 requests wait"),
+        (500, UNWELL, UNWELL, "not well: HTTP 500: stub is not healthy"),
+        (None, UNWELL, UNWELL, "not well: timed out"),
+    ],
+)
+def test_readiness_and_liveness_of_a_server_that_nobody_supervises(frontend, status, ready, live, said):
+    url = f"http://127.0.0.1:{frontend(status).server_port}"
+    assert report(url, 0.3, live=False) == (ready, said)
+    assert report(url, 0.3, live=True) == (live, said)
+
+
+def test_a_server_that_is_gone_is_neither_ready_nor_alive():
+    url = f"http://127.0.0.1:{free_ports(1)[0]}"
+    assert [report(url, 0.3, live=live)[0] for live in (False, True)] == [UNWELL, UNWELL]
+
+
+def test_a_refusal_counts_even_if_the_last_probe_came_to_nothing(frontend):
+    url = f"http://127.0.0.1:{frontend(503, None).server_port}"
+    assert report(url, 0.5, live=False)[0] == UNREADY
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_server_lives_while_its_supervisor_is_at_work(frontend, host):
+    """It may load, or be started again: a container that is killed for that starts from nothing."""
+    port = frontend(None).server_port
+    url = f"http://{host}:{port}"
+    state = RunState(os.getpid(), f"http://127.0.0.1:{port}", "", "", "", "", "", "")
+    with held(port) as directory:
+        write_state(port, state)
+        assert report(url, 0.3, live=True)[0] == WELL
+        assert report(url, 0.3, live=False)[0] == UNWELL
+        # A supervisor that hangs gives no sign of life.
+        os.utime(directory / run_state.STATE_FILE, (time.time() - LONG_AGO_S,) * 2)
+        assert report(url, 0.3, live=True)[0] == UNWELL
+        run_state.beat(port)
+        assert report(url, 0.3, live=True)[0] == WELL
+    assert report(url, 0.3, live=True)[0] == UNWELL
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"])
+def test_no_proxy_comes_between(frontend, monkeypatch, name):
+    monkeypatch.setenv(name, f"http://127.0.0.1:{free_ports(1)[0]}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert health.probe(f"http://127.0.0.1:{frontend(200).server_port}", 1.0).well
+
+
+def test_the_command_exits_with_the_code(frontend):
+    url = f"http://127.0.0.1:{frontend(503).server_port}"
+    command = [sys.executable, "-S", "-m", "build_scripts.serving.health", "--url", url, "--timeout", "0.3"]
+    codes = [
+        subprocess.run([*command, *more], cwd=PROJECT, capture_output=True, timeout=20).returncode
+        for more in ([], ["--live"])
+    ]
+    assert codes == [UNREADY, WELL]
