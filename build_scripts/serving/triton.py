@@ -121,7 +121,7 @@ def prepare_backends(wheel: Path) -> Path:
         backends / "python" / "libtriton_python.so": (python / "libtriton_python.so").read_bytes(),
         backends / "python" / "triton_python_backend_stub": stub.read_bytes(),
         backends / "python" / utils: (python / utils).read_bytes(),
-        backends / "pytorch" / "model.py": (HERE / "pytorch_backend" / "model.py").read_bytes(),
+        **{backends / "pytorch" / file.name: file.read_bytes() for file in (HERE / "pytorch_backend").glob("*.py")},
     }
     for file, content in contents.items():
         if not (file.exists() and file.read_bytes() == content):

@@ -1,4 +1,5 @@
-"""Stand-ins for tritonserver, each gone when its test ends: its HTTP side, and its processes."""
+"""Stand-ins for tritonserver, each gone when its test ends: its HTTP side, and its processes; and our pytorch backend
+as the server would load it."""
 
 from __future__ import annotations
 
@@ -8,8 +9,13 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from google.protobuf import text_format
+from google.protobuf.json_format import MessageToDict
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build_scripts.serving.triton import TritonProcess
+from build_scripts.settings import CLASSIFIER, PROJECT, SOURCE_REPOSITORY
+from tests.support import fake_triton
 from tests.support.fake_frontend import Frontend
 
 
@@ -42,3 +48,24 @@ def process() -> Iterator[Callable[..., TritonProcess]]:
             return server
 
         yield start
+
+
+@pytest.fixture(scope="module")
+def load(subject, tmp_path_factory) -> Callable:
+    """load((old, new)): the backend with a tiny bert, after old became new in the classifier's config.pbtxt."""
+    module = fake_triton.load_module(PROJECT / "build_scripts" / "serving" / "pytorch_backend")
+    module.yield_to_others = lambda: None  # this process runs the tests too
+    directory = tmp_path_factory.mktemp("classifier")
+    (directory / "1").mkdir()
+    (directory / "1" / "model.pt").symlink_to(subject("bert").file())
+    committed = (SOURCE_REPOSITORY / CLASSIFIER / "config.pbtxt").read_text(encoding="utf-8")
+
+    def make(edit: tuple[str, str] = ("", ""), kind: str = "CPU"):
+        assert edit[0] in committed
+        config = text_format.Parse(committed.replace(*edit) if edit[0] else committed, ModelConfig())
+        # Unset fields included, as Triton's own JSON has them.
+        as_json = MessageToDict(config, preserving_proto_field_name=True, including_default_value_fields=True)
+        where = {"model_repository": str(directory), "model_version": "1", "model_instance_name": "classifier_0_0"}
+        return fake_triton.initialized(module, as_json, **where, model_instance_kind=kind, model_instance_device_id="0")
+
+    return make

@@ -24,7 +24,7 @@ class Tensor:
 
 
 class TritonError:
-    INTERNAL, INVALID_ARG, UNAVAILABLE = "INTERNAL", "INVALID_ARG", "UNAVAILABLE"
+    INTERNAL, INVALID_ARG, UNAVAILABLE, CANCELLED = "INTERNAL", "INVALID_ARG", "UNAVAILABLE", "CANCELLED"
 
     def __init__(self, message: str, code: str = INTERNAL):
         self.text, self.kind = message, code
@@ -46,6 +46,21 @@ class Logger:
         print(message, file=sys.stderr)
 
 
+class MetricFamily:
+    """Has one metric; values: all that it was set to."""
+
+    GAUGE = "GAUGE"
+
+    def __init__(self, name: str, description: str, kind: str):
+        self.values: list[float] = []
+
+    def Metric(self, labels: dict[str, str]) -> MetricFamily:
+        return self
+
+    def set(self, value: float) -> None:
+        self.values.append(value)
+
+
 class TritonModelException(Exception):
     pass
 
@@ -62,10 +77,13 @@ class Request:
     """Is its own response sender: what was sent lies in `sent`."""
 
     def __init__(self, **arrays: np.ndarray):
-        self.arrays, self.sent = arrays, []
+        self.arrays, self.sent, self.cancelled = arrays, [], False
 
     def get_response_sender(self) -> Request:
         return self
+
+    def is_cancelled(self) -> bool:
+        return self.cancelled
 
     def send(self, response: InferenceResponse, flags: int) -> None:
         assert flags == TRITONSERVER_RESPONSE_COMPLETE_FINAL

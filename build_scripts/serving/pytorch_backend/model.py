@@ -2,15 +2,18 @@
 
 NVIDIA's containers have a C++ backend for this; the embedded server has none, so Triton runs this file in its place (a
 "Python-based backend"). It honours what the C++ one honours for models like ours and refuses, at load, what it does
-not. Four things it adds: if the model exports `check_inputs`, a request with bad values gets a 400 of its own; after a
+not. Five things it adds: if the model exports `check_inputs`, a request with bad values gets a 400 of its own; after a
 batch of several requests it waits a moment for the next batch to fill; it keeps freed memory for a while; and on a CPU
-it lets those go first who take requests in and refuse them.
+it lets those go first who take requests in and refuse them, and computes what would take long in parts, between which
+short texts overtake (`schedule` says which, `worker` does it; a GPU is done with any batch soon).
 """
 
+import contextlib
 import ctypes
 import itertools
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -18,25 +21,12 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
-KNOWN_PARAMETERS = {
-    "INTRA_OP_THREAD_COUNT",
-    "INTER_OP_THREAD_COUNT",
-    "INFERENCE_MODE",
-    "DISABLE_OPTIMIZED_EXECUTION",
-    "release",  # says what is loaded; nothing depends on it
-}
-DTYPES = {
-    "TYPE_BOOL": torch.bool,
-    "TYPE_UINT8": torch.uint8,
-    "TYPE_INT8": torch.int8,
-    "TYPE_INT16": torch.int16,
-    "TYPE_INT32": torch.int32,
-    "TYPE_INT64": torch.int64,
-    "TYPE_FP16": torch.float16,
-    "TYPE_FP32": torch.float32,
-    "TYPE_FP64": torch.float64,
-}
-UNSUPPORTED_SETTINGS = ("sequence_batching", "model_operations")
+# First in line: what lies beside this file is meant, whatever the environment has installed.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from model_config import DTYPES, boolean, device_of, positional, read_parameters, set_threads
+from schedule import Entry, Schedule
+from worker import Gauge, Waiting, Worker
+
 # How long the next batch may fill, as a share of the time that this one took, and at most. Measured with 4 and 16
 # clients on 2 cores: batches of 3.9 and 15.8 instead of 2.0 and 8.0, 15 to 20 % and 1 to 13 % more requests/s.
 FILLING_SHARE, FILLING_LIMIT_S = 0.15, 0.004
@@ -75,33 +65,81 @@ class TritonPythonModel:
         path = Path(args["model_repository"]) / args["model_version"] / file
         self.model = torch.jit.load(str(path), map_location=self.device).eval()
         self.check_inputs = getattr(self.model, "check_inputs", None)
+        self.worker = None
+        if self.device.type == "cpu" and self.max_batch_size > 1:
+            gauge = Gauge(config["name"], args["model_instance_name"])
+            self.worker = Worker(Schedule(self.max_batch_size), gauge, self.compute, self.respond, self.pause)
         libc = ctypes.CDLL(None)  # glibc; tritonserver runs on nothing else
         for number, value in MALLOPT.values():
             libc.mallopt(number, value)
         self.trim_heap = libc.malloc_trim
         self.next_trim = time.monotonic() + TRIM_INTERVAL_S
 
-    def execute(self, requests):
-        """One response per request, in order.
+    def finalize(self):
+        if self.worker:
+            self.worker.finish()
 
-        Several are sent before this returns. Their clients' next requests then find this instance busy for a moment
-        longer and share a batch with those that wait already; otherwise two halves of the clients would take turns. A
-        client that is alone waits for nothing, nor does anybody when the batch was full. Memory is given back in such a
-        moment too.
+    def execute(self, requests):
+        """One response per request, in order; or None: then they are sent, before this returns or later.
+
+        What takes no longer than a part is computed here, unless something is computed already: a lone text does not
+        pay for a change of thread, and short texts fill their batch while the one before is computed.
         """
         began = time.monotonic()
-        trim = began >= self.next_trim
-        if len(requests) == 1 and not trim:
-            return self.answer(requests)
-        senders = [request.get_response_sender() for request in requests]
-        for sender, response in zip(senders, self.answer(requests)):
-            sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-        if trim:
+        worker = self.worker
+        costs = [self.costs_of(request) for request in requests] if worker else []
+        if worker and not worker.leaves_to_caller(costs):
+            self.hand_over(worker, requests, costs)
+            return None
+        if len(requests) == 1 and began < self.next_trim:
+            responses = self.answer(requests)
+        else:
+            senders = [request.get_response_sender() for request in requests]
+            for sender, response in zip(senders, self.answer(requests)):
+                sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            responses = None
+        if worker:
+            worker.schedule.measured(sum(map(sum, costs)), time.monotonic() - began)
+        if responses is None:
+            self.pause(time.monotonic() - began, len(requests))
+        return responses
+
+    def pause(self, seconds, answered):
+        """Leave the processor alone for a moment after a batch of several requests, which took so many seconds.
+
+        Their clients' next requests then share a batch with those that wait already; otherwise two halves of the
+        clients would take turns. A client that is alone waits for nothing, nor does anybody when the batch was full.
+        Memory is given back in such a moment too.
+        """
+        if time.monotonic() >= self.next_trim:
             self.trim_heap(0)
             self.next_trim = time.monotonic() + TRIM_INTERVAL_S
-        elif len(requests) < self.max_batch_size:
-            time.sleep(min(FILLING_SHARE * (time.monotonic() - began), FILLING_LIMIT_S))
-        return None
+        elif 1 < answered < self.max_batch_size:
+            time.sleep(min(FILLING_SHARE * seconds, FILLING_LIMIT_S))
+
+    def costs_of(self, request):
+        """Tokens of each row of a request: what its attention mask counts, and no fewer than the model does.
+
+        A model without such a mask computes the whole width.
+        """
+        mask = input_array(request, self.inputs[min(1, len(self.inputs) - 1)]["name"])
+        if len(self.inputs) == 1:
+            return [max(1, mask[0].size)] * len(mask)
+        if len(mask) == 1:
+            return [max(1, int(np.count_nonzero(mask)))]
+        return np.maximum(1, np.count_nonzero(mask.reshape(len(mask), -1), axis=1)).tolist()
+
+    def hand_over(self, worker, requests, costs):
+        """Let the worker answer the requests; those with bad values get their error now."""
+        columns = [[np.array(input_array(request, spec["name"])) for request in requests] for spec in self.inputs]
+        waiting = [Waiting(request, arrays) for request, arrays in zip(requests, zip(*columns))]
+        messages = self.complaints([join(column) for column in columns], self.rows_of(columns[0]))
+        for one, message in zip(waiting, messages):
+            if message:
+                one.send(refusal(message))
+        kind = [array.shape[1:] for array in waiting[0].columns]
+        good = zip(waiting, costs, messages)
+        worker.hand_over([Entry(one, cost, kind) for one, cost, message in good if not message])
 
     def answer(self, requests):
         """One response per request, in order; requests are joined into one batch, which is split again."""
@@ -116,26 +154,47 @@ class TritonPythonModel:
     def run(self, requests):
         columns = [[input_array(request, spec["name"]) for request in requests] for spec in self.inputs]
         rows = self.rows_of(columns[0])
-        tensors = [join(column).to(self.device) for column in columns]
+        columns = [join(column) for column in columns]
+        messages = self.complaints(columns, rows)
+        if any(messages):
+            return self.answer_the_rest(requests, messages)
+        arrays = self.compute(columns)
+        return [self.respond([array[span] for array in arrays]) for span in rows]
+
+    def compute(self, columns):
+        """columns: each input of the whole batch. Returns each output, a row for each of the batch."""
+        with self.modes():
+            outputs = self.model(*(torch.from_numpy(column).to(self.device) for column in columns))
+        outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
+        arrays = [to_be_sent(spec, output) for spec, output in zip(self.outputs, outputs, strict=True)]
+        rows = len(columns[0])
+        if self.max_batch_size and any(len(array) != rows for array in arrays):
+            raise ValueError(f"a batch of {rows} rows got outputs of {[len(array) for array in arrays]}")
+        return arrays
+
+    def complaints(self, columns, rows):
+        """What the model finds wrong with the inputs of each request, empty if nothing. rows: a slice a request."""
+        found = []
+        if self.check_inputs:
+            with self.modes():
+                found = self.check_inputs(*(torch.from_numpy(column).to(self.device) for column in columns))
+        return [next(filter(None, found[span]), "") for span in rows]
+
+    @contextlib.contextmanager
+    def modes(self):
+        """How the model is to be run. Each thread has to say so for itself."""
         with (
             torch.inference_mode(self.inference_mode),
             torch.no_grad(),  # after it: inference_mode(False) turns gradients on
             torch.jit.optimized_execution(self.optimized),
         ):
-            complaints = self.check_inputs(*tensors) if self.check_inputs else []
-            if complaints:
-                return self.answer_the_rest(requests, [next(filter(None, complaints[span]), "") for span in rows])
-            outputs = self.model(*tensors)
-        outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
-        arrays = [to_be_sent(spec, output) for spec, output in zip(self.outputs, outputs, strict=True)]
-        if self.max_batch_size and any(len(array) != rows[-1].stop for array in arrays):
-            raise ValueError(f"a batch of {rows[-1].stop} rows got outputs of {[len(array) for array in arrays]}")
-        return [
-            pb_utils.InferenceResponse(
-                [pb_utils.Tensor(spec["name"], array[span]) for spec, array in zip(self.outputs, arrays)]
-            )
-            for span in rows
-        ]
+            yield
+
+    def respond(self, arrays):
+        """arrays: the rows of one request, an array an output."""
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(spec["name"], array) for spec, array in zip(self.outputs, arrays)]
+        )
 
     def rows_of(self, arrays):
         """The rows of the joined batch that belong to each request, as slices."""
@@ -148,68 +207,12 @@ class TritonPythonModel:
         """messages: one per request, empty if it is good. Bad requests get a 400, the others their answer."""
         good = [request for request, message in zip(requests, messages) if not message]
         answers = iter(self.run(good) if good else [])
-        invalid = pb_utils.TritonError.INVALID_ARG
-        return [
-            pb_utils.InferenceResponse(error=pb_utils.TritonError(message, invalid)) if message else next(answers)
-            for message in messages
-        ]
-
-
-def read_parameters(config):
-    """Parameter name -> string. Raises what stops the load if a setting would otherwise be ignored."""
-    parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-    unknown = sorted(parameters.keys() - KNOWN_PARAMETERS)
-    unknown += [setting for setting in UNSUPPORTED_SETTINGS if config.get(setting)]
-    if unknown:
-        raise pb_utils.TritonModelException(
-            f"model '{config['name']}': the embedded pytorch backend does not support {', '.join(unknown)}; "
-            f"it knows the parameters {', '.join(sorted(KNOWN_PARAMETERS))}. Remove it, or use NVIDIA's container"
-        )
-    return parameters
-
-
-def boolean(parameters, name, *, default):
-    """A parameter as the C++ backend reads it."""
-    value = parameters.get(name, str(default)).lower()
-    if value not in ("true", "1", "false", "0"):
-        raise pb_utils.TritonModelException(f"{name} is {parameters[name]!r}; expected true or false")
-    return value in ("true", "1")
-
-
-def set_threads(parameters):
-    """Process-wide, as in the C++ backend; here every instance is a process of its own."""
-    setters = {"INTRA_OP_THREAD_COUNT": torch.set_num_threads, "INTER_OP_THREAD_COUNT": torch.set_num_interop_threads}
-    for name, set_number in setters.items():
-        if name in parameters:
-            if not parameters[name].isdecimal() or int(parameters[name]) == 0:
-                raise pb_utils.TritonModelException(f"{name} is {parameters[name]!r}; expected a number from 1 on")
-            set_number(int(parameters[name]))
+        return [refusal(message) if message else next(answers) for message in messages]
 
 
 def yield_to_others():
     """Lower the priority of this thread and of those that it starts. Whoever started us may have lowered it further."""
     os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
-
-
-def positional(specs, prefix):
-    """Inputs or outputs in the order of their numbers: INPUT__0, INPUT__1 …"""
-    by_name = {spec["name"]: spec for spec in specs}
-    names = [f"{prefix}__{index}" for index in range(len(specs))]
-    if by_name.keys() != set(names):
-        raise pb_utils.TritonModelException(f"expected tensors named {', '.join(names)}, found {', '.join(by_name)}")
-    for spec in specs:
-        if spec["data_type"] not in DTYPES:
-            raise pb_utils.TritonModelException(f"{spec['name']}: {spec['data_type']} is not supported")
-    return [by_name[name] for name in names]
-
-
-def device_of(kind, device_id):
-    """The torch device of an instance; no number is written into the model file, so this alone decides."""
-    if kind == "GPU":
-        return torch.device("cuda", int(device_id))
-    if kind == "CPU":
-        return torch.device("cpu")
-    raise pb_utils.TritonModelException(f"instance kind {kind} is not supported; use KIND_CPU or KIND_GPU")
 
 
 def input_array(request, name):
@@ -219,7 +222,12 @@ def input_array(request, name):
 
 def join(arrays):
     """One batch from the requests' arrays; a single request is not copied."""
-    return torch.from_numpy(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def refusal(message):
+    """What becomes HTTP 400 and gRPC INVALID_ARGUMENT."""
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
 
 
 def to_be_sent(spec, output):

@@ -1,0 +1,222 @@
+"""The backend's schedule: short requests overtake, everybody gets a share, and every row is computed once.
+
+Time is told to it, so these tests tell it: a part takes a millisecond and one more for every SPEED tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from build_scripts.serving.pytorch_backend import schedule as policy
+from build_scripts.serving.pytorch_backend.schedule import Entry, Part, Schedule
+
+SPEED, MAX_ROWS = 20.0, 64
+SHORT, LONG, BATCH = [10], [400], [400] * 64
+
+
+class Clock:
+    """Computes parts of a schedule, one after the other; `now` in seconds."""
+
+    def __init__(self, schedule: Schedule):
+        self.schedule, self.now = schedule, 100.0
+        self.schedule.rate = 1000 * SPEED
+
+    def add(self, name: object, tokens: list[int], kind: object = None) -> Entry:
+        entry = Entry(name, tokens, kind)
+        self.schedule.add(entry, self.now)
+        return entry
+
+    def step(self) -> Part:
+        part = self.schedule.take(self.now)
+        seconds = (1 + part.tokens / SPEED) / 1000
+        self.now += seconds
+        self.schedule.done(part, seconds)
+        return part
+
+    def until(self, ended: Callable[[], bool]) -> float:
+        began = self.now
+        while not ended():
+            self.step()
+        return self.now - began
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(Schedule(MAX_ROWS))
+
+
+def names(part: Part) -> list[object]:
+    return [entry.request for entry, _, _ in part.pieces]
+
+
+def is_done(entry: Entry) -> bool:
+    return entry.next == len(entry.tokens)
+
+
+@pytest.mark.parametrize("earlier", [[BATCH], [LONG] * 64, [BATCH, *[LONG] * 64, *[[300] * 8] * 8]])
+def test_a_short_text_waits_for_one_part_however_much_came_before(clock, earlier):
+    for tokens in earlier:
+        clock.add("earlier", tokens)
+    for _ in range(5):
+        clock.step()  # the part that it meets
+        clock.add("short", SHORT)
+        assert names(clock.step()) == ["short"]
+
+
+def test_a_single_long_text_does_not_wait_for_a_batch(clock):
+    clock.add("batch", BATCH)
+    clock.step()
+    clock.add("one", LONG)
+    assert names(clock.step())[0] == "one"
+
+
+def test_room_in_a_part_is_filled_from_other_lines_but_a_short_text_does_not_wait_for_much_more(clock):
+    limit = 1000 * SPEED * policy.SMALL_S
+    for name, tokens in {"short": SHORT, "small": [60, 10], "long": LONG}.items():
+        clock.add(name, tokens)
+    assert names(clock.step()) == ["short", "small"]  # 80 tokens; the long one would make it 480
+    clock.add("short", SHORT)
+    clock.schedule.had[0] = 1e9  # it is not its line's turn
+    part = clock.step()
+    assert names(part) == ["long"]
+    assert part.tokens + sum(SHORT) > limit
+    clock.add("not as long", [300])
+    assert names(clock.step()) == ["not as long", "short"]
+
+
+def endless(clock: Clock, tokens: list[int], many: int) -> Iterator[Entry]:
+    """So many requests of this size are always waiting."""
+    for number in itertools.count():
+        yield clock.add(f"endless {number}", tokens)
+        while sum(len(line) for line in clock.schedule.lines) > many:
+            yield clock.step()
+
+
+@pytest.mark.parametrize(("flood", "waiting"), [(SHORT, BATCH), (LONG, BATCH), (BATCH, LONG), (LONG, SHORT)])
+def test_no_flood_takes_more_than_half_of_the_time_from_another_size(clock, flood, waiting):
+    """The bound: twice the time that the request needs alone, a part of each, and what smaller ones may be ahead."""
+    alone = Clock(Schedule(MAX_ROWS))
+    alone.schedule.last_short = alone.now = 1e9  # its parts are as small
+    entry = alone.add("alone", waiting)
+    needed = alone.until(lambda: is_done(entry))
+    longest_part = (1 + max(flood[0], waiting[0], 1000 * SPEED * policy.LARGE_S) / SPEED) / 1000
+    steps = endless(clock, flood, 100)
+    for _ in range(500):
+        next(steps)
+    entry = clock.add("waiting", waiting)
+    began = clock.now
+    while not is_done(entry):
+        next(steps)
+    assert clock.now - began <= 2 * needed + 2 * longest_part + len(policy.LINES) * policy.AHEAD_S
+
+
+def test_time_that_nobody_else_wanted_is_not_paid_back(clock):
+    for _ in range(1000):  # nobody else was there
+        clock.add("long", LONG)
+        clock.step()
+    clock.add("batch", BATCH)
+    clock.step()
+    clock.add("long", LONG)
+    assert names(clock.step())[0] == "long"
+
+
+def test_one_size_is_served_in_the_order_of_arrival(clock):
+    for number in range(10):
+        clock.add(number, [200, 100])
+    order = []
+    while clock.schedule:
+        order += names(clock.step())
+    assert order == sorted(order)
+
+
+def test_parts_are_small_while_short_requests_come_and_large_otherwise(clock):
+    clock.schedule.last_short = clock.now - policy.RECENT_S
+    clock.add("batch", BATCH)
+    large = clock.step()
+    clock.add("short", SHORT)
+    assert names(clock.step()) == ["short"]
+    small = clock.step()
+    assert small.tokens <= 1000 * SPEED * policy.SMALL_S < 1000 * SPEED * policy.LARGE_S / 2 < large.tokens
+    clock.now += policy.RECENT_S
+    assert clock.step().tokens > 2 * small.tokens
+
+
+def test_the_limit_follows_what_parts_were_measured_to_take(clock):
+    clock.schedule.rate = policy.FIRST_RATE
+    for _ in range(5):
+        clock.add("batch", BATCH)
+        clock.until(lambda: not clock.schedule)
+    assert clock.schedule.rate == pytest.approx(1000 * SPEED, rel=0.05)
+    before = clock.schedule.rate
+    clock.add("short", SHORT)
+    clock.step()
+    assert clock.schedule.rate == before  # a few tokens say nothing about many
+
+
+arrivals = st.lists(
+    st.tuples(st.lists(st.integers(1, 512), min_size=1, max_size=20), st.sampled_from([256, 512]), st.integers(0, 3)),
+    max_size=30,
+)
+
+
+@given(arrivals, st.integers(1, 8), st.floats(1, 1e5))
+def test_every_row_is_handed_out_once_and_parts_keep_their_limits(requests, max_rows, rate):
+    clock = Clock(Schedule(max_rows))
+    clock.schedule.rate = rate
+    handed_out: dict[int, list[int]] = {number: [] for number in range(len(requests))}
+
+    def step() -> None:
+        limit = clock.schedule.limit(clock.now)
+        part = clock.step()
+        rows = [row for _, first, last in part.pieces for row in range(first, last)]
+        assert 1 <= len(rows) <= max_rows
+        assert part.tokens == sum(sum(entry.tokens[first:last]) for entry, first, last in part.pieces)
+        assert part.tokens <= limit or len(rows) == 1
+        assert len({entry.kind for entry, _, _ in part.pieces}) == 1
+        for entry, first, last in part.pieces:
+            handed_out[entry.request] += range(first, last)
+
+    for number, (tokens, kind, steps) in enumerate(requests):
+        clock.add(number, tokens, kind)
+        for _ in range(steps):
+            if clock.schedule:
+                step()
+    while clock.schedule:
+        step()
+    assert handed_out == {number: [*range(len(tokens))] for number, (tokens, _, _) in enumerate(requests)}
+    assert (clock.schedule.requests, clock.schedule.tokens) == (0, 0)
+
+
+def test_what_is_dropped_is_not_computed_and_not_held(clock):
+    batch, other = clock.add("batch", BATCH), clock.add("other", BATCH)
+    clock.step()
+    clock.schedule.drop(batch)
+    clock.schedule.drop(batch)  # its last rows may be in a part already
+    assert (clock.schedule.requests, clock.schedule.tokens) == (1, sum(BATCH))
+    assert names(clock.step()) == ["other"]
+    assert not is_done(batch)
+    assert other.next > 0
+
+
+def test_requests_count_as_waiting_until_their_first_part(clock):
+    clock.add("batch", BATCH)
+    clock.add("batch", BATCH)
+    assert clock.schedule.requests == 2
+    clock.step()
+    assert clock.schedule.requests == 1
+    assert clock.schedule.tokens < 2 * sum(BATCH)
+
+
+def test_there_is_room_for_two_batches_and_always_for_the_first_request(clock):
+    assert clock.schedule.has_room_for([Entry("huge", [512] * 1000)])
+    clock.add("batch", [512] * 64)
+    assert clock.schedule.has_room_for([Entry("batch", [512] * 64)])
+    assert not clock.schedule.has_room_for([Entry("batch", [512] * 64), Entry("short", SHORT)])
+    for _ in range(policy.HELD_REQUESTS - 1):
+        clock.add("short", SHORT)
+    assert not clock.schedule.has_room_for([Entry("short", SHORT)])
