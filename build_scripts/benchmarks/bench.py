@@ -19,9 +19,10 @@ from build_scripts.benchmarks import report
 from build_scripts.benchmarks.bench_report import HUGGING_FACE, PEAK_SHAPE, PRECISIONS, Measured, sections
 from build_scripts.benchmarks.flops import classifier_flops
 from build_scripts.benchmarks.timing import MOST_CALLS, ROUNDS, interleaved
-from build_scripts.build.checkpoint import Checkpoint, load, resolve
+from build_scripts.build.checkpoint import Checkpoint, load
 from build_scripts.build.demo import demo_checkpoint
 from build_scripts.build.export import DTYPES, export
+from build_scripts.build.hub import resolve
 from build_scripts.graph.architectures import bert_parts
 from build_scripts.graph.packed_linear import PackedLinear
 from build_scripts.machine import cores, cpu_precisions

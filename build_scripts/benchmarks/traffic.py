@@ -53,8 +53,9 @@ class Traffic:
 
 def make_traffic(model: str, max_length: int) -> Traffic:
     """Texts with Hugging Face's class ids, one text at a time, and every hostile request but the largest."""
-    from build_scripts.build.checkpoint import load, resolve
+    from build_scripts.build.checkpoint import load
     from build_scripts.build.demo import demo_checkpoint, headlines
+    from build_scripts.build.hub import resolve
     from build_scripts.build.parity import HOSTILE_TEXTS, reference
 
     checkpoint = load(resolve(model) if model else demo_checkpoint(), max_length)

@@ -1,6 +1,7 @@
-"""Load a Hugging Face checkpoint and refuse, with a reason, what could not be served.
+"""A Hugging Face checkpoint, checked: what cannot be served is refused here, with a reason, before anything is built.
 
-Everything that is wrong with a checkpoint is found here, before anything is written. Knows nothing of TorchScript.
+`weights` reads the model, `tokenizer` the tokenizer, `findings` what else lies there; this module checks that they
+belong together. Knows nothing of TorchScript.
 """
 
 from __future__ import annotations
@@ -10,28 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from tokenizers import Tokenizer
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from build_scripts.build import tokenizer as tokenizers_
+from build_scripts.build import weights
+from build_scripts.build.refusal import first_line
+from build_scripts.graph.traced import PADDED, Way
 from build_scripts.settings import LONGEST_MAX_LENGTH, SHORTEST_MAX_LENGTH, ServingError
 
-WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json")
-VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 SAMPLE_TEXTS = ["a", "Plain words, and 中文 too \U0001f642.", "\x00\u0301 \t", "long " * 600]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checked checkpoint. model: fp32, eval. labels: names in the order of class ids."""
+    """A checked checkpoint. model: fp32, eval. labels: names in the order of class ids.
+
+    pad_id: what fills the columns after a text, and the one token that a text without tokens is counted as.
+    way: how a traced graph takes a batch; the packed graph has no use for it.
+    """
 
     path: Path
     model: PreTrainedModel
@@ -39,6 +38,9 @@ class Checkpoint:
     labels: list[str]
     multi_label: bool
     max_length: int
+    vocab_size: int
+    pad_id: int
+    way: Way = PADDED
 
     @property
     def token_types(self) -> int:
@@ -49,53 +51,50 @@ class Checkpoint:
         return 2 if told and heard and known > 1 else 1
 
     def tokenize(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """input_ids, attention_mask: (len(texts), max_length) int64, padded on the right, by Hugging Face."""
-        batch = self.tokenizer(
-            texts, truncation=True, max_length=self.max_length, padding="max_length", return_tensors="pt"
-        )
-        return batch["input_ids"], batch["attention_mask"]
+        """input_ids, attention_mask: (len(texts), max_length) int64, by Hugging Face, padded on the right."""
+        rows = self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
+        return self.pad(rows, self.max_length)
 
+    def pad(self, rows: list[list[int]], width: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """input_ids, attention_mask: (len(rows), width or the longest) int64; an empty row counts one pad_id."""
+        lengths = torch.tensor([max(1, len(row)) for row in rows])
+        width = width or int(lengths.max())
+        ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row in rows])
+        return ids, (torch.arange(width) < lengths[:, None]).long()
 
-def resolve(model: str) -> Path:
-    """The directory of a checkpoint: itself, or a hub id's local copy, downloaded if need be."""
-    try:
-        path = Path(model).expanduser()
-        exists = path.exists()
-    except (OSError, RuntimeError) as error:  # a name too long, a user that is not there
-        raise ServingError(f"MODEL={model}: {error}; expected a Hugging Face checkpoint directory") from error
-    if path.is_dir():
-        return path
-    if exists or model.startswith((".", "/", "~")) or model.count("/") > 1:
-        found = "a file" if exists else "nothing there"
-        raise ServingError(f"MODEL={model}: {found}; expected a Hugging Face checkpoint directory, or a hub id")
-    try:
-        return Path(snapshot_download(model, allow_patterns=["*.json", "*.txt", "*.model", *WEIGHT_FILES]))
-    except (OSError, HFValidationError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ServingError(
-            f"MODEL={model}: no such directory here, and the hub gave none ({reason}); "
-            "check the name, the network, or log in with `hf auth login`"
-        ) from error
+    def logits(self, text: str) -> torch.Tensor:
+        """(num_labels,): what plain Hugging Face says of one text, not padded, with all that its tokenizer gives.
+
+        A text without tokens, of which Hugging Face can say nothing, is one pad_id.
+        """
+        encoded = self.tokenizer([text], truncation=True, max_length=self.max_length)
+        if not encoded["input_ids"][0]:
+            encoded = {"input_ids": [[self.pad_id]]}
+        known = inspect.signature(self.model.forward).parameters
+        inputs = {name: torch.tensor(rows) for name, rows in encoded.items() if name in known}
+        return self.model(**inputs).logits[0]
 
 
 def load(path: Path, max_length: int | None = None) -> Checkpoint:
     """Read and check a checkpoint directory. Raises ServingError naming what was found and what was expected."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    config = _load_config(path)
-    model = _load_model(path)
-    tokenizer = _load_tokenizer(path)
-    positions = _positions(model)
+    config = weights.load_config(path)
+    labels = _labels(config, path)
+    model = weights.load_model(path, config)
+    tokenizer = tokenizers_.load_tokenizer(path)
+    rows = weights.embedding_rows(model)
+    tokenizers_.check_vocabulary(tokenizer, rows, path)
     checkpoint = Checkpoint(
         path=path,
         model=model,
         tokenizer=tokenizer,
-        labels=[str(config.id2label[index]) for index in range(config.num_labels)],
+        labels=labels,
         multi_label=config.problem_type == "multi_label_classification",
-        max_length=_max_length(max_length, positions, tokenizer),
+        max_length=_max_length(max_length, weights.positions(model), tokenizer),
+        vocab_size=rows,
+        pad_id=tokenizers_.pad_id(tokenizer, config, rows),
     )
-    _check_labels(checkpoint)
-    _check_vocabulary(checkpoint)
     _check_logits(checkpoint)
     return checkpoint
 
@@ -104,31 +103,21 @@ def serving_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer that travels to the server, truncation and padding set as `Checkpoint.tokenize` does it."""
     tokenizer = Tokenizer.from_str(checkpoint.tokenizer.backend_tokenizer.to_str())
     tokenizer.enable_truncation(checkpoint.max_length, direction=checkpoint.tokenizer.truncation_side)
-    tokenizer.enable_padding(
-        length=checkpoint.max_length,
-        pad_id=checkpoint.tokenizer.pad_token_id,
-        pad_token=checkpoint.tokenizer.pad_token,
-    )
+    pad_token = tokenizer.id_to_token(checkpoint.pad_id) or "[PAD]"
+    tokenizer.enable_padding(length=checkpoint.max_length, pad_id=checkpoint.pad_id, pad_token=pad_token)
     return tokenizer
 
 
-def _load_config(path: Path):
-    if not any(path.iterdir()):
-        raise ServingError(f"{path} is empty; expected config.json, the weights and tokenizer files")
-    if not (path / "config.json").is_file():
-        raise ServingError(f"{path} has no config.json; expected the directory that save_pretrained wrote")
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except Exception as error:  # what a damaged file raises depends on the damage; all mean the same to the user
-        raise ServingError(
-            f"{path}/config.json cannot be used: {_first_line(error)}; expected what save_pretrained wrote"
-        ) from error
-    heads = config.architectures or []
-    if heads and not any(name.endswith("ForSequenceClassification") for name in heads):
-        raise ServingError(
-            f"{path} holds {', '.join(heads)}, not a sequence classifier; "
-            "fine-tune it with AutoModelForSequenceClassification first"
-        )
+def write_labels(labels: list[str], file: Path) -> None:
+    """One label a line, as Triton reads them. Raises ServingError if the lines would not be the labels."""
+    file.write_bytes("".join(f"{label}\n" for label in labels).encode("utf-8"))
+    lines = file.read_bytes().decode("utf-8").split("\n")
+    if lines != [*labels, ""]:
+        raise ServingError(f"{file.name} would have {len(lines) - 1} lines for {len(labels)} labels; mend id2label")
+
+
+def _labels(config, path: Path) -> list[str]:
+    """The names of the classes, without the line ends that `readlines` leaves at them."""
     if config.problem_type == "regression" or config.num_labels < 2:
         raise ServingError(
             f"{path} has {config.num_labels} label(s) and problem type {config.problem_type or 'unset'}: a regression "
@@ -139,117 +128,53 @@ def _load_config(path: Path):
             f"id2label in {path}/config.json has the ids {sorted(config.id2label)}; expected 0 to "
             f"{config.num_labels - 1}, one for each class id: mend id2label"
         )
-    return config
+    labels = [str(config.id2label[index]).strip("\r\n") for index in range(config.num_labels)]
+    for index, label in enumerate(labels):
+        if not label.strip() or any(end in label for end in "\r\n\0") or not _encodes(label):
+            raise ServingError(
+                f"label {index} in {path}/config.json is {label!r}; expected one non-empty line: mend id2label"
+            )
+    return labels
 
 
-def _load_model(path: Path) -> PreTrainedModel:
-    try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True
-        )
-    except Exception as error:  # the readers of weights raise types of their own; all mean the same to the user
-        raise ServingError(
-            f"the weights in {path} cannot be loaded ({type(error).__name__}: {_first_line(error)}); "
-            "copy or save the checkpoint again"
-        ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ServingError(
-            f"the weights in {path} lack {len(missing)} tensor(s), such as {missing[0]}; expected a complete "
-            "fine-tuned classifier: save the checkpoint again"
-        )
-    return model.eval()
-
-
-def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    # Without a vocabulary AutoTokenizer makes an empty one, to which every word is unknown.
-    if not any(file for pattern in VOCABULARY_FILES for file in path.glob(pattern)):
-        raise ServingError(
-            f"{path} has no tokenizer (none of {', '.join(VOCABULARY_FILES)}); expected tokenizer.json: "
-            "save the tokenizer beside the model with tokenizer.save_pretrained"
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # as for the weights: one meaning, many types
-        raise ServingError(
-            f"{path} has no usable tokenizer ({_first_line(error)}); expected tokenizer.json: "
-            "save the tokenizer beside the model with tokenizer.save_pretrained"
-        ) from error
-    if not tokenizer.is_fast:
-        raise ServingError(
-            f"{path} has no fast tokenizer (found {type(tokenizer).__name__}); expected tokenizer.json: "
-            "convert it with AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained"
-        )
-    if tokenizer.pad_token_id is None:
-        raise ServingError(f"the tokenizer in {path} has no padding token; set tokenizer.pad_token and save it again")
-    if tokenizer.split_special_tokens:
-        raise ServingError(
-            f"the tokenizer in {path} has split_special_tokens set, which tokenizer.json cannot express; "
-            "expected it unset: save the tokenizer again without it"
-        )
-    tokenizer.padding_side = "right"  # as the server pads; a mask hides the padding, so the side means nothing else
-    return tokenizer
-
-
-def _positions(model: PreTrainedModel) -> int:
-    """How many columns the checkpoint has positions for."""
-    embeddings = getattr(model.base_model, "embeddings", None)
-    table = getattr(embeddings, "position_embeddings", None)
-    if table is None:
-        known = getattr(model.config, "max_position_embeddings", None) or 0
-        return known if known > 0 else LONGEST_MAX_LENGTH  # XLNet says -1: relative positions have no limit
-    # RoBERTa and its kin number positions from padding_idx + 1 on, MPNet too.
-    skipped = 0 if table.padding_idx is None else table.padding_idx + 1
-    return table.num_embeddings - skipped
+def _encodes(label: str) -> bool:
+    """Whether a label is Unicode text: JSON can hold half a character."""
+    return not any(0xD800 <= ord(character) <= 0xDFFF for character in label)
 
 
 def _max_length(asked: int | None, positions: int, tokenizer: PreTrainedTokenizerBase) -> int:
     limit = min(positions, LONGEST_MAX_LENGTH)
+    whose = ""
     if asked is None:
-        asked = min(limit, int(tokenizer.model_max_length))
+        asked = limit
+        if 0 < tokenizer.model_max_length < limit:  # 0, -1 and Infinity mean that nobody set a limit
+            asked, whose = int(tokenizer.model_max_length), ", the tokenizer's model_max_length"
     if not SHORTEST_MAX_LENGTH <= asked <= limit:
         raise ServingError(
-            f"MAX_LENGTH={asked}; expected {SHORTEST_MAX_LENGTH} to {limit}: this checkpoint has {positions} "
+            f"MAX_LENGTH={asked}{whose}; expected {SHORTEST_MAX_LENGTH} to {limit}: this checkpoint has {positions} "
             f"positions, and {LONGEST_MAX_LENGTH} is the most that is served"
         )
     return asked
 
 
-def _check_labels(checkpoint: Checkpoint) -> None:
-    for index, label in enumerate(checkpoint.labels):
-        if not label.strip() or len(label.splitlines()) != 1:
-            raise ServingError(
-                f"label {index} in {checkpoint.path}/config.json is {label!r}; expected one "
-                "non-empty line: mend id2label"
-            )
-
-
-def _check_vocabulary(checkpoint: Checkpoint) -> None:
-    highest = max(checkpoint.tokenizer.get_vocab().values())
-    rows = checkpoint.model.get_input_embeddings().num_embeddings
-    if highest >= rows:
-        raise ServingError(
-            f"the tokenizer in {checkpoint.path} has token ids up to {highest}, the model's embedding only {rows} "
-            "rows; they are not of one training run: use the tokenizer that the model was trained with"
-        )
-
-
 def _check_logits(checkpoint: Checkpoint) -> None:
     with torch.inference_mode():
-        input_ids, attention_mask = checkpoint.tokenize(SAMPLE_TEXTS)
-        try:
-            logits = checkpoint.model(input_ids=input_ids, attention_mask=attention_mask).logits
-        except Exception as error:  # a forward may raise anything; all mean that nobody can be answered
-            raise ServingError(
-                f"the model in {checkpoint.path} cannot classify {len(SAMPLE_TEXTS)} texts at once "
-                f"({_first_line(error)}); expected one that takes padded batches: mend config.json"
-            ) from error
-    if not torch.isfinite(logits).all():
-        raise ServingError(
-            f"the model in {checkpoint.path} gives logits that are not finite numbers (NaN or infinity); "
-            "its weights are damaged or its training diverged"
-        )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        for text in SAMPLE_TEXTS:
+            try:
+                logits = checkpoint.logits(text)
+            except Exception as error:  # a forward may raise anything; all mean that nobody can be answered
+                raise ServingError(
+                    f"transformers itself cannot classify {text[:40]!r} with the checkpoint in {checkpoint.path} "
+                    f"({type(error).__name__}: {first_line(error)}); expected a classifier of plain texts: mend "
+                    "config.json or the tokenizer's files"
+                ) from error
+            if logits.shape != (len(checkpoint.labels),):
+                raise ServingError(
+                    f"the model in {checkpoint.path} gives logits of shape {tuple(logits.shape)} for a text and has "
+                    f"{len(checkpoint.labels)} labels; expected one number a label"
+                )
+            if not torch.isfinite(logits).all():
+                raise ServingError(
+                    f"the model in {checkpoint.path} gives logits that are not finite numbers (NaN or infinity); "
+                    "its weights are damaged or its training diverged"
+                )

@@ -13,15 +13,16 @@ from build_scripts.build.checkpoint import Checkpoint
 from build_scripts.graph.architectures import BertParts, bert_parts
 from build_scripts.graph.classifier import TextClassifier
 from build_scripts.graph.packed_bert import PackedBert
+from build_scripts.graph.traced import PADDED as PADDED_WAY
 from build_scripts.graph.traced import device_constants, traced_logits
 from build_scripts.settings import ServingError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PACKED, TRACED = "packed (padding only inside attention)", "traced (padded to the longest text of a batch)"
+PACKED, TRACED = "packed (padding only inside attention)", str(PADDED_WAY)
 
 
 def export(checkpoint: Checkpoint, precision: str, path: Path) -> str:
-    """Write the TorchScript file and return the name of its graph, PACKED or TRACED.
+    """Write the TorchScript file and return the name of its graph: PACKED, or the checkpoint's way of a traced one.
 
     Raises ServingError if Hugging Face's forward cannot be traced.
     """
@@ -39,18 +40,27 @@ def export(checkpoint: Checkpoint, precision: str, path: Path) -> str:
             f"{checkpoint.model.config.model_type}: the graph names a device ({found[0]}); this architecture cannot be "
             "served"
         )
-    return TRACED if parts is None else PACKED
+    return str(checkpoint.way) if parts is None else PACKED
 
 
 def _classifier(checkpoint: Checkpoint, parts: BertParts | None, dtype: torch.dtype) -> TextClassifier:
     if parts is None:
-        example = checkpoint.tokenizer(["one", "a longer text"], padding=True, return_tensors="pt")
-        logits: nn.Module = traced_logits(checkpoint.model, (example["input_ids"], example["attention_mask"]), dtype)
+        example = _example(checkpoint)
+        logits: nn.Module = traced_logits(checkpoint.model, example, dtype, checkpoint.way, checkpoint.pad_id)
     else:
         logits = PackedBert(parts, dtype)
     return TextClassifier(
         logits,
-        vocab_size=checkpoint.model.get_input_embeddings().num_embeddings,
+        vocab_size=checkpoint.vocab_size,
         max_length=checkpoint.max_length,
         multi_label=checkpoint.multi_label,
     ).eval()
+
+
+def _example(checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
+    """input_ids, attention_mask: (2, width) int64 of two texts, the longer one second."""
+    texts = ["one", "a longer text"]
+    if checkpoint.way.full_width:
+        return checkpoint.tokenize(texts)
+    # Not cut at a small max_length, which could make them equally long.
+    return checkpoint.pad(checkpoint.tokenizer(texts)["input_ids"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from build_scripts.build import releases
 from build_scripts.build.demo import demo_checkpoint, headlines
+from build_scripts.build.refusal import refusing
 from build_scripts.machine import cpu_precisions, has_gpu
 from build_scripts.settings import CALIBRATION, OURS, SOURCE_REPOSITORY, BuildOptions, ServingError
 
@@ -54,11 +55,12 @@ def build_release(options: BuildOptions) -> Built:
 
 def _make_release(options: BuildOptions, source: Path) -> Path:
     """The release's directory, filled now if it is not there. The caller holds the lock."""
-    release_id = fingerprint(options, source)
+    with refusing(source, "reading it"):
+        release_id = fingerprint(options, source)
     releases.copy_sources(options.repository)
     release = releases.releases_directory(options.repository) / release_id
     if not (release / releases.MANIFEST).is_file():
-        with releases.staged(options.repository, release_id) as staging:
+        with releases.staged(options.repository, release_id) as staging, refusing(source, "building a release of it"):
             _fill(staging, options, source, release_id)
     return release
 
@@ -86,7 +88,7 @@ def ingredient_modules() -> list[Path]:
 def _checkpoint_directory(options: BuildOptions) -> Path:
     if not options.model:
         return demo_checkpoint()
-    from build_scripts.build.checkpoint import resolve
+    from build_scripts.build.hub import resolve
 
     return resolve(options.model)
 
@@ -97,8 +99,8 @@ def _fill(staging: Path, options: BuildOptions, source: Path, release_id: str) -
     import tokenizers
     import torch
 
-    from build_scripts.build import parity, precision
-    from build_scripts.build.checkpoint import load, serving_tokenizer
+    from build_scripts.build import parity, precision, trial
+    from build_scripts.build.checkpoint import load, serving_tokenizer, write_labels
 
     print(f"reading the checkpoint {source}", flush=True)
     checkpoint = load(source, options.max_length)
@@ -106,6 +108,8 @@ def _fill(staging: Path, options: BuildOptions, source: Path, release_id: str) -
         texts = parity.calibration_texts(options.calibration)
     else:
         texts = [text for _, text in headlines("heldout")] + parity.HOSTILE_TEXTS
+    texts = parity.interleaved(texts, parity.special_token_texts(checkpoint.tokenizer))
+    checkpoint = trial.settle(checkpoint, staging)
     expected = parity.reference(checkpoint, texts)
     print(f"exporting in precision {options.precision}, and comparing {len(texts)} answers", flush=True)
     choice = precision.choose(checkpoint, options.precision, expected, staging)
@@ -113,7 +117,7 @@ def _fill(staging: Path, options: BuildOptions, source: Path, release_id: str) -
     for rejected in staging.glob("model.*.pt"):
         rejected.unlink()
     serving_tokenizer(checkpoint).save(str(staging / "tokenizer.json"))
-    (staging / "labels.txt").write_text("".join(f"{label}\n" for label in checkpoint.labels), encoding="utf-8")
+    write_labels(checkpoint.labels, staging / "labels.txt")
     package = Path(tokenizers.__file__).parent
     shutil.copytree(package, staging / "tokenizers", ignore=shutil.ignore_patterns("__pycache__", "*.pyi"))
     manifest = {

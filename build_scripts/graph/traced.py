@@ -1,10 +1,11 @@
 """The fallback for models that are not BERT-shaped: Hugging Face's own forward, traced.
 
-It computes padding up to the longest text of each batch, which costs speed and nothing else. Traces bake the example's
-device into constants; they are replaced, so that one file serves every device.
+It computes padding up to the longest text of each batch, or runs one text at a time (`Way`), which costs speed and
+nothing else. Traces bake the example's device into constants; they are replaced, so that one file serves every device.
 """
 
 import copy
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -14,21 +15,71 @@ from transformers import PreTrainedModel
 from build_scripts.settings import ServingError
 
 
+@dataclass(frozen=True)
+class Way:
+    """How a traced forward takes a batch. Some models answer rightly only without neighbours or at one width.
+
+    alone: one text after the other. full_width: always max_length columns, for forwards whose trace is of one width.
+    """
+
+    alone: bool = False
+    full_width: bool = False
+
+    def __str__(self) -> str:
+        texts = "one text at a time" if self.alone else "a batch at a time"
+        width = "max_length" if self.full_width else "its own length" if self.alone else "the longest text of a batch"
+        return f"traced ({texts}, padded to {width})" if self != Way() else f"traced (padded to {width})"
+
+
+PADDED = Way()
+# The fastest first.
+WAYS = (PADDED, Way(alone=True), Way(full_width=True), Way(alone=True, full_width=True))
+
+
 class TracedLogits(nn.Module):
-    """(batch, width) ids and mask -> logits, on the columns up to the longest text of the batch."""
+    """(batch, width) ids and mask -> logits, on the columns up to the longest text of the batch.
+
+    required_id: a token without which the model cannot answer, which a row without it gets in its last place; or -1.
+    """
 
     minimum: Final[int]
+    alone: Final[bool]
+    pad_id: Final[int]
+    required_id: Final[int]
 
-    def __init__(self, traced: nn.Module, minimum: int):
+    def __init__(self, traced: nn.Module, *, minimum: int, alone: bool, pad_id: int, required_id: int):
         super().__init__()
         self.traced = traced
         self.minimum = minimum
+        self.alone = alone
+        self.pad_id = pad_id
+        self.required_id = required_id
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         attention_mask = (attention_mask != 0).to(torch.int64)
         attention_mask[:, 0] = 1
+        column = torch.arange(input_ids.size(1), device=input_ids.device)
+        last = (column * attention_mask).amax(1, keepdim=True)
+        # Some models find the end of a text by the padding's id; whatever a column after it holds must not matter.
+        input_ids = input_ids.masked_fill(column > last, self.pad_id)
+        if self.required_id >= 0:
+            lacking = (input_ids == self.required_id).any(1, keepdim=True).logical_not()
+            input_ids = input_ids.masked_fill(lacking & (column == last), self.required_id)
+        if not self.alone:
+            return self.run(input_ids, attention_mask)
+        rows: list[Tensor] = []
+        for row in range(input_ids.size(0)):
+            rows.append(self.run(input_ids[row : row + 1], attention_mask[row : row + 1]))
+        return torch.cat(rows)
+
+    def run(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The logits of padded rows, as wide as the longest of them."""
         longest = int(attention_mask.amax(0).nonzero().amax()) + 1
-        width = min(max(longest, self.minimum), input_ids.size(1))
+        width = max(longest, self.minimum)
+        missing = width - input_ids.size(1)
+        if missing > 0:
+            input_ids = nn.functional.pad(input_ids, [0, missing], value=float(self.pad_id))
+            attention_mask = nn.functional.pad(attention_mask, [0, missing])
         return self.traced(input_ids[:, :width], attention_mask[:, :width])
 
 
@@ -43,22 +94,47 @@ class _Logits(nn.Module):
         return self.model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True).logits
 
 
-def traced_logits(model: PreTrainedModel, example: tuple[Tensor, Tensor], dtype: torch.dtype) -> TracedLogits:
+def traced_logits(
+    model: PreTrainedModel, example: tuple[Tensor, Tensor], dtype: torch.dtype, way: Way, pad_id: int
+) -> TracedLogits:
     """Trace the forward of a Hugging Face sequence classifier, which stays as it is.
 
     example: input_ids and attention_mask, (2, width) int64, of two texts of different lengths: with equal ones the
-    trace would take the mask for a constant. Raises ServingError if the model cannot be traced.
+    trace would take the mask for a constant. The longer one comes second. For a full width they are that wide.
+    Raises ServingError if the model cannot be traced.
     """
     model = copy.deepcopy(model).to(dtype)
+    input_ids, attention_mask = example
+    minimum = input_ids.size(1) if way.full_width else 1 if way.alone else 2
+    if way.alone:
+        input_ids, attention_mask = input_ids[1:], attention_mask[1:]
     try:
-        traced = torch.jit.trace(_Logits(model).eval(), example, check_trace=False)
+        traced = torch.jit.trace(_Logits(model).eval(), (input_ids, attention_mask), check_trace=False)
     except Exception as error:  # tracing runs model code of any kind
         raise ServingError(
             f"{model.config.model_type} cannot be traced to TorchScript ({type(error).__name__}: {error}); "
             "BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, ERNIE and DistilBERT can be served"
         ) from error
     forget_device(traced)
-    return TracedLogits(traced, minimum=2)
+    required_id = required_token(model, input_ids[-1:], attention_mask[-1:])
+    return TracedLogits(traced, minimum=minimum, alone=way.alone, pad_id=pad_id, required_id=required_id)
+
+
+def required_token(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> int:
+    """The id that every text must hold for the model to answer, or -1: BART and its kin pool at the end of the text.
+
+    input_ids, attention_mask: (1, width) int64, a text that is answered.
+    """
+    eos = getattr(model.config, "eos_token_id", None)
+    if not isinstance(eos, int) or not bool((input_ids == eos).any()):
+        return -1
+    without = input_ids.masked_fill(input_ids == eos, eos - 1 if eos > 0 else eos + 1)
+    try:
+        with torch.inference_mode():
+            model(input_ids=without, attention_mask=attention_mask)
+    except Exception:  # what it raises is the model's own affair; that it raises is the answer
+        return eos
+    return -1
 
 
 def forget_device(traced: torch.jit.ScriptModule) -> None:

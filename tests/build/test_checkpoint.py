@@ -97,12 +97,6 @@ def slow_tokenizer(directory: Path) -> None:
     (directory / "tokenizer.json").unlink()
 
 
-def no_padding_token(directory: Path) -> None:
-    tokenizer = make_tokenizer("modernbert", 128)
-    tokenizer.pad_token = None
-    tokenizer.save_pretrained(directory)
-
-
 # What is done to a good checkpoint, and what the message must then say: found, expected, next.
 DAMAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "empty directory": (replace_with(lambda directory: None), ["is empty", "expected config.json"]),
@@ -138,7 +132,6 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "no vocabulary": (remove("tokenizer.json"), ["has no tokenizer", "expected tokenizer.json", "save_pretrained"]),
     "damaged tokenizer": (truncate("tokenizer.json"), ["no usable tokenizer", "expected tokenizer.json", "save"]),
     "slow tokenizer": (slow_tokenizer, ["no fast tokenizer (found ProphetNetTokenizer)", "expected tokenizer.json"]),
-    "no padding token": (no_padding_token, ["has no padding token", "set tokenizer.pad_token"]),
     "split special tokens": (
         tokenizer_config(split_special_tokens=True),
         ["split_special_tokens", "expected it unset"],
@@ -150,7 +143,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
             "use the tokenizer that the model was trained with",
         ],
     ),
-    "tokenizer that takes nothing": (tokenizer_config(model_max_length=1), ["MAX_LENGTH=1; expected 3 to 128"]),
+    "tokenizer that takes nothing": (
+        tokenizer_config(model_max_length=1),
+        ["MAX_LENGTH=1, the tokenizer's model_max_length; expected 3 to 128"],
+    ),
     "no weights": (remove("model.safetensors"), ["weights", "cannot be loaded", "no file named model.safetensors"]),
     "truncated weights": (truncate("model.safetensors"), ["weights", "cannot be loaded", "SafetensorError", "again"]),
     "missing tensors": (
@@ -159,7 +155,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     ),
     "weights of another shape": (
         weights(lambda tensors: tensors.update({"classifier.bias": torch.zeros(3)})),
-        ["weights", "cannot be loaded", "again"],
+        ["classifier.bias has the shape [3]", "config.json, which names 6 labels, asks for [6]", "mend id2label"],
     ),
     "NaN in the weights": (
         weights(lambda tensors: tensors["classifier.bias"].fill_(float("nan"))),

@@ -175,7 +175,8 @@ def test_a_build_compares_every_text_of_the_calibration(subject, tmp_path, kind)
     manifest = json.loads((built.release / "manifest.json").read_text(encoding="utf-8"))
     attempts = {attempt["precision"]: attempt for attempt in manifest["attempts"]}
     assert attempts["fp32"]["passed"]
-    assert all(attempt["parity"]["texts"] == 20 + len(parity.HOSTILE_TEXTS) for attempt in attempts.values())
+    compared = 20 + len(parity.HOSTILE_TEXTS) + len(parity.special_token_texts(subject(kind).tokenizer))
+    assert all(attempt["parity"]["texts"] == compared for attempt in attempts.values())
     assert attempts[manifest["precision"]]["passed"]
     labels = (built.release / "labels.txt").read_text(encoding="utf-8").splitlines()
     config = subject(kind).model.config

@@ -91,7 +91,10 @@ def serve(tmp_path_factory):
         directory = tmp_path_factory.mktemp("tokenizer")
         for source in (SOURCE_REPOSITORY / "tokenizer" / "1").glob("*.py"):
             shutil.copy(source, directory)
-        checkpoint = Checkpoint(directory, None, hugging_face, [], False, max_length)
+        checkpoint = Checkpoint(
+            path=directory, model=None, tokenizer=hugging_face, labels=[], multi_label=False, max_length=max_length,
+            vocab_size=len(hugging_face), pad_id=hugging_face.pad_token_id,
+        )  # fmt: skip
         serving_tokenizer(checkpoint).save(str(directory / "tokenizer.json"))
         return Served(fake_triton.load_model(directory, LIMITS)[1], hugging_face, max_length)
 

@@ -21,6 +21,7 @@ from build_scripts.build.demo import headlines
 
 PACKED_KINDS = ("bert", "bert-chinese", "roberta", "xlm-roberta", "camembert", "electra", "ernie", "distilbert")
 FALLBACK_KINDS = ("albert", "deberta-v2", "mpnet", "modernbert")
+# "bart" is not among them: it answers one text at a time only.
 KINDS = PACKED_KINDS + FALLBACK_KINDS
 
 CHINESE_LABELS = ["财经", "房产", "股票", "教育", "科技", "社会", "时政", "体育", "游戏", "娱乐"]
@@ -122,6 +123,14 @@ def make_config(kind: str, tokenizer: PreTrainedTokenizerBase, max_positions: in
             )  # fmt: skip
         case "mpnet":
             return transformers.MPNetConfig(**{**fairseq, "type_vocab_size": 2})
+        case "bart":
+            return transformers.BartConfig(
+                vocab_size=common["vocab_size"], max_position_embeddings=max_positions, d_model=32, encoder_layers=2,
+                decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48,
+                decoder_ffn_dim=48, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=tokenizer.eos_token_id,
+                forced_eos_token_id=None,
+            )  # fmt: skip
         case "modernbert":
             return transformers.ModernBertConfig(
                 **common, local_attention=16, global_attn_every_n_layers=3, cls_token_id=tokenizer.cls_token_id,
@@ -141,7 +150,7 @@ def make_tokenizer(kind: str, max_length: int) -> PreTrainedTokenizerBase:
         case "mpnet":
             vocabulary = word_pieces(("<s>", "<pad>", "</s>", "[UNK]", "<mask>"))
             return transformers.MPNetTokenizer(vocab=vocabulary, **size)
-        case "roberta":
+        case "roberta" | "bart":
             vocabulary, merges = byte_pairs(("<s>", "<pad>", "</s>", "<unk>", "<mask>"))
             return transformers.RobertaTokenizer(vocab=vocabulary, merges=merges, **size)
         case "modernbert":
