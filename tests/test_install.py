@@ -1,0 +1,248 @@
+"""`make install`: which Python it takes, from which index torch comes, what is pinned. Downloads nothing."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from build_scripts.settings import PROJECT
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+# What makes this interpreter look like another one to the script.
+OTHER = {
+    "fits": "pass",
+    "too new": "sys.version_info = (3, 13, 0)",
+    "too old": "sys.version_info = (3, 6, 15)",
+    "no venv": "sys.modules['venv'] = None",
+    "no libpython": "import sysconfig; sysconfig.get_config_var = lambda name: 'libpython3.11.a'",
+    "broken": "sys.exit(1)",
+}
+TOOLS = ("sh", "sed", "tail", "timeout", "mkdir", "cp", "sleep")
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+@dataclass
+class Machine:
+    """A PATH of stand-ins. Each of them writes how it was called, and with which variables of pip and uv, to a log."""
+
+    bin: Path
+    log: Path
+    venv: Path
+
+    def script(self, name: str, body: str) -> Path:
+        path = self.bin / name
+        told = "${0##*/} $* PIP_INDEX_URL=$PIP_INDEX_URL MIRROR=$UV_PYTHON_INSTALL_MIRROR"
+        path.write_text(f'#!/bin/sh\n[ "$1" = - ] || echo "{told}" >>{self.log}\n{body}', encoding="utf-8")
+        path.chmod(0o755)
+        return path
+
+    def python(self, name: str, kind: str = "fits") -> Path:
+        """kind: one of OTHER. The environments that it makes have "in-venv" for a Python."""
+        return self.script(
+            name,
+            f"""case "$1" in
+  -) exec {sys.executable} -c "import sys; {OTHER[kind]}; exec(sys.stdin.read())" ;;
+  --version) echo Python 3.x ;;
+  -m) for last; do :; done; mkdir -p "$last/bin" && cp {self.bin}/in-venv "$last/bin/python" ;;
+esac
+""",
+        )
+
+    def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+        environment = {"PATH": str(self.bin), "HOME": str(self.bin), **variables}
+        command = ["sh", "build_scripts/install.sh", str(self.venv), *arguments]
+        return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=60)
+
+    def calls(self) -> str:
+        return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
+
+    def chosen(self) -> str:
+        """The Python that made the environment."""
+        return next((line.split()[0] for line in self.calls().splitlines() if " -m venv --clear " in line), "none")
+
+
+@pytest.fixture
+def machine(tmp_path) -> Machine:
+    """No Python, no uv, no GPU, and an index for torch's CPU build that answers."""
+    found = Machine(tmp_path / "bin", tmp_path / "log", tmp_path / "venv")
+    found.bin.mkdir()
+    for tool in TOOLS:
+        (found.bin / tool).symlink_to(shutil.which(tool))
+    found.script("find", "").write_text("#!/bin/sh\n", encoding="utf-8")
+    found.script("in-venv", "")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("there", "chosen"),
+    [
+        ({"python3": "fits", "python3.12": "fits"}, "python3"),
+        ({"python3": "too new", "python3.12": "fits", "python3.10": "fits"}, "python3.12"),
+        ({"python3": "no venv", "python3.12": "no libpython", "python3.10": "fits"}, "python3.10"),
+        ({"python3": "too old", "python3.11": "fits"}, "python3.11"),
+        ({"python3": "broken", "python3.11": "fits"}, "python3.11"),
+    ],
+)
+def test_the_first_python_that_fits_is_taken(machine, there, chosen):
+    for name, kind in there.items():
+        machine.python(name, kind)
+    done = machine.run()
+    assert (done.returncode, machine.chosen()) == (0, chosen), done.stderr
+    assert (machine.venv / "made-with").read_text(encoding="utf-8").endswith(f"/{chosen}\n")
+
+
+def test_a_python_that_was_named_is_taken_or_refused_with_the_reason(machine):
+    machine.python("python3")
+    machine.python("my python", "fits")
+    machine.python("other", "no libpython")
+    done = machine.run(TRITON_TC_PYTHON="other")
+    assert (done.returncode, machine.chosen()) == (1, "none")
+    assert done.stderr == (
+        "error: PYTHON=other has no shared libpython; "
+        "Python 3.10 to 3.12 with its venv module and a shared libpython is needed\n"
+    )
+    named = str(machine.bin / "my python")
+    assert machine.run(TRITON_TC_PYTHON=named).returncode == 0
+    assert (machine.venv / "made-with").read_text(encoding="utf-8") == f"{named}\n"
+
+
+def test_a_server_on_path_brings_its_own_libpython(machine):
+    machine.python("python3", "no libpython")
+    machine.script("tritonserver", "")
+    assert machine.run().returncode == 0
+    assert machine.chosen() == "python3"
+
+
+def test_where_no_python_fits_uv_gets_one(machine):
+    machine.python("python3", "too new")
+    theirs = machine.python("from-uv")
+    machine.script("uv", f'[ "$2" = install ] || echo {theirs}\n')
+    done = machine.run(UV_PYTHON_INSTALL_MIRROR="https://mirror.example")
+    assert (done.returncode, machine.chosen()) == (0, "from-uv"), done.stderr
+    assert "No fitting Python here (python3 is 3.13.0): getting Python 3.12 through uv." in done.stderr
+    assert "uv python install --no-progress 3.12 PIP_INDEX_URL= MIRROR=https://mirror.example" in machine.calls()
+
+
+def test_where_there_is_no_uv_either_it_comes_from_the_package_index(machine):
+    """In an environment of its own, in the version that is pinned."""
+    machine.python("python3", "too new")
+    theirs = machine.python("from-uv")
+    uv = machine.script("uv-from-pip", f'[ "$2" = install ] || echo {theirs}\n')
+    machine.script("in-venv", f'case "$*" in *uv==*) cp {uv} {machine.venv}-uv/bin/uv ;; esac\n')
+    done = machine.run(TRITON_TC_INDEX_URL="https://index.example/simple")
+    assert (done.returncode, machine.chosen()) == (0, "from-uv"), done.stderr
+    pin = next(one for one in group("dev") if one.name == "uv")
+    assert f"pip install --quiet {pin} PIP_INDEX_URL=https://index.example/simple" in machine.calls()
+
+
+def test_without_any_python_one_line_names_the_choices(machine):
+    machine.script("uv", "echo 'error: no'; echo '  cause: no route to host'; exit 2\n")
+    done = machine.run()
+    assert (done.returncode, machine.chosen()) == (1, "none")
+    first, second, last = done.stderr.splitlines()
+    assert "none at all" in first
+    assert second == "uv could not get it: no route to host"
+    for word in ("error:", "python3.12-venv", "PYTHON=", "install uv", "UV_PYTHON_INSTALL_MIRROR"):
+        assert word in last
+
+
+def torch_call(machine: Machine) -> str:
+    return next(line for line in machine.calls().splitlines() if "--editable" in line)
+
+
+def test_without_a_gpu_torch_comes_from_the_cpu_index(machine):
+    machine.python("python3")
+    assert machine.run().returncode == 0
+    assert f"--extra-index-url {CPU_INDEX} --editable . --group dev" in torch_call(machine)
+
+
+@pytest.mark.parametrize("answer", ["exit 1", "sleep 30"], ids=["refused", "silent"])
+def test_an_index_that_does_not_answer_is_left_out_and_the_size_is_said(machine, answer):
+    machine.python("python3")
+    machine.script("in-venv", f'case "$1" in -c) {answer} ;; esac\n')
+    done = machine.run()
+    assert done.returncode == 0
+    assert "--extra-index-url" not in machine.calls()
+    assert "GB; TORCH_INDEX=<address>" in done.stderr
+
+
+def test_with_a_gpu_torch_comes_from_where_pip_looks(machine):
+    machine.python("python3")
+    machine.script("find", "echo /dev/nvidia0\n")
+    done = machine.run()
+    assert "--extra-index-url" not in machine.calls()
+    assert "TORCH_INDEX" not in done.stderr
+
+
+def test_a_named_index_is_used(machine):
+    machine.python("python3")
+    done = machine.run(TRITON_TC_TORCH_INDEX="https://a.example/whl", TRITON_TC_INDEX_URL="https://b.example/simple")
+    assert done.returncode == 0
+    assert "--extra-index-url https://a.example/whl --editable" in torch_call(machine)
+    assert "PIP_INDEX_URL=https://b.example/simple" in torch_call(machine)
+    assert " -c " not in machine.calls()  # PyTorch's own was not asked for
+
+
+@pytest.mark.parametrize("arguments", [(), ("bench",)])
+def test_everything_is_installed_under_the_constraints(machine, arguments):
+    machine.python("python3")
+    machine.run()
+    assert machine.run(*arguments).returncode == 0
+    installs = [line for line in machine.calls().splitlines() if "pip install" in line]
+    free = [line for line in installs if "--constraint constraints.txt" not in line and "--no-deps" not in line]
+    assert all(" pip==" in line for line in free), free
+
+
+def test_another_python_makes_another_environment(tmp_path):
+    environment = tmp_path / "venv"
+    environment.mkdir()
+    (environment / "made-with").write_text("/usr/bin/other-python\n", encoding="utf-8")
+    (environment / "installed").touch()
+
+    def would_make(*arguments: str) -> bool:
+        command = ["make", "--dry-run", "install", f"VENV={environment}", *arguments]
+        return "install.sh" in subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60).stdout
+
+    assert not would_make()
+    assert not would_make("PYTHON=/usr/bin/other-python")
+    assert would_make(f"PYTHON={sys.executable}")
+
+
+PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
+CONSTRAINTS = [
+    Requirement(line)
+    for line in (PROJECT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    if not line.startswith("#")
+]
+
+
+def group(name: str) -> list[Requirement]:
+    return [Requirement(line) for line in PYPROJECT["dependency-groups"][name]]
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
+def test_every_direct_pin_is_in_the_constraints_of_every_python(python):
+    """If it is not, run `make lock`. The group "embedded" is installed without dependencies, and so pins all it has."""
+    names = [name for name in PYPROJECT["dependency-groups"] if name != "embedded"]
+    direct = [Requirement(line) for line in PYPROJECT["project"]["dependencies"]]
+    direct += [requirement for name in names for requirement in group(name)]
+    here = {"python_version": python, "python_full_version": f"{python}.1", "sys_platform": "linux"}
+
+    def applies(requirement: Requirement) -> bool:
+        return requirement.marker is None or requirement.marker.evaluate(here)
+
+    pinned = {one.name: str(one.specifier) for one in CONSTRAINTS if applies(one)}
+    asked = {one.name: str(one.specifier) for one in direct if applies(one)}
+    assert {"torch", "transformers", "pytest", "matplotlib"} <= set(asked)
+    assert {name: pinned.get(name) for name in asked} == asked
+    assert len(pinned) > len(asked) + 30
