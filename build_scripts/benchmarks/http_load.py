@@ -131,7 +131,8 @@ class Connection(asyncio.Protocol):
         head, complete, body = self.received.partition(b"\r\n\r\n")
         if not complete:
             return
-        _, found, rest = head.lower().partition(b"content-length:")
+        # With the line break: Inference-Header-Content-Length ends the same.
+        _, found, rest = head.lower().partition(b"\r\ncontent-length:")
         if not found:
             self.fail(ValueError(f"an answer without Content-Length: {head[:200]!r}"))
         elif len(body) >= int(rest.split(b"\r\n", 1)[0]):

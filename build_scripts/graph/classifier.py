@@ -17,7 +17,7 @@ class TextClassifier(nn.Module):
     Where the mask is not 0 there is a token: of the second text of a pair where it is 2, of the first with any other
     value. A checkpoint without token types makes no difference between the two. A row counts at least its first token.
     A row with a token id outside 0 … vocab_size - 1, or with more than max_length columns in use, gets class id -1 and
-    NaN probabilities.
+    probabilities of 0: what no text gets, and what JSON can say. It has no NaN, and strict parsers refuse it.
     """
 
     vocab_size: Final[int]
@@ -41,7 +41,7 @@ class TextClassifier(nn.Module):
         if not torch.equal(safe_ids, input_ids):
             refused = self.outside(input_ids, attention_mask).any(1, keepdim=True)
             class_id = class_id.masked_fill(refused, -1)
-            probabilities = probabilities.masked_fill(refused, float("nan"))
+            probabilities = probabilities.masked_fill(refused, 0.0)
         return class_id, probabilities
 
     def outside(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

