@@ -348,3 +348,25 @@ def test_a_long_request_that_fails_is_answered_and_the_next_one_too(serve, monke
     assert bad.error.code() == fake_triton.TritonError.INTERNAL
     assert "no room" in bad.error.message()
     assert good.error is None
+
+
+def test_tokens_truncated_texts_and_refusals_are_counted(serve, monkeypatch):
+    """Those of the thread too, and each once however often the numbers are handed over."""
+    served = serve(hugging_face_tokenizer("minilm"), max_length=16)
+    families = fake_triton.MetricFamily.families
+    texts = [GOOD[1], "word " * 40, "word " * 20_000]
+    served.execute([[text.encode()] for text in texts] + [[b"\xff"]] + [[b" " * LONGEST] * 5])
+    monkeypatch.setattr(served.model.admission, "admit", lambda count: 0)
+    served.execute([[b"a"], [b"a"]])
+    for _ in range(3):
+        served.model.metrics.flush()
+    [tokens] = families["text_classifier_tokens"].told.values()
+    assert sorted(tokens) == sorted(map(len, served.expected(texts)))
+    [truncated] = families["text_classifier_truncated_texts_total"].told.values()
+    assert sum(truncated) == 2
+    refused = families["text_classifier_refused_requests_total"].told
+    assert {dict(labels)["reason"]: sum(told) for labels, told in refused.items()} == {
+        "overload": 2,
+        "long_texts": 0,
+        "invalid": 2,
+    }

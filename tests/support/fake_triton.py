@@ -10,7 +10,8 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 
@@ -47,18 +48,24 @@ class Logger:
 
 
 class MetricFamily:
-    """Has one metric; values: all that it was set to."""
+    """values: all that its metrics were told; told: the same by their labels, as sorted pairs."""
 
-    GAUGE = "GAUGE"
+    COUNTER, GAUGE, HISTOGRAM = "COUNTER", "GAUGE", "HISTOGRAM"
+    families: ClassVar[dict[str, MetricFamily]] = {}
 
     def __init__(self, name: str, description: str, kind: str):
         self.values: list[float] = []
+        self.told: dict[tuple[tuple[str, str], ...], list[float]] = {}
+        MetricFamily.families[name] = self
 
-    def Metric(self, labels: dict[str, str]) -> MetricFamily:
-        return self
+    def Metric(self, labels: dict[str, str], buckets: list[float] | None = None) -> SimpleNamespace:
+        told = self.told.setdefault(tuple(sorted(labels.items())), [])
 
-    def set(self, value: float) -> None:
-        self.values.append(value)
+        def tell(value: float) -> None:
+            told.append(value)
+            self.values.append(value)
+
+        return SimpleNamespace(family=self, observe=tell, increment=tell, set=tell)
 
 
 class TritonModelException(Exception):
@@ -111,7 +118,7 @@ def load_module(directory: Path) -> ModuleType:
 def initialized(module: ModuleType, config: dict, **args: str) -> object:
     """The module's TritonPythonModel with this configuration. args: what else Triton gives, where a model reads it."""
     model = module.TritonPythonModel()
-    model.initialize({"model_config": json.dumps(config), **args})
+    model.initialize({"model_config": json.dumps(config), "model_name": "model", **args})
     return model
 
 

@@ -2,7 +2,7 @@
 
 Needs numpy and the `tokenizers` package, and brings the second along: a copy lies beside this file. This file takes
 requests and answers them; `encoder` tokenizes, `long_texts` does so in a thread where it would take long, `admission`
-refuses while too many requests wait for the classifier. Batches are the dynamic batcher's.
+refuses while too many requests wait for the classifier, `metrics` counts. Batches are the dynamic batcher's.
 """
 
 import itertools
@@ -21,6 +21,7 @@ sys.path.insert(0, str(HERE))
 from admission import Admission  # noqa: E402
 from encoder import Encoder  # noqa: E402
 from long_texts import LongTexts  # noqa: E402
+from metrics import Metrics  # noqa: E402
 
 # One `execute` tokenizes so much at most, the smallest requests first: about 20 ms of the worst common kind of text.
 EXECUTE_BYTES = 64 << 10
@@ -37,6 +38,7 @@ class TritonPythonModel:
         self.max_pending_requests = int(parameters["max_pending_requests"])
         metrics = os.environ.get("TRITON_METRICS_ADDRESS", parameters["metrics_address"])
         self.admission = Admission(self.max_pending_requests, metrics, warn=pb_utils.Logger.log_warn)
+        self.metrics = Metrics(args["model_name"], warn=pb_utils.Logger.log_warn)
         self.encoder = Encoder(HERE / "tokenizer.json")
         self.long_texts = LongTexts(self.encoder.encode, self.max_waiting_bytes)
 
@@ -51,6 +53,7 @@ class TritonPythonModel:
             try:
                 texts[index] = self.decode(pb_utils.get_input_tensor_by_name(request, "TEXT").as_numpy())
             except ValueError as problem:
+                self.metrics.refused("invalid")
                 responses[index] = failure(problem, pb_utils.TritonError.INVALID_ARG)
         now = affordable(texts)
         for index, outputs in zip(now, self.encode([texts[index].rows for index in now])):
@@ -60,7 +63,7 @@ class TritonPythonModel:
         # Once one request of a batch is answered through its sender, all must be.
         senders = [request.get_response_sender() for request in requests]
         for index in texts.keys() - set(now):
-            if not self.long_texts.add(*texts[index], answer_through(senders[index])):
+            if not self.long_texts.add(*texts[index], self.answer_through(senders[index])):
                 responses[index] = self.refusal_of_long_texts(texts[index].size)
         for sender, response in zip(senders, responses):
             if response is not None:
@@ -70,22 +73,44 @@ class TritonPythonModel:
     def encode(self, requests):
         """requests: lists of texts. Yields the outputs of each, output name -> array; all are tokenized at once."""
         outputs = self.encoder.encode([text for texts in requests for text in texts])
+        self.metrics.texts(outputs)
         end = 0
         for texts in requests:
             start, end = end, end + len(texts)
             yield {name: array[start:end] for name, array in outputs.items()}
 
     def refusal(self):
+        self.metrics.refused("overload")
         return overload(
             f"{self.max_pending_requests} requests wait for the classifier already "
             "(max_pending_requests in tokenizer/config.pbtxt)"
         )
 
     def refusal_of_long_texts(self, size):
+        self.metrics.refused("long_texts")
         return overload(
             f"{self.long_texts.waiting_bytes} bytes of long texts wait already, this request has {size} more; the "
             f"limit is {self.max_waiting_bytes} (max_waiting_bytes in tokenizer/config.pbtxt)"
         )
+
+    def answer_through(self, sender):
+        """A function for LongTexts.add, which sends the response of a request."""
+
+        def answer(parts, error):
+            try:
+                if error is not None:
+                    raise error
+                outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+                self.metrics.texts(outputs)
+                response = success(outputs)
+            except Exception as problem:  # as Triton does for `execute`: the caller must be told, whatever it was
+                response = failure(f"tokenizing failed: {problem!r}", pb_utils.TritonError.INTERNAL)
+            try:
+                sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            except Exception as problem:  # /dev/shm may be full; the thread has other requests to answer
+                pb_utils.Logger.log_error(f"a request got no answer: {problem!r}")
+
+        return answer
 
     def decode(self, rows):
         """rows: (batch, 1) bytes objects -> Texts. Raises ValueError naming the row, the value and the limit."""
@@ -137,21 +162,3 @@ def failure(problem, code):
 def overload(reason):
     """What becomes HTTP 503 and gRPC UNAVAILABLE; clients look for its first word."""
     return failure(f"overload: {reason}; try again later", pb_utils.TritonError.UNAVAILABLE)
-
-
-def answer_through(sender):
-    """A function for LongTexts.add, which sends the response of a request."""
-
-    def answer(parts, error):
-        try:
-            if error is not None:
-                raise error
-            response = success({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
-        except Exception as problem:  # as Triton does for `execute`: the caller must be told, whatever it was
-            response = failure(f"tokenizing failed: {problem!r}", pb_utils.TritonError.INTERNAL)
-        try:
-            sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-        except Exception as problem:  # /dev/shm may be full; the thread has other requests to answer
-            pb_utils.Logger.log_error(f"a request got no answer: {problem!r}")
-
-    return answer
