@@ -69,10 +69,10 @@ def tokens(
     mask: list,
     status: int,
     says: str,
+    elsewhere: tuple[int, str] | None = None,
     *,
     datatype: str = "INT64",
     rows: int = 1,
-    elsewhere: tuple[int, str] | None = None,
 ) -> Hostile:
     """input_ids and attention_mask of identical rows, sent straight to the classifier."""
     inputs = [
@@ -88,6 +88,7 @@ def hostile_requests(vocab_size: int, max_length: int, max_batch_size: int) -> l
     unparsable = "failed to parse the request JSON buffer"
     over = max_batch_size + 1
     text, request = MAX_TEXT_BYTES, MAX_REQUEST_BYTES
+    too_many = [1] * (max_length + 1)
     return [
         # text
         binary("invalid UTF-8", [b"\xff\xfe"], 400, "TEXT row 0 is not UTF-8: byte 0xff at offset 0"),
@@ -111,16 +112,11 @@ def hostile_requests(vocab_size: int, max_length: int, max_batch_size: int) -> l
         Hostile("no inputs", INFER, b'{"inputs": []}', 400, "expected 1 inputs but got 0 inputs"),
         Hostile("unknown model", "/v2/models/nobody/infer", b"{}", 404, "'nobody' is not found"),
         # straight to the classifier
-        *(
-            tokens(name, ids, mask, 400, says, elsewhere=elsewhere)
-            for name, ids, mask, says, elsewhere in (
-                ("id past the vocabulary", [vocab_size], [1], f"token id {vocab_size} in column 0", NO_CLASS),
-                ("negative id", [1, -5], [1, 1], "token id -5 in column 1", NO_CLASS),
-                ("too many columns", *[[1] * (max_length + 1)] * 2, f"counts column {max_length}", NO_CLASS),
-                ("ids and mask differ", [1] * 4, [1] * 5, "INPUT__0 has 4 columns and INPUT__1 5", NO_ANSWER),
-                ("no columns", [], [], "INPUT__0 has 0 columns", NO_ANSWER),
-            )
-        ),
+        tokens("id past the vocabulary", [vocab_size], [1], 400, f"token id {vocab_size} in column 0", NO_CLASS),
+        tokens("negative id", [1, -5], [1, 1], 400, "token id -5 in column 1", NO_CLASS),
+        tokens("too many columns", too_many, too_many, 400, f"counts column {max_length}", NO_CLASS),
+        tokens("ids and mask differ", [1] * 4, [1] * 5, 400, "INPUT__0 has 4 columns and INPUT__1 5", NO_ANSWER),
+        tokens("no columns", [], [], 400, "INPUT__0 has 0 columns", NO_ANSWER),
         tokens("32-bit ids", [1], [1], 400, "data-type is 'INT32'", datatype="INT32"),
         tokens("classifier batch over the limit", [1], [1], 400, f"batch-size must be <= {max_batch_size}", rows=over),
         # what Triton's HTTP frontend cannot parse
