@@ -8,8 +8,9 @@ import os
 import platform
 from pathlib import Path
 
-# CPU flags of /proc/cpuinfo that mean native matrix products; without them a precision is emulated.
-NATIVE_CPU_FLAGS = {"bf16": {"avx512_bf16", "amx_bf16", "bf16"}, "fp16": {"avx512_fp16", "amx_fp16"}}
+# CPU flags of /proc/cpuinfo that mean native matrix products; without them a precision is emulated. On a CPU fp16 means
+# fp16 weights and fp32 activations, which FBGEMM multiplies wherever there is AVX2.
+NATIVE_CPU_FLAGS = {"bf16": {"avx512_bf16", "amx_bf16", "bf16"}, "fp16": {"avx2"}}
 CPUINFO = Path("/proc/cpuinfo")
 DEVICES = Path("/dev")
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")

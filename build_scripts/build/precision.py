@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from build_scripts.build.checkpoint import Checkpoint
-from build_scripts.build.export import export
+from build_scripts.build.export import PACKED, export
 from build_scripts.build.parity import Parity, Reference, measure
 from build_scripts.machine import cpu_precisions
 from build_scripts.settings import ServingError
@@ -61,7 +61,11 @@ def choose(checkpoint: Checkpoint, asked: str, expected: Reference, directory: P
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # fp32 always comes first: it tells a graph that computes something else from a precision that rounds.
     names = native_precisions(device) if asked == "auto" else list(dict.fromkeys(["fp32", asked]))
-    graphs = {name: export(checkpoint, name, file_of(directory, name)) for name in names}
+    graphs = {"fp32": export(checkpoint, "fp32", file_of(directory, "fp32"))}
+    if asked == "auto" and device == "cpu" and graphs["fp32"] != PACKED:
+        # The packed graph alone has fp16 weights only; any other computes in fp16, which no CPU here does natively.
+        names = [name for name in names if name != "fp16"]
+    graphs |= {name: export(checkpoint, name, file_of(directory, name)) for name in names if name != "fp32"}
     parities = {name: measure(file_of(directory, name), checkpoint, expected, device) for name in names}
     times = timings({name: file_of(directory, name) for name in names}, checkpoint, expected.texts, device)
     attempts = [

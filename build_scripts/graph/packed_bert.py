@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from build_scripts.graph.architectures import BertParts, EncoderLayer
-from build_scripts.graph.packed_linear import PackedLinear
+from build_scripts.graph.packed_linear import Norm, PackedLinear
 from build_scripts.graph.packing import Bucket, Packed, parts_of, plan_buckets, round_up, unpad_input
 
 
@@ -149,10 +149,10 @@ class FeedForward(nn.Module):
     def __init__(self, layer: EncoderLayer, activation: str, dtype: torch.dtype):
         super().__init__()
         self.attention_output = PackedLinear.of(layer.attention_output, dtype)
-        self.attention_norm = layer_norm(layer.attention_norm, dtype)
+        self.attention_norm = Norm(layer.attention_norm, dtype)
         self.intermediate = PackedLinear.of(layer.intermediate, dtype, activation)
         self.output = PackedLinear.of(layer.output, dtype)
-        self.output_norm = layer_norm(layer.output_norm, dtype)
+        self.output_norm = Norm(layer.output_norm, dtype)
 
     def forward(self, attended: Tensor, x: Tensor) -> Tensor:
         x = self.attention_norm(self.attention_output.add(attended, x))
@@ -180,7 +180,7 @@ class PackedBert(nn.Module):
         token_types, positions, _ = parts.position_embeddings.shape
         self.second_from = positions if token_types > 1 else 0
         self.positions = nn.Parameter(parts.position_embeddings.flatten(0, 1).to(dtype), False)
-        self.embedding_norm = layer_norm(parts.embedding_norm, dtype)
+        self.embedding_norm = Norm(parts.embedding_norm, dtype)
         projection = parts.embedding_projection
         self.embedding_projection = nn.Identity() if projection is None else PackedLinear.of(projection, dtype)
         self.layers = nn.ModuleList(PackedLayer(layer, heads, parts.activation, dtype) for layer in parts.layers[:-1])
@@ -197,9 +197,10 @@ class PackedBert(nn.Module):
 
     def logits(self, packed: Packed) -> Tensor:
         """The logits of the texts of a part, in its order: (texts, num_labels) fp32."""
-        buckets = plan_buckets(packed.lengths, self.heads, self.words.dtype)
+        dtype = self.embedding_norm.weight.dtype
+        buckets = plan_buckets(packed.lengths, self.heads, dtype)
         spare = round_up(packed.ids.size(0)) - packed.ids.size(0)
-        words = F.embedding(F.pad(packed.ids, [0, spare]), self.words)
+        words = F.embedding(F.pad(packed.ids, [0, spare]), self.words).to(dtype)
         x = self.embedding_norm(words + F.embedding(F.pad(packed.positions, [0, spare]), self.positions))
         x = self.embedding_projection(x)
         for layer in self.layers:
@@ -223,10 +224,3 @@ def scaled_query_key_value(layer: EncoderLayer, heads: int) -> tuple[Tensor, Ten
     scale = (layer.query.out_features // heads) ** -0.5
     weight = torch.cat([layer.query.weight * scale, layer.key.weight, layer.value.weight])
     return weight.detach(), torch.cat([layer.query.bias * scale, layer.key.bias, layer.value.bias]).detach()
-
-
-def layer_norm(norm: nn.LayerNorm, dtype: torch.dtype) -> nn.LayerNorm:
-    """A copy in another dtype."""
-    copy = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)
-    copy.load_state_dict(norm.state_dict())
-    return copy.to(dtype).requires_grad_(False)

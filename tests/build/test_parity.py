@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from build_scripts.build import parity, precision
+from build_scripts.build.export import PACKED, TRACED, export
 from build_scripts.build.parity import Parity, judge, measure, reference
 from build_scripts.build.pipeline import build
 from build_scripts.build.precision import choose, passes
@@ -119,9 +122,9 @@ BAD = Parity(texts=10, wrong=1, near_ties=0, max_probability_error=0.3)
 def measured(monkeypatch):
     """measured(fp32=(parity, milliseconds), …): what the attempts of this machine come out as; nothing is exported."""
 
-    def set_results(**results: tuple[Parity, float]) -> None:
+    def set_results(graph: str = PACKED, **results: tuple[Parity, float]) -> None:
         monkeypatch.setattr(precision, "native_precisions", lambda device: list(results))
-        monkeypatch.setattr(precision, "export", lambda checkpoint, name, path: path.write_text(name) and "graph")
+        monkeypatch.setattr(precision, "export", lambda checkpoint, name, path: path.write_text(name) and graph)
         monkeypatch.setattr(precision, "measure", lambda file, *_: results[file.read_text()][0])
         monkeypatch.setattr(precision, "timings", lambda files, *_: {name: results[name][1] for name in files})
 
@@ -149,6 +152,30 @@ def test_auto_takes_the_fastest_that_passed(subject, measured, tmp_path, results
     assert {attempt.precision: attempt.passed for attempt in choice.attempts} == {
         name: result is GOOD for name, (result, _) in results.items()
     }
+
+
+@pytest.mark.parametrize(("graph", "expected"), [(PACKED, "fp16"), (TRACED, "bf16")])
+def test_auto_tries_fp16_on_a_cpu_only_where_it_means_the_weights_alone(subject, measured, tmp_path, graph, expected):
+    measured(graph, fp32=(GOOD, 9.0), bf16=(GOOD, 5.0), fp16=(GOOD, 3.0))
+    assert chosen(subject, "auto", tmp_path).chosen.precision == expected
+    assert chosen(subject, "fp16", tmp_path).chosen.precision == "fp16"
+
+
+def test_weights_beyond_fp16_do_not_pass_the_gate(subject, tmp_path):
+    """FBGEMM takes 65504 for any larger weight: a finite answer, and a wrong one."""
+    own = subject("bert")
+    checkpoint = replace(own.checkpoint, model=copy.deepcopy(own.model))
+    layer = checkpoint.model.bert.encoder.layer[0]
+    with torch.no_grad():
+        layer.intermediate.dense.weight[:4] *= 1e6
+        layer.intermediate.dense.bias[:4] *= 1e6
+        layer.output.dense.weight[:, :4] *= 1e-6
+    for name in ("fp32", "fp16"):
+        export(checkpoint, name, tmp_path / name)
+    expected = reference(checkpoint, TEXTS)
+    assert passes(measure(tmp_path / "fp32", checkpoint, expected), "fp32")
+    assert passes(measure(own.file("fp16"), own.checkpoint, reference(own.checkpoint, TEXTS)), "fp16")
+    assert not passes(measure(tmp_path / "fp16", checkpoint, expected), "fp16")
 
 
 @pytest.mark.parametrize("asked", ["auto", "fp32", "bf16"])

@@ -184,7 +184,10 @@ class LinearRows(TorchDispatchMode):
     """Watches every operator that runs, those of TorchScript included."""
 
     # Where each operator takes the rows.
-    OPERANDS: ClassVar = {"mkldnn::_linear_pointwise": 0, "aten::linear": 0, "aten::mm": 0, "aten::addmm": 1}
+    OPERANDS: ClassVar = {
+        "mkldnn::_linear_pointwise": 0, "quantized::linear_dynamic_fp16": 0, "quantized::linear_relu_dynamic_fp16": 0,
+        "aten::linear": 0, "aten::mm": 0, "aten::addmm": 1,
+    }  # fmt: skip
 
     def __init__(self):
         super().__init__()

@@ -6,7 +6,11 @@ it computes must stay on their device. They take the branches of a GPU, and the 
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -16,13 +20,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from build_scripts.build.export import export
+from build_scripts.graph.packed_linear import PackedLinear
 from build_scripts.graph.traced import device_constants
 from tests.support.checkpoints import KINDS, PACKED_KINDS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 POSED = torch.device("cuda:0")
-BOTH_PRECISIONS = ("fp32", "bf16")
+EVERY_PRECISION = ("fp32", "bf16", "fp16")
 
 
 class Posing(torch.Tensor):
@@ -74,11 +80,17 @@ def unwrap(value):
 
 
 def load_posing(path: Path) -> torch.jit.ScriptModule:
-    """The file as a GPU would hold it: every weight on the device, nothing packed."""
+    """The file as a GPU would hold it: every weight on the device, nothing packed, fp16 throughout if stored so."""
     file = torch.jit.load(str(path)).eval()
     for module in file.modules():
         if hasattr(module, "packed"):
-            module.packed = False
+            weight, bias = module.plain()
+            module.packed, module.fp16_weight = False, None
+            module._c.setattr("weight", weight)
+            module._c.setattr("bias", bias)
+        if getattr(module, "fp16", False):
+            module._c.setattr("weight", module.weight.half())
+            module._c.setattr("bias", module.bias.half())
         tensors = {name for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
         for name in tensors | {"weight", "bias", "packed_weight"}:
             if isinstance(tensor := getattr(module, name, None), Tensor):
@@ -102,7 +114,7 @@ def run_posing(file: torch.jit.ScriptModule, *tensors: Tensor) -> tuple[tuple[Te
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("precision", BOTH_PRECISIONS)
+@pytest.mark.parametrize("precision", EVERY_PRECISION)
 def test_everything_is_computed_where_the_inputs_are(subject, kind, precision):
     own = subject(kind)
     (class_id, probabilities), refused = run_posing(load_posing(own.file(precision)), *inputs(own))
@@ -111,7 +123,7 @@ def test_everything_is_computed_where_the_inputs_are(subject, kind, precision):
         expected = own.model(*inputs(own)).logits
     if precision == "fp32":
         assert class_id[:, 0].tolist() == expected.argmax(1).tolist()
-    assert (probabilities - expected.softmax(1)).abs().max() < {"fp32": 1e-4, "bf16": 0.05}[precision]
+    assert (probabilities - expected.softmax(1)).abs().max() < {"fp32": 1e-4, "bf16": 0.05, "fp16": 0.01}[precision]
 
 
 @pytest.mark.parametrize("kind", ["bert", "albert"])
@@ -125,7 +137,7 @@ def test_refusing_a_row_happens_on_the_device_too(subject, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("precision", BOTH_PRECISIONS)
+@pytest.mark.parametrize("precision", EVERY_PRECISION)
 def test_no_device_is_written_into_the_file(subject, kind, precision):
     path = subject(kind).file(precision)
     assert devices_in_code(path) == []
@@ -134,10 +146,15 @@ def test_no_device_is_written_into_the_file(subject, kind, precision):
 
 def devices_in_code(path: Path) -> list[str]:
     """Lines of the file's serialized code that name a device; `device == "cpu"` asks and names none."""
+    return re.findall(r".*(?:torch\.device\(|device=\"|\"cuda).*", code(path))
+
+
+def code(path: Path) -> str:
+    """The file's serialized code, all of it."""
     with zipfile.ZipFile(path) as archive:
-        code = [archive.read(name).decode() for name in archive.namelist() if name.endswith(".py")]
-    assert any("def forward" in source for source in code)
-    return re.findall(r".*(?:torch\.device\(|device=\"|\"cuda).*", "\n".join(code))
+        sources = [archive.read(name).decode() for name in archive.namelist() if name.endswith(".py")]
+    assert any("def forward" in source for source in sources)
+    return "\n".join(sources)
 
 
 def columns(input_ids: Tensor) -> Tensor:
@@ -163,14 +180,48 @@ def test_a_careless_model_is_found_by_every_check(subject, tmp_path, compile_it)
 
 
 @pytest.mark.parametrize("kind", PACKED_KINDS)
-def test_on_a_device_that_is_no_cpu_nothing_is_packed(subject, kind):
-    file = torch.jit.load(str(subject(kind).file()), map_location="meta")
-    linear = [module for module in file.modules() if hasattr(module, "packed")]
+@pytest.mark.parametrize("precision", EVERY_PRECISION)
+def test_on_a_device_that_is_no_cpu_nothing_is_packed(subject, kind, precision):
+    file = torch.jit.load(str(subject(kind).file(precision)), map_location="meta")
+    linear = linear_layers(file)
     assert linear
-    assert all(not module.packed and module.weight.is_meta and module.bias.is_meta for module in linear)
+    assert all(not module.packed and module.fp16_weight is None for module in linear)
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    for module in file.modules():
+        if hasattr(module, "fp16"):  # linear layers and norms
+            assert module.weight.is_meta
+            assert module.bias.is_meta
+            assert module.weight.dtype == module.bias.dtype == dtypes[precision]
     assert all(parameter.is_meta for parameter in file.parameters())
-    on_cpu = torch.jit.load(str(subject(kind).file()))
-    assert all(module.packed for module in on_cpu.modules() if hasattr(module, "packed"))
+
+
+@pytest.mark.parametrize("precision", EVERY_PRECISION)
+def test_a_cpu_keeps_packed_weights_and_no_plain_ones(subject, precision):
+    """Twice the memory of the weights otherwise. What is saved again is what was loaded."""
+    own = subject("bert")
+    linear = linear_layers(torch.jit.load(str(own.file(precision))))
+    assert all(module.packed != (module.fp16_weight is not None) for module in linear)
+    assert all(module.packed == (precision != "fp16") for module in linear)
+    assert all(module.weight.numel() == 0 for module in linear)
+    assert all(module.packed_weight.numel() == 0 for module in linear if not module.packed)
+
+
+@pytest.mark.parametrize("precision", EVERY_PRECISION)
+def test_a_loaded_file_saves_the_weights_that_it_was_loaded_with(subject, tmp_path, precision):
+    path = subject("bert").file(precision)
+    torch.jit.load(str(path)).save(str(tmp_path / "again.pt"))
+    assert tensors(tmp_path / "again.pt") == tensors(path)
+
+
+def linear_layers(file: torch.jit.ScriptModule) -> list[torch.jit.ScriptModule]:
+    return [module for module in file.modules() if hasattr(module, "packed")]
+
+
+def tensors(path: Path) -> list[bytes]:
+    """The content of every tensor in the file, in no particular order."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if re.search(r"/(data|constants)/\d+$", name)]
+        return sorted(archive.read(name) for name in names)
 
 
 @pytest.mark.parametrize("kind", PACKED_KINDS)
@@ -180,18 +231,64 @@ def test_the_file_holds_plain_weights_once(subject, kind):
     checkpoint = sum(4 * parameter.numel() for parameter in own.model.parameters())
     if own.checkpoint.token_types == 2:
         checkpoint += 4 * own.model.base_model.embeddings.position_embeddings.weight.numel()
-    stored = {precision: tensor_bytes(subject(kind).file(precision)) for precision in BOTH_PRECISIONS}
+    stored = {precision: sum(map(len, tensors(own.file(precision)))) for precision in EVERY_PRECISION}
     assert 0.8 * checkpoint < stored["fp32"] <= checkpoint
-    assert 0.5 * stored["fp32"] < stored["bf16"] < 0.6 * stored["fp32"]
+    assert 0.5 * stored["fp32"] < stored["bf16"] <= stored["fp16"] < 0.6 * stored["fp32"]
 
 
-def tensor_bytes(path: Path) -> int:
-    with zipfile.ZipFile(path) as archive:
-        return sum(info.file_size for info in archive.infolist() if re.search(r"/(data|constants)/\d+$", info.filename))
+# Loads the file in a process of its own, says which kernels its layers took, and answers.
+OTHER_CPU = """
+import json, sys, torch
+file = torch.jit.load(sys.argv[1]).eval()
+linear = [module for module in file.modules() if hasattr(module, "packed")]
+kernels = ["FBGEMM" if layer.fp16_weight is not None else "oneDNN" if layer.packed else "plain" for layer in linear]
+ids, mask = torch.load(sys.argv[2])
+with torch.inference_mode():
+    print(json.dumps([sorted(set(kernels)), file(ids, mask)[1].tolist()]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "precision", "kernels"),
+    [
+        ({"ATEN_CPU_CAPABILITY": "avx2"}, "fp16", ["FBGEMM"]),
+        # As on ARM, or on an old x86: the operators of FBGEMM are known, and calling them would fail.
+        ({"ATEN_CPU_CAPABILITY": "default"}, "fp16", ["oneDNN"]),
+        ({"ONEDNN_MAX_CPU_ISA": "AVX2"}, "bf16", ["plain"]),
+    ],
+    ids=str,
+)
+def test_a_cpu_without_a_kernel_loads_the_same_file_and_answers(subject, tmp_path, environment, precision, kernels):
+    own = subject("bert")
+    ids, mask = inputs(own)
+    torch.save((ids, mask), tmp_path / "inputs.pt")
+    command = [sys.executable, "-c", OTHER_CPU, str(own.file(precision)), str(tmp_path / "inputs.pt")]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+    found, probabilities = json.loads(done.stdout)
+    assert found == kernels
+    with torch.no_grad():
+        expected = own.model(ids, mask).logits.softmax(1)
+    assert (torch.tensor(probabilities) - expected).abs().max() < {"fp16": 0.005, "bf16": 0.05}[precision]
+
+
+@pytest.mark.parametrize("precision", EVERY_PRECISION)
+def test_a_torch_without_kernels_writes_files_that_do_not_name_them(subject, tmp_path, monkeypatch, precision):
+    """A file that names an operator that torch does not know cannot be loaded, whatever it does with it."""
+    own = subject("bert")
+    assert "ops.mkldnn" in code(own.file(precision))
+    assert "linear_prepack_fp16" in code(own.file(precision))
+    monkeypatch.setattr(PackedLinear, "kernels", staticmethod(lambda: (False, False)))
+    export(own.checkpoint, precision, tmp_path / "model.pt")
+    assert "ops.mkldnn" not in code(tmp_path / "model.pt")
+    assert "linear_prepack_fp16" not in code(tmp_path / "model.pt")
+    with torch.inference_mode():
+        _, probabilities = torch.jit.load(str(tmp_path / "model.pt")).eval()(*inputs(own))
+        expected = own.model(*inputs(own)).logits.softmax(1)
+    assert (probabilities - expected).abs().max() < {"fp32": 1e-4, "bf16": 0.05, "fp16": 0.005}[precision]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-@pytest.mark.parametrize("precision", [*BOTH_PRECISIONS, "fp16"])
+@pytest.mark.parametrize("precision", EVERY_PRECISION)
 def test_the_same_file_answers_on_a_gpu(subject, precision):
     for own in map(subject, KINDS):
         file = torch.jit.load(str(own.file(precision)), map_location="cuda").eval()
