@@ -1,15 +1,22 @@
-"""Where a server may listen: its address is understood, and its ports are free, before anything is started."""
+"""Where a server may listen: its address is understood, its ports are free, and it may open enough files.
+
+All of it before anything is started: tritonserver itself would wait for ever, or end without a word that helps.
+"""
 
 from __future__ import annotations
 
 import errno
 import ipaddress
+import resource
 import socket
 from dataclasses import replace
 
 import psutil
 
 from build_scripts.settings import Address, ServingError
+
+# With 64 it never answers; each connection takes one more.
+FEWEST_FILES = 128
 
 
 def resolved(address: Address) -> Address:
@@ -50,6 +57,16 @@ def check_ports(address: Address) -> None:
                     f"{name}={port} cannot be used on {address.host} ({error.strerror}); "
                     f"stop what listens there, or choose another port, from 1024 on, with {name}=…"
                 ) from error
+
+
+def check_open_files() -> None:
+    """Raise ServingError if the server could not open the files and connections that it needs to start."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < FEWEST_FILES:
+        raise ServingError(
+            f"this process may open {hard} files (`ulimit -Hn`), and tritonserver needs {FEWEST_FILES}, and one for "
+            "each connection; raise the limit"
+        )
 
 
 def listens(pid: int, port: int) -> bool:

@@ -22,6 +22,9 @@ class Worker(NamedTuple):
     model: str
 
 
+# How lines of Triton's log tell why a model does not load.
+REASONS = ("failed to load '", "Failed to initialize Python stub")
+
 CpuSeconds = dict[Worker, float]
 
 
@@ -74,6 +77,6 @@ def last_error(log: Path) -> str:
     with contextlib.suppress(OSError):
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         for line in reversed(lines):
-            if line.startswith("error:") or (line.startswith("E") and "failed to load" in line):
+            if line.startswith("error:") or any(words in line for words in REASONS):
                 return f"{line} (all of it: {log})"
     return f"see {log}"

@@ -23,7 +23,7 @@ from build_scripts.build.pipeline import require_release
 from build_scripts.build.releases import SWITCH_LOCK, is_package
 from build_scripts.machine import cpu_precisions, has_gpu
 from build_scripts.serving import health
-from build_scripts.serving.listening import check_ports, listens
+from build_scripts.serving.listening import check_open_files, check_ports, listens
 from build_scripts.serving.local_http import open_url
 from build_scripts.serving.monitor import broken_process, last_error
 from build_scripts.serving.run_state import RunState, beat, write_state
@@ -36,6 +36,8 @@ from build_scripts.settings import ENSEMBLE, Address, ServingError
 STABLE_S, MAX_DELAY_S = 10.0, 2.0
 # So many failures in a row, or so many starts that never answered, and it is not worth trying again.
 MAX_FAILURES, MAX_FAILED_STARTS = 12, 4
+# Triton gives the reason for a process that ended in its log, a moment later.
+REASON_S = 1.0
 # How the message begins that a server is loaded, answers, and is warm.
 READY = "ready: a real inference answered on "
 
@@ -47,6 +49,7 @@ def serve(installation: Installation, repository: Path, address: Address, direct
     answered, before it stops.
     """
     check_ports(address)
+    check_open_files()
     os.umask(0o077)  # texts may be in the log, and the key is in the state
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -171,6 +174,7 @@ class Supervisor:
             if server.poll() is not None:
                 return f"could not start: tritonserver ended with code {server.poll()}: {last_error(self.log)}"
             if broken := broken_process(server):
+                self.stop.wait(REASON_S)
                 return f"could not start: {broken}: {last_error(self.log)}"
             if time.monotonic() > deadline:
                 return f"could not start: no inference answered within {LOAD_LIMIT_S:.0f} s; see {self.log}"

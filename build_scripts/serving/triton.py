@@ -23,6 +23,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from build_scripts.serving.environment import passed_on, tuning
+from build_scripts.serving.plain_paths import plain
 from build_scripts.settings import BUILD, ENSEMBLE, Address, ServingError
 
 HERE = Path(__file__).resolve().parent
@@ -33,6 +34,8 @@ EXIT_TIMEOUT_S = 10
 LOAD_LIMIT_S = 300.0
 # Reserved, not used, by each thread of the server: enough for request bodies of several hundred MiB.
 STACK_BYTES = 1 << 30
+# Where the system allows so many; the usual 1,024 are fewer than the clients that may wait in open connections.
+OPEN_FILES = 1 << 16
 # What only the supervisor may call; the key is made anew for each server.
 RESTRICTED = "model-repository,shared-memory,trace,logging"
 CONTROL_HEADER = "triton-control"
@@ -65,14 +68,14 @@ def find_installation() -> Installation:
         binary=wheel / "pytriton" / "tritonserver" / "bin" / "tritonserver",
         description="embedded tritonserver 2.51.0, with the Python-based pytorch backend of this project",
         arguments=[
-            f"--backend-directory={prepare_backends(wheel)}",
-            f"--cache-directory={wheel / 'pytriton' / 'tritonserver' / 'caches'}",
+            f"--backend-directory={plain(prepare_backends(wheel))}",
+            f"--cache-directory={plain(wheel / 'pytriton' / 'tritonserver' / 'caches')}",
         ],
         environment={
-            "LD_LIBRARY_PATH": os.pathsep.join([str(wheel / "nvidia_pytriton.libs"), str(libpython_directory())]),
+            "LD_LIBRARY_PATH": os.pathsep.join([plain(wheel / "nvidia_pytriton.libs"), plain(libpython_directory())]),
             # The stub process finds numpy and torch through the virtual environment that is active here.
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-            "VIRTUAL_ENV": sys.prefix,
+            "PATH": os.pathsep.join([f"{plain(Path(sys.prefix))}/bin", os.environ.get("PATH", "")]),
+            "VIRTUAL_ENV": plain(Path(sys.prefix)),
         },
     )
 
@@ -211,7 +214,7 @@ def launch(
     prefix = f"text_classifier_{os.getpid()}_"
     command = [
         str(installation.binary),
-        *(f"--model-repository={repository.resolve()}" for repository in repositories),
+        *(f"--model-repository={plain(repository)}" for repository in repositories),
         "--model-control-mode=explicit",
         f"--load-model={ENSEMBLE}",
         # Otherwise /v2/health/ready says no while a release loads beside the live one.
@@ -259,8 +262,9 @@ def _before_exec() -> None:
 
     The server is to end with its parent: by SIGTERM, so that it stops its stub processes and frees shared memory. And
     its HTTP threads need room: Triton 2.51 recurses over a request's body, and 4 MiB overrun the usual stack of 8 MiB.
+    And each connection is an open file.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
-    soft = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
+    for kind, wanted in ((resource.RLIMIT_STACK, STACK_BYTES), (resource.RLIMIT_NOFILE, OPEN_FILES)):
+        _, hard = resource.getrlimit(kind)
+        resource.setrlimit(kind, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))

@@ -147,7 +147,7 @@ def test_a_killed_supervisor_leaves_no_server_behind(default_repository, tmp_pat
 
 def test_repeated_failure_ends_with_a_clear_message(default_repository, tmp_path):
     """The model file is destroyed behind the running server's back, and the server killed."""
-    repository = tmp_path / "repository"
+    repository = tmp_path / "with blanks, and \u00fc \u4e2d" / "repository"  # which the first start has to survive
     shutil.copytree(default_repository, repository, symlinks=True)
     with running(repository, tmp_path / "output.txt", *FP32) as server:
         model = (repository / "classifier" / "1" / "model.pt").resolve()

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-HERE = Path(__file__).resolve().parent
+# Not resolved: the Python in Triton's stub cannot read a path beyond ASCII, and the one it was given never is.
+HERE = Path(__file__).absolute().parent
 # First in line, so that answers come from the version that was verified, whatever else the container has installed.
 sys.path.insert(0, str(HERE))
 from admission import Admission  # noqa: E402
