@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 # CPU flags of /proc/cpuinfo that mean native matrix products; without them a precision is emulated. On a CPU fp16 means
@@ -44,24 +45,39 @@ def cores() -> int:
 
 
 def cpu_quota(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> float | None:
-    """CPUs' worth of time that the cgroups of this process grant it, None without a limit.
+    """CPUs' worth of time that the cgroups of this process grant it, None without a limit."""
+    read = {2: _quota_v2, 1: _quota_v1}
+    quotas = [read[version](group) for version, group in _groups("cpu", root, own)]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def memory_limit(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> int:
+    """Bytes of memory that this process and its neighbours may take: the machine's, or what its cgroups grant."""
+    name = {2: "memory.max", 1: "memory.limit_in_bytes"}
+    found = [" ".join(_lines(group / name[version])) for version, group in _groups("memory", root, own)]
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *(int(limit) for limit in found if limit.isdigit())])
+
+
+def _groups(controller: str, root: Path, own: Path) -> Iterator[tuple[int, Path]]:
+    """The cgroups that may limit this process, each with the version of its files.
 
     Both versions are read, and every level up to the root, for the tightest counts. In a container the path that
     `own` names is often the host's and not visible; the root is then the container's own group.
     """
-    quotas = []
     for line in _lines(own):
         _, controllers, path = line.split(":", 2)
-        if not controllers:  # version 2
-            tops, read = [root, root / "unified"], _quota_v2
-        elif "cpu" in controllers.split(","):
-            tops, read = [root / controllers, root / "cpu"], _quota_v1
+        if not controllers:
+            version, tops = 2, [root, root / "unified"]
+        elif controller in controllers.split(","):
+            version, tops = 1, [root / controllers, root / controller]
         else:
             continue
         for top in tops:
             group = top / path.lstrip("/")
-            quotas += [read(level) for level in (group, *group.parents) if level == top or top in level.parents]
-    return min((quota for quota in quotas if quota is not None), default=None)
+            for level in (group, *group.parents):
+                if level == top or top in level.parents:
+                    yield version, level
 
 
 def _quota_v2(group: Path) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import psutil
 import pytest
 
 from build_scripts import machine
@@ -62,3 +63,21 @@ def test_a_pod_with_a_quota_on_a_big_node_starts_as_many_threads_as_it_has_cpus(
 def test_the_users_own_number_of_threads_wins(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert "OMP_NUM_THREADS" not in tuning()
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "limit"),
+    [
+        ("0::/\n", {"memory.max": "1610612736\n"}, 1536 << 20),
+        ("0::/a/b\n", {"a/b/memory.max": "max\n", "a/memory.max": "1048576\n"}, 1 << 20),
+        ("4:memory:/pod1\n", {"memory/pod1/memory.limit_in_bytes": "2097152\n"}, 2 << 20),
+    ],
+)
+def test_the_tightest_memory_limit_is_found(tmp_path, own, files, limit):
+    assert machine.memory_limit(*layout(tmp_path, own, files)) == limit
+
+
+@pytest.mark.parametrize("unlimited", ["max\n", "9223372036854771712\n", ""])
+def test_without_a_limit_memory_is_the_machines(tmp_path, unlimited):
+    physical = psutil.virtual_memory().total
+    assert machine.memory_limit(*layout(tmp_path, "0::/\n", {"memory.max": unlimited})) == physical

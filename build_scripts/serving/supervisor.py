@@ -25,6 +25,7 @@ from build_scripts.machine import cpu_precisions, has_gpu
 from build_scripts.serving import health
 from build_scripts.serving.listening import check_open_files, check_ports, listens
 from build_scripts.serving.local_http import open_url
+from build_scripts.serving.memory import MemoryWatch
 from build_scripts.serving.monitor import broken_process, last_error
 from build_scripts.serving.run_state import RunState, beat, write_state
 from build_scripts.serving.triton import LOAD_LIMIT_S, Installation, TritonProcess, launch
@@ -109,7 +110,7 @@ class Supervisor:
         first = True
         while not self.stop.is_set():
             failed_at = time.monotonic()
-            with self.started() as server:
+            with self.started() as server, MemoryWatch(server) as memory:
                 failure = self.wait_until_ready(server)
                 ready_at = time.monotonic() if failure is None else None
                 if failure is None and not self.stop.is_set():
@@ -126,9 +127,9 @@ class Supervisor:
                     say("stopped")
                     return 0
                 if first and ready_at is None:
-                    raise ServingError(failure)
+                    raise ServingError(memory.reason or failure)
                 first = False
-                delay = self.back_off(failure, ready_at)
+                delay = self.back_off(memory.reason or failure, ready_at)
             beat(self.address.http_port)
             self.stop.wait(delay)
         return 0  # stopped while no server ran

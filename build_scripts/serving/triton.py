@@ -36,6 +36,8 @@ LOAD_LIMIT_S = 300.0
 STACK_BYTES = 1 << 30
 # Where the system allows so many; the usual 1,024 are fewer than the clients that may wait in open connections.
 OPEN_FILES = 1 << 16
+# Of 1,000, which would mean: always first.
+OOM_SCORE = "500"
 # What only the supervisor may call; the key is made anew for each server.
 RESTRICTED = "model-repository,shared-memory,trace,logging"
 CONTROL_HEADER = "triton-control"
@@ -262,9 +264,11 @@ def _before_exec() -> None:
 
     The server is to end with its parent: by SIGTERM, so that it stops its stub processes and frees shared memory. And
     its HTTP threads need room: Triton 2.51 recurses over a request's body, and 4 MiB overrun the usual stack of 8 MiB.
-    And each connection is an open file.
+    And each connection is an open file. When memory runs out, the kernel is to end the server, not its supervisor.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE, encoding="ascii")
     for kind, wanted in ((resource.RLIMIT_STACK, STACK_BYTES), (resource.RLIMIT_NOFILE, OPEN_FILES)):
         _, hard = resource.getrlimit(kind)
         resource.setrlimit(kind, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))

@@ -1,0 +1,90 @@
+"""Keep a server's memory bounded: end it before the system would end something, and say why.
+
+A request's body is unpacked before any limit of ours applies: 400 KB of gzip become 400 MB, and those 1.5 GB while they
+are read. Nothing in Triton 2.51 forbids that; what stands before it can (see docs/production.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from pathlib import Path
+
+from build_scripts.machine import memory_limit
+from build_scripts.serving.monitor import cpu_seconds
+from build_scripts.serving.triton import TritonProcess
+from build_scripts.settings import CLASSIFIER
+
+MIB = 1 << 20
+PAGE = os.sysconf("SC_PAGE_SIZE")
+# A body is unpacked at up to 1 GB/s: looked at so often, it cannot grow by more than a tenth of a small container.
+LOOK_EVERY_S, LOOKS_A_SECOND = 0.05, 20
+# Of what the machine or the container has, for server and supervisor together.
+SHARE = 0.9
+# What tritonserver may hold for HOLD_S on top of what it had when this began, where its models are other processes:
+# twice the largest requests that may wait at once. It gives back what it has freed, but not all of it.
+GROWTH_BYTES, HOLD_S = 2 << 30, 10.0
+
+
+class MemoryWatch:
+    """Ends a server that takes too much; `reason` then says so. In a `with` block, in a thread of its own."""
+
+    def __init__(self, server: TritonProcess, limit: int | None = None):
+        self.server = server
+        self.limit = int(SHARE * memory_limit()) if limit is None else limit
+        self.reason: str | None = None
+        self.least: int | None = None
+        self.held_since = float("inf")
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+
+    def __enter__(self) -> MemoryWatch:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.thread.join()
+
+    def run(self) -> None:
+        looks, children = 0, dict[int, str]()
+        while self.reason is None and not self.done.wait(LOOK_EVERY_S):
+            if looks % LOOKS_A_SECOND == 0:  # finding them costs more than looking at them
+                children = {worker.pid: worker.model for worker in cpu_seconds(self.server) if worker.model}
+            looks += 1
+            own = private_bytes(self.server.process.pid)
+            used = own + sum(map(private_bytes, [os.getpid(), *children]))
+            used += sum(map(allocated_bytes, self.server.shared_memory()))
+            if used > self.limit:
+                self.reason = f"it took {used // MIB} MiB of memory, of {self.limit // MIB} that it may take"
+            elif any(model.startswith(CLASSIFIER) for model in children.values()):
+                self.reason = self.growth(own)
+        if self.reason:
+            self.server.kill()
+
+    def growth(self, own: int) -> str | None:
+        """What tritonserver itself holds on to, in words, once it was too much for too long."""
+        self.least = own if self.least is None else min(self.least, own)
+        if own - self.least < GROWTH_BYTES:
+            self.held_since = float("inf")
+            return None
+        self.held_since = min(self.held_since, time.monotonic())
+        if time.monotonic() - self.held_since < HOLD_S:
+            return None
+        return f"tritonserver held on to {own // MIB} MiB of memory, of {self.least // MIB} that it began with"
+
+
+def private_bytes(pid: int) -> int:
+    """What a process has in memory for itself alone; 0 if it has ended."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
+        return (int(resident) - int(shared)) * PAGE
+    return 0
+
+
+def allocated_bytes(file: Path) -> int:
+    with contextlib.suppress(OSError):
+        return file.stat().st_blocks * 512
+    return 0
