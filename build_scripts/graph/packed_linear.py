@@ -36,7 +36,8 @@ class PackedLinear(nn.Module):
     onednn: Final[bool]
     fbgemm: Final[bool]
     packed: bool
-    fp16_weight: Optional[torch.classes.quantized.LinearPackedParamsBase]  # noqa: UP045 - TorchScript wants this form
+    # TorchScript wants this form, and knows the class.
+    fp16_weight: Optional[torch.classes.quantized.LinearPackedParamsBase]  # type: ignore[name-defined]  # noqa: UP045
 
     def __init__(self, weight: Tensor, bias: Tensor, *, dtype: torch.dtype, activation: str = "none"):
         super().__init__()
