@@ -147,6 +147,7 @@ def staged(repository: Path, release_id: str) -> Iterator[Path]:
         shutil.rmtree(directory / release_id, ignore_errors=True)
         staging.rename(directory / release_id)
         os.utime(directory / release_id, (0, 0))  # never live so far; see `switch`
+        sync(directory)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -28,13 +28,17 @@ def print_build(built: Built) -> None:
     Console().print(table)
 
 
+def verdict(attempt: dict, chosen: str) -> str:
+    """What became of one precision. A precision that was asked for is chosen even if it failed the gate."""
+    if attempt["precision"] == chosen:
+        return "chosen" if attempt["passed"] else "chosen as asked, though it does not answer like fp32"
+    return "passed" if attempt["passed"] else "rejected"
+
+
 def _attempt(attempt: dict, chosen: str) -> str:
     parity = attempt["parity"]
-    verdict = "chosen" if attempt["precision"] == chosen else "passed" if attempt["passed"] else "rejected"
-    if not attempt["passed"] and attempt["precision"] == chosen:
-        verdict = "chosen as asked, though it does not answer like fp32"
     return (
-        f"{verdict}: {parity['wrong']} of {parity['texts']} class ids differ from Hugging Face's "
+        f"{verdict(attempt, chosen)}: {parity['wrong']} of {parity['texts']} class ids differ from Hugging Face's "
         f"({parity['near_ties']} near ties aside), probabilities by at most "
         f"{parity['max_probability_error']:.2g}; {attempt['milliseconds']:.1f} ms for the calibration batches"
     )

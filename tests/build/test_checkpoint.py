@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from build_scripts import __main__ as command_line
 from build_scripts.build.checkpoint import load, serving_tokenizer
+from build_scripts.build.tokenizer import check_vocabulary
 from build_scripts.settings import PROJECT, ServingError
 from tests.support.checkpoints import make_checkpoint, make_tokenizer
 from tests.support.texts import VARIED
@@ -246,6 +247,14 @@ def test_a_bad_file_is_refused(subject, option, content, says, tmp_path, tiny_re
 def test_what_can_be_no_hub_id_is_refused_without_asking_the_hub(model, says, tmp_path, monkeypatch, capfd):
     stderr = run_repo(monkeypatch, capfd, "--model", model, "--model-repository", tmp_path)
     assert_one_helpful_line(stderr, [f"MODEL={model}", says])
+
+
+def test_a_vocabulary_may_fill_the_embedding_and_no_more(subject):
+    tokenizer = subject("bert").tokenizer
+    rows = max(tokenizer.get_vocab().values()) + 1
+    check_vocabulary(tokenizer, rows, subject("bert").directory)
+    with pytest.raises(ServingError, match=f"{rows - 1} rows"):
+        check_vocabulary(tokenizer, rows - 1, subject("bert").directory)
 
 
 # The same through a real process: nothing else may reach stderr there either, and the exit code is the shell's.

@@ -48,6 +48,50 @@ def test_the_releases_that_were_live_last_are_kept(repository):
     assert [path.name for path in releases.releases(repository)] == ["g", "d", "f"]
 
 
+def test_the_live_release_is_never_removed(repository, monkeypatch):
+    """Whatever the history says: a copy of a repository, for one, has times of its own."""
+    for name in "abcdef":
+        fake_release(repository, name)
+        go_live(repository, name)
+    known = releases.releases(repository)
+    monkeypatch.setattr(releases, "releases", lambda repository: known[::-1])
+    releases.prune(repository)
+    assert releases.live_release(repository) == (releases.releases_directory(repository) / "f").resolve()
+    assert sorted(path.name for path in releases.releases_directory(repository).iterdir()) == ["a", "b", "c", "f"]
+
+
+def test_a_release_is_on_the_disk_before_anything_leads_to_it(repository, monkeypatch):
+    """And so are the directories that a rename changed. A power cut cannot be tried here; the order can."""
+    events: list[str] = []
+    fsync, rename, replace = os.fsync, Path.rename, os.replace
+
+    def name(path: str | Path) -> str:
+        return os.path.relpath(path, repository / "text_classifier").replace(".building-a", "a")
+
+    def synced(descriptor: int) -> None:
+        events.append(f"sync {name(os.readlink(f'/proc/self/fd/{descriptor}'))}")
+        fsync(descriptor)
+
+    def renamed(path: Path, target: Path) -> Path:
+        events.append(f"rename {name(target)}")
+        return rename(path, target)
+
+    def replaced(path: Path, target: Path) -> None:
+        events.append(f"replace {name(target)}")
+        replace(path, target)
+
+    monkeypatch.setattr(releases.os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(releases.os, "replace", replaced)
+    fake_release(repository, "a")
+    releases.switch(repository, "a")
+    whole, there, live = events.index("rename releases/a"), events.index("replace live"), len(events)
+    for path in ("releases/a/model.pt", "releases/a/manifest.json", "releases/a"):
+        assert f"sync {path}" in events[:whole]
+    assert "sync releases" in events[whole:there]
+    assert "sync ." in events[there:live]
+
+
 def test_a_reader_always_finds_a_live_release(repository):
     for name in "ab":
         fake_release(repository, name)

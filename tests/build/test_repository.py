@@ -166,19 +166,6 @@ def test_the_tokenizers_package_beside_it_runs_on_other_pythons(tiny_repository)
     assert not list(package.rglob("*.pyc"))
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_every_number_says_why(model):
-    """In a comment on its line or on the one before; shapes and the version are explained by the contract."""
-    lines = (SOURCE_REPOSITORY / model / "config.pbtxt").read_text(encoding="utf-8").splitlines()
-    silent = []
-    for before, line in zip(["", *lines], lines):
-        setting = line.split("#")[0]
-        numbers = re.findall(r'(\w+): *"?-?\d', re.sub(r"dims: *\[[^]]*\]|model_version: \d+", "", setting))
-        if numbers and "#" not in line and not before.strip().startswith("#"):
-            silent.append(line.strip())
-    assert silent == []
-
-
 def links() -> list[Path]:
     built = SOURCE_REPOSITORY / ENSEMBLE
     return [path for path in SOURCE_REPOSITORY.rglob("*") if path.is_symlink() and built not in path.parents]

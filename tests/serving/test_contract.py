@@ -1,5 +1,6 @@
 """The contract on the wire, seen by clients that know nothing of this project."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -10,12 +11,14 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc as triton
-from hypothesis import given, settings
+from google.protobuf import text_format
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build_scripts.serving import client
 from build_scripts.serving.triton import embedded_wheel, perf_analyzer_environment
-from build_scripts.settings import PROJECT
+from build_scripts.settings import PROJECT, SOURCE_REPOSITORY, TOKENIZER
 from tests.support.servers import embedded, post
 from tests.support.texts import HEADLINES
 
@@ -157,13 +160,31 @@ def test_classify_keeps_the_order_of_lines_and_shows_no_progress_in_a_pipe(
     assert [int(line.split("\t")[0]) for line in done.stdout.splitlines()] == default_oracle.class_ids(texts)
 
 
+LIMIT = client.BATCH_BYTES
+
+
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.text(max_size=3).map(lambda text: text * 40_000) | st.text(max_size=20), max_size=100))
-def test_requests_of_many_texts_stay_within_the_servers_limits(texts):
+@given(st.lists(st.builds(str.__mul__, st.sampled_from("a\u00e9\u80a1\U0001f600"), st.integers(0, LIMIT)), max_size=12))
+@example(["a" * (LIMIT - 1), "a"])
+@example(["a" * (LIMIT - 1), "a", "a"])
+@example(["a" * LIMIT, "a"])
+@example(["", "a" * (LIMIT + 1), ""])
+@example(["a"] * (2 * client.BATCH_SIZE + 1))
+def test_a_request_is_as_large_as_the_limits_allow_and_no_larger(texts):
     batches = list(client.batches(texts))
     assert [text for batch in batches for text in batch] == texts
-    assert all(1 <= len(batch) <= 64 for batch in batches)
-    assert all(sum(len(text.encode("utf-8", "surrogatepass")) for text in batch) <= 1 << 20 for batch in batches)
+    sizes = [[len(text.encode()) for text in batch] for batch in batches]
+    for batch in sizes:
+        assert 1 <= len(batch) <= client.BATCH_SIZE
+        assert sum(batch) <= LIMIT or len(batch) == 1
+    for batch, following in itertools.pairwise(sizes):
+        assert len(batch) == client.BATCH_SIZE or sum(batch) + following[0] > LIMIT
+
+
+def test_a_request_of_the_client_is_within_the_limits_of_the_server():
+    config = text_format.Parse((SOURCE_REPOSITORY / TOKENIZER / "config.pbtxt").read_text(), ModelConfig())
+    assert config.max_batch_size >= client.BATCH_SIZE
+    assert int(config.parameters["max_request_bytes"].string_value) >= LIMIT
 
 
 def test_classify_says_how_to_start_a_server_when_there_is_none():
