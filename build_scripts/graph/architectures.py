@@ -1,8 +1,8 @@
 """Name the parts of a BERT-shaped checkpoint, whatever its Hugging Face class calls them.
 
-`bert_parts` reads BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, ERNIE and DistilBERT into one plain structure, from
-which `packed_bert` builds the padding-free graph. Anything else gives None: the caller then uses Hugging Face's own
-forward. Nothing is computed here.
+`bert_parts` reads BERT, RoBERTa, XLM-R, CamemBERT, data2vec-text, ELECTRA, ERNIE, LayoutLM (without boxes) and
+DistilBERT into one plain structure, from which `packed_bert` builds the padding-free graph. Anything else gives None:
+the caller then uses Hugging Face's own forward. Nothing is computed here.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from build_scripts.graph.activations import plain_name
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Classes whose encoder is modeling_bert's, module for module.
-BERT_LAYOUT = {"bert", "roberta", "xlm-roberta", "camembert", "electra", "ernie"}
+BERT_LAYOUT = {"bert", "roberta", "xlm-roberta", "camembert", "data2vec-text", "electra", "ernie", "layoutlm"}
 # Of these, the ones that number positions from the padding id on, as fairseq did.
-FAIRSEQ_POSITIONS = {"roberta", "xlm-roberta", "camembert"}
-# Feed-forward activations that the packed graph fuses into the matrix product.
-FUSED_ACTIVATIONS = {"gelu", "relu"}
+FAIRSEQ_POSITIONS = {"roberta", "xlm-roberta", "camembert", "data2vec-text"}
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,11 @@ def bert_parts(model: PreTrainedModel, token_types: int = 1) -> BertParts | None
 def _bert_layout_parts(model: PreTrainedModel, model_type: str, token_types: int) -> BertParts | None:
     config, base = model.config, model.base_model
     plain = (
-        config.hidden_act in FUSED_ACTIVATIONS
+        plain_name(config.hidden_act) != ""
         and getattr(config, "position_embedding_type", "absolute") in (None, "absolute")
         and not getattr(config, "is_decoder", False)
         and not getattr(config, "add_cross_attention", False)
+        and len(base.encoder.layer) > 0
     )
     if not plain:
         return None
@@ -88,7 +89,11 @@ def _bert_layout_parts(model: PreTrainedModel, model_type: str, token_types: int
     constant = embeddings.token_type_embeddings.weight[:token_types, None]
     if getattr(config, "use_task_id", False):
         constant = constant + embeddings.task_type_embeddings.weight[0]
-    if model_type in ("bert", "ernie"):
+    if model_type == "layoutlm":  # a text without boxes has the box (0, 0, 0, 0) at every token
+        x, y = embeddings.x_position_embeddings.weight[0], embeddings.y_position_embeddings.weight[0]
+        height, width = embeddings.h_position_embeddings.weight[0], embeddings.w_position_embeddings.weight[0]
+        constant = constant + (2 * x + 2 * y + height + width)
+    if model_type in ("bert", "ernie", "layoutlm"):
         head_dense, head_activation, classifier = base.pooler.dense, "tanh", model.classifier
     else:
         head_dense, classifier = model.classifier.dense, model.classifier.out_proj
@@ -113,7 +118,7 @@ def _bert_layout_parts(model: PreTrainedModel, model_type: str, token_types: int
             for layer in base.encoder.layer
         ],
         num_attention_heads=config.num_attention_heads,
-        activation=config.hidden_act,
+        activation=plain_name(config.hidden_act),
         head_dense=head_dense,
         head_activation=head_activation,
         classifier=classifier,
@@ -122,7 +127,7 @@ def _bert_layout_parts(model: PreTrainedModel, model_type: str, token_types: int
 
 def _distilbert_parts(model: PreTrainedModel) -> BertParts | None:
     config, base = model.config, model.distilbert
-    if config.activation not in FUSED_ACTIVATIONS:
+    if not plain_name(config.activation) or not base.transformer.layer:
         return None
     return BertParts(
         word_embeddings=base.embeddings.word_embeddings.weight,
@@ -144,7 +149,7 @@ def _distilbert_parts(model: PreTrainedModel) -> BertParts | None:
             for layer in base.transformer.layer
         ],
         num_attention_heads=config.n_heads,
-        activation=config.activation,
+        activation=plain_name(config.activation),
         head_dense=model.pre_classifier,
         head_activation="relu",
         classifier=model.classifier,

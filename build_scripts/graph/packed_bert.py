@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from build_scripts.graph.activations import FUSED, activate
 from build_scripts.graph.architectures import BertParts, EncoderLayer
 from build_scripts.graph.packed_linear import Norm, PackedLinear
 from build_scripts.graph.packing import Bucket, Packed, parts_of, plan_buckets, round_up, unpad_input
@@ -146,17 +147,21 @@ class FirstTokenLayer(nn.Module):
 class FeedForward(nn.Module):
     """What follows attention in a layer, two residuals included: (rows, hidden) -> (rows, hidden)."""
 
+    activation: Final[str]
+
     def __init__(self, layer: EncoderLayer, activation: str, dtype: torch.dtype):
         super().__init__()
         self.attention_output = PackedLinear.of(layer.attention_output, dtype)
         self.attention_norm = Norm(layer.attention_norm, dtype)
-        self.intermediate = PackedLinear.of(layer.intermediate, dtype, activation)
+        # oneDNN computes some activations within the product, the others follow it.
+        self.activation = "none" if activation in FUSED else activation
+        self.intermediate = PackedLinear.of(layer.intermediate, dtype, activation if activation in FUSED else "none")
         self.output = PackedLinear.of(layer.output, dtype)
         self.output_norm = Norm(layer.output_norm, dtype)
 
     def forward(self, attended: Tensor, x: Tensor) -> Tensor:
         x = self.attention_norm(self.attention_output.add(attended, x))
-        return self.output_norm(self.output.add(self.intermediate(x), x))
+        return self.output_norm(self.output.add(activate(self.intermediate(x), self.activation), x))
 
 
 class PackedBert(nn.Module):
@@ -209,14 +214,7 @@ class PackedBert(nn.Module):
 
     def head(self, first: Tensor) -> Tensor:
         """first: (batch, hidden) -> logits (batch, num_labels) fp32."""
-        x = self.head_dense(first.float())
-        if self.head_activation == "tanh":
-            x = torch.tanh(x)
-        elif self.head_activation == "relu":
-            x = F.relu(x)
-        else:
-            x = F.gelu(x)
-        return self.classifier(x)
+        return self.classifier(activate(self.head_dense(first.float()), self.head_activation))
 
 
 def scaled_query_key_value(layer: EncoderLayer, heads: int) -> tuple[Tensor, Tensor]:

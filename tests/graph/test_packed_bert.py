@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from build_scripts.graph.architectures import bert_parts
 from tests.support.checkpoints import FALLBACK_KINDS, KINDS, PACKED_KINDS
 from tests.support.texts import PAIRS, VARIED
 from tests.support.token_batches import MAX_LOGIT_ERROR, SAME, answers, assert_equals_hugging_face, batch
@@ -72,11 +73,20 @@ def test_other_configurations_equal_hugging_face(subject, options):
     assert_equals_hugging_face(subject("bert", **hashable), *batch(subject("bert", **hashable), [5, 128, 17, 17, 1]))
 
 
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+@pytest.mark.parametrize("name", ["gelu_python", "gelu_new", "gelu_pytorch_tanh", "silu", "swish", "quick_gelu", "mish",
+                                  "tanh", "sigmoid", "leaky_relu", "relu2", "relu6", "linear"])  # fmt: skip
+def test_every_activation_with_a_name_is_packed_and_equals_hugging_face(subject, kind, name):
+    own = subject(kind, **{"activation" if kind == "distilbert" else "hidden_act": name})
+    assert bert_parts(own.checkpoint.model) is not None
+    assert_equals_hugging_face(own, *batch(own, [5, 128, 17, 17, 1]))
+
+
 def test_an_unknown_activation_takes_the_fallback_and_equals_hugging_face(subject, tmp_path):
     from build_scripts.build.export import PACKED, TRACED, export
 
     assert export(subject("bert").checkpoint, "fp32", tmp_path / "model.pt") == PACKED
-    own = subject("bert", hidden_act="gelu_new")
+    own = subject("bert", hidden_act="hardswish")
     assert export(own.checkpoint, "fp32", tmp_path / "model.pt") == TRACED
     assert_equals_hugging_face(own, *batch(own, [5, 128, 17, 17, 1]))
 

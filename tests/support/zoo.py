@@ -1,0 +1,178 @@
+"""One small checkpoint per family and per layout that people bring, and what becomes of each.
+
+`ROWS` is what the documentation says: `python -m tests.support.zoo` writes it into docs/your-checkpoint.md, and the
+tests check each row against plain transformers. Weights are random, tokenizers are trained here, nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedTokenizerBase
+
+from build_scripts.settings import PROJECT
+from tests.support import checkpoints
+
+PACKED, PADDED, ALONE, FULL = "packed", "padded", "one text at a time", "padded to max_length"
+REFUSED = "refused"
+WAYS = {
+    "packed (padding only inside attention)": PACKED,
+    "traced (padded to the longest text of a batch)": PADDED,
+    "traced (one text at a time, padded to its own length)": ALONE,
+    "traced (a batch at a time, padded to max_length)": FULL,
+}
+PAGE = PROJECT / "docs" / "your-checkpoint.md"
+SECTION = re.compile(r"(<!-- zoo -->\n).*?(<!-- /zoo -->)", re.DOTALL)
+
+# Small values of whatever a config calls its sizes.
+SMALL: dict[str, Any] = {
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim", "emb_dim", "embedding_size"), 32),
+    "word_embed_proj_dim": 32,
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads"), 4),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "d_inner", "n_inner", "hidden_dim"), 48),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 48),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 140),
+    "num_decoder_layers": 2, "decoder_attention_heads": 4, "num_key_value_heads": 2, "d_kv": 8, "head_dim": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """family: a model type of transformers. tokenizer: the kind of `checkpoints.make_tokenizer`, or one of ours."""
+
+    family: str
+    becomes: str
+    tokenizer: str = "bert"
+    config: dict[str, Any] = field(default_factory=dict)
+    says: str = ""
+
+    @property
+    def name(self) -> str:
+        return " ".join([self.family, *(f"{key}={value}" for key, value in self.config.items() if key in TOLD)])
+
+
+# Settings that make another layout of a family; other ones only keep it small.
+TOLD = ("hidden_act", "is_decoder", "relative_attention", "num_hidden_layers", "pad_token_id")
+
+ROWS = [
+    Row("bert", PACKED),
+    Row("bert", PACKED, config={"hidden_act": "gelu_new"}),
+    Row("roberta", PACKED, "roberta"),
+    Row("xlm-roberta", PACKED, "xlm-roberta"),
+    Row("camembert", PACKED, "camembert"),
+    Row("data2vec-text", PACKED, "roberta"),
+    Row("electra", PACKED),
+    Row("ernie", PACKED),
+    Row("distilbert", PACKED),
+    Row("layoutlm", PACKED),
+    Row("bert", PADDED, config={"is_decoder": True}),
+    Row("bert", PADDED, config={"num_hidden_layers": 0}),
+    Row("albert", PADDED, "albert"),
+    Row("deberta", PADDED, "roberta", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
+    Row("deberta-v2", PADDED, "deberta-v2", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
+    Row("mpnet", PADDED, "mpnet"),
+    Row("modernbert", PADDED, "modernbert"),
+    Row("rembert", PADDED),
+    Row("roformer", PADDED),
+    Row("megatron-bert", PADDED),
+    Row("squeezebert", PADDED, config={"q_groups": 1, "k_groups": 1, "v_groups": 1, "post_attention_groups": 1}),
+    Row("xmod", PADDED, "xlm-roberta", {"default_language": "en_XX"}),
+    Row("gpt2", PADDED, "bytes"),
+    Row("gpt2", ALONE, "bytes", {"pad_token_id": None}),
+    Row("gpt_neox", PADDED, "bytes"),
+    Row("opt", PADDED, "bytes"),
+    Row("llama", PADDED, "bytes"),
+    Row("mistral", PADDED, "bytes"),
+    Row("qwen2", PADDED, "bytes"),
+    Row("qwen3", PADDED, "bytes"),
+    Row("gemma", PADDED, "bytes"),
+    Row("phi", PADDED, "bytes"),
+    Row("bart", ALONE, "roberta"),
+    Row("mbart", ALONE, "roberta"),
+    Row("t5", ALONE, "roberta"),
+    Row("xlnet", ALONE, "xlnet"),
+    Row("convbert", ALONE),
+    Row("mobilebert", ALONE, config={"intra_bottleneck_size": 32, "num_feedforward_networks": 1}),
+    Row("fnet", ALONE),
+    Row("nystromformer", ALONE),
+    Row("longformer", ALONE, "roberta", {"attention_window": 16}),
+    Row("bloom", REFUSED, "bytes", says="cannot be written as TorchScript"),
+    Row("perceiver", REFUSED, says="takes no token ids"),
+    Row("layoutlmv2", REFUSED, says="needs boxes and an image"),
+]
+
+
+def make(row: Row, directory: Path, *, labels: int = 4) -> Path:
+    """Write the row's checkpoint: config and weights in the family's own classes, and its tokenizer."""
+    tokenizer = make_tokenizer(row.tokenizer)
+    config = small_config(row.family, tokenizer, {**row.config, "num_labels": labels})
+    model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    checkpoints.draw_weights(model, seed=0)
+    transformers.utils.logging.disable_progress_bar()
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def small_config(family: str, tokenizer: PreTrainedTokenizerBase, changes: dict[str, Any]) -> PretrainedConfig:
+    config_class = CONFIG_MAPPING[family]
+    known = config_class().to_dict().keys() | set(config_class.attribute_map.values())
+    sizes = {key: value for key, value in SMALL.items() if key in known}
+    special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    return config_class(**{**sizes, **special, "vocab_size": len(tokenizer), **changes})
+
+
+def make_tokenizer(kind: str) -> PreTrainedTokenizerBase:
+    own: dict[str, Callable[[], PreTrainedTokenizerBase]] = {"bytes": no_special_tokens, "xlnet": xlnet}
+    return own[kind]() if kind in own else checkpoints.make_tokenizer(kind, 128)
+
+
+def no_special_tokens() -> PreTrainedTokenizerBase:
+    """As GPT-2 and Qwen tokenize: nothing is added, so that an empty text has no token at all."""
+    vocabulary, merges = checkpoints.byte_pairs(("<s>", "<pad>", "</s>", "<unk>", "<mask>"))
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=128,
+        model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+
+
+def xlnet() -> PreTrainedTokenizerBase:
+    """Its special tokens stand at the end, and the last has a token type of its own."""
+    special = ("<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>")
+    return transformers.XLNetTokenizer(vocab=checkpoints.unigrams(special), model_max_length=128)
+
+
+def table() -> str:
+    """The rows in Markdown, grouped by what becomes of them."""
+    meaning = {
+        PACKED: "padding-free graph, fastest",
+        PADDED: "transformers' own forward, a batch padded to its longest text",
+        ALONE: "transformers' own forward, one text after the other",
+        FULL: "transformers' own forward, every text padded to `max_length`",
+        REFUSED: "refused, with the reason",
+    }
+    lines = ["| how it is served | families and layouts that are tried |", "|---|---|"]
+    for outcome, words in meaning.items():
+        rows = [row for row in ROWS if row.becomes == outcome]
+        if rows:
+            names = ", ".join(f"`{row.name}`" + (f" ({row.says})" if row.says else "") for row in rows)
+            lines.append(f"| **{outcome}**: {words} | {names} |")
+    return "\n".join(lines) + "\n"
+
+
+def written(page: str) -> str:
+    """The page with today's table between its marks."""
+    return SECTION.sub(lambda match: match.group(1) + table() + match.group(2), page)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
