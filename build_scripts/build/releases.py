@@ -26,6 +26,8 @@ MANIFEST = "manifest.json"
 CONFIG = "config.pbtxt"
 # What CONFIG was when a build copied it: whoever edits it makes the two differ.
 COPIED_CONFIG = "config.pbtxt.copied"
+# The ids of the releases that were live, a line each, the last one first.
+HISTORY = "history"
 # BUILD_LOCK is held by whoever builds. SWITCH_LOCK is held for the instant of a switch, and by a server while it loads.
 BUILD_LOCK, SWITCH_LOCK = ".build.lock", ".switch.lock"
 DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
@@ -96,6 +98,13 @@ def copy_sources(repository: Path) -> None:
     if repository.resolve() == SOURCE_REPOSITORY:
         return
     ignored = shutil.ignore_patterns("releases", "live", ".*.lock", "__pycache__")
+    links = [path.relative_to(SOURCE_REPOSITORY) for path in SOURCE_REPOSITORY.rglob("*") if path.is_symlink()]
+    for link in (Path(ENSEMBLE, "live"), *links):
+        if (repository / link).exists() and not (repository / link).is_symlink():
+            raise ServingError(
+                f"{repository / link} is no link: {repository} is a copy that followed links, and cannot hold releases; "
+                "copy with `cp -a`, or name another directory with MODEL_REPOSITORY=…"
+            )
 
     def not_copied(directory: str, names: list[str]) -> set[str]:
         there = repository / Path(directory).relative_to(SOURCE_REPOSITORY)
@@ -146,7 +155,6 @@ def staged(repository: Path, release_id: str) -> Iterator[Path]:
         sync_tree(staging)
         shutil.rmtree(directory / release_id, ignore_errors=True)
         staging.rename(directory / release_id)
-        os.utime(directory / release_id, (0, 0))  # never live so far; see `switch`
         sync(directory)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -154,7 +162,9 @@ def staged(repository: Path, release_id: str) -> Iterator[Path]:
 
 def switch(repository: Path, release_id: str) -> None:
     """Make a complete release the live one, at once."""
-    os.utime(releases_directory(repository) / release_id)  # the order of these times is the history
+    live = live_release(repository)
+    before = history(repository) or ([live.name] if live else [])
+    write_history(repository, [release_id, *(name for name in before if name != release_id)])
     link = repository / ENSEMBLE / "live"
     new = link.with_name(".live.new")
     new.unlink(missing_ok=True)
@@ -165,10 +175,28 @@ def switch(repository: Path, release_id: str) -> None:
     sync(link.parent)
 
 
+def history(repository: Path) -> list[str]:
+    """The ids of the releases that were live, the last one first. Written down: a copy has file times of its own."""
+    with contextlib.suppress(FileNotFoundError):
+        return (releases_directory(repository) / HISTORY).read_text(encoding="utf-8").split()
+    return []
+
+
+def write_history(repository: Path, ids: list[str]) -> None:
+    """At once, and on the disk before anything that follows."""
+    file = releases_directory(repository) / HISTORY
+    new = file.with_name(f".{HISTORY}.new")
+    new.write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
+    sync(new)
+    os.replace(new, file)
+    sync(file.parent)
+
+
 def releases(repository: Path) -> list[Path]:
-    """Complete releases, the one that went live last first; those that never were have the time 0."""
-    complete = [path.parent for path in releases_directory(repository).glob(f"[!.]*/{MANIFEST}")]
-    return sorted(complete, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    """Complete releases, the one that went live last first; those that never were come last."""
+    complete = sorted(path.parent for path in releases_directory(repository).glob(f"[!.]*/{MANIFEST}"))
+    order = {name: place for place, name in enumerate(history(repository))}
+    return sorted(complete, key=lambda path: order.get(path.name, len(order)))
 
 
 def prune(repository: Path) -> None:

@@ -61,9 +61,9 @@ def rollback(http_port: int) -> None:
 
 def history(repository: Path) -> list[Path]:
     """The releases that were live and are still there, the live one first."""
-    live = releases.live_release(repository)
+    live, were_live = releases.live_release(repository), releases.history(repository)
     return sorted(
-        (path for path in releases.releases(repository) if path.stat().st_mtime_ns),
+        (path for path in releases.releases(repository) if path.name in were_live or path.resolve() == live),
         key=lambda path: path.resolve() != live,
     )
 

@@ -35,6 +35,16 @@ def test_a_config_that_nobody_edited_elsewhere_follows_the_project(tmp_path, mon
         assert (elsewhere / "tokenizer" / "config.pbtxt").read_text(encoding="utf-8") == "edited"
 
 
+def test_a_copy_that_followed_links_is_refused_in_one_line(repository, tmp_path):
+    releases.copy_sources(repository)
+    fake_release(repository, "a")
+    go_live(repository, "a")
+    copy = shutil.copytree(repository, tmp_path / "copy", ignore_dangling_symlinks=True)
+    with pytest.raises(ServingError, match="is no link: .* is a copy that followed links.*`cp -a`") as refusal:
+        releases.copy_sources(copy)
+    assert "\n" not in str(refusal.value)
+
+
 def test_the_releases_that_were_live_last_are_kept(repository):
     for name in "abcdef":
         fake_release(repository, name)
@@ -48,16 +58,26 @@ def test_the_releases_that_were_live_last_are_kept(repository):
     assert [path.name for path in releases.releases(repository)] == ["g", "d", "f"]
 
 
-def test_the_live_release_is_never_removed(repository, monkeypatch):
-    """Whatever the history says: a copy of a repository, for one, has times of its own."""
-    for name in "abcdef":
+def test_the_live_release_is_never_removed(repository):
+    """Its place in the history is no matter: a switch that was killed half-way leaves another one first."""
+    for name in "abcde":
+        fake_release(repository, name)
+    go_live(repository, "a")
+    releases.write_history(repository, list("edcba"))
+    releases.prune(repository)
+    assert [path.name for path in releases.releases(repository)] == ["e", "d", "c", "a"]
+
+
+def test_a_copy_has_the_same_history(repository, tmp_path):
+    for name in "cab":
         fake_release(repository, name)
         go_live(repository, name)
-    known = releases.releases(repository)
-    monkeypatch.setattr(releases, "releases", lambda repository: known[::-1])
-    releases.prune(repository)
-    assert releases.live_release(repository) == (releases.releases_directory(repository) / "f").resolve()
-    assert sorted(path.name for path in releases.releases_directory(repository).iterdir()) == ["a", "b", "c", "f"]
+    copy = tmp_path / "copy"
+    shutil.copytree(repository, copy, symlinks=True, copy_function=shutil.copyfile)
+    for path in sorted((copy / "text_classifier" / "releases").iterdir()):
+        os.utime(path, (1, 1))
+    assert [path.name for path in releases.releases(copy)] == ["b", "a", "c"]
+    assert releases.history(copy) == ["b", "a", "c"]
 
 
 def test_a_release_is_on_the_disk_before_anything_leads_to_it(repository, monkeypatch):
@@ -88,7 +108,9 @@ def test_a_release_is_on_the_disk_before_anything_leads_to_it(repository, monkey
     whole, there, live = events.index("rename releases/a"), events.index("replace live"), len(events)
     for path in ("releases/a/model.pt", "releases/a/manifest.json", "releases/a"):
         assert f"sync {path}" in events[:whole]
-    assert "sync releases" in events[whole:there]
+    assert "sync releases" in events[whole : events.index("replace releases/history")]
+    assert "sync releases/.history.new" in events[whole:there]
+    assert "sync releases" in events[events.index("replace releases/history") : there]
     assert "sync ." in events[there:live]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 from build_scripts.build import releases
@@ -17,4 +16,3 @@ def fake_release(repository: Path, name: str) -> None:
 
 def go_live(repository: Path, name: str) -> None:
     releases.switch(repository, name)
-    time.sleep(0.01)  # the history is told by file times, which the kernel takes every few milliseconds
