@@ -102,7 +102,7 @@ def copy_sources(repository: Path) -> None:
     for link in (Path(ENSEMBLE, "live"), *links):
         if (repository / link).exists() and not (repository / link).is_symlink():
             raise ServingError(
-                f"{repository / link} is no link: {repository} is a copy that followed links, and cannot hold releases; "
+                f"{repository / link} is no link: {repository} is a copy that followed links and holds no releases; "
                 "copy with `cp -a`, or name another directory with MODEL_REPOSITORY=…"
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import subprocess
 import threading
 from pathlib import Path
 
@@ -39,8 +40,9 @@ def test_a_copy_that_followed_links_is_refused_in_one_line(repository, tmp_path)
     releases.copy_sources(repository)
     fake_release(repository, "a")
     go_live(repository, "a")
-    copy = shutil.copytree(repository, tmp_path / "copy", ignore_dangling_symlinks=True)
-    with pytest.raises(ServingError, match="is no link: .* is a copy that followed links.*`cp -a`") as refusal:
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-rL", repository, copy], stderr=subprocess.DEVNULL, check=False)  # some links lead nowhere
+    with pytest.raises(ServingError, match=r"is no link: .* is a copy that followed links.*`cp -a`") as refusal:
         releases.copy_sources(copy)
     assert "\n" not in str(refusal.value)
 
