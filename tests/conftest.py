@@ -10,6 +10,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from build_scripts.settings import VARIABLE_PREFIX
 from tests.support import servers
@@ -33,6 +34,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """`make check` leaves the tests out that are marked; the mark is asked for where a server is started."""
     servers.may_start = item.get_closest_marker("server") is not None
+
+
+# No property depends on speed: on a busy machine one example took longer than the 200 ms that are the default.
+settings.register_profile("any speed", deadline=None)
+settings.load_profile("any speed")
 
 
 @dataclass(frozen=True, eq=False)
