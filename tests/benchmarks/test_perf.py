@@ -9,6 +9,7 @@ import pytest
 
 from build_scripts.benchmarks import corpus, perf, perf_analyzer
 from build_scripts.benchmarks.perf_analyzer import Counters, Level
+from build_scripts.serving.run_state import RunState
 from build_scripts.settings import Address, ServingError
 from tests.support.texts import VARIED
 
@@ -135,3 +136,10 @@ def test_perf_analyzer_measures_a_real_server(default_server):
 def test_requests_that_fail_are_an_error(default_server):
     with pytest.raises(ServingError, match="perf_analyzer ended with code"):
         perf_analyzer.measure(default_server.address, ["x" * (2 << 20)], concurrency=1, seconds=0.3)
+
+
+def test_a_server_whose_repository_was_removed_is_one_clear_line(tmp_path):
+    """As `make clean` does to a server that runs."""
+    state = RunState(0, "", "", str(tmp_path / "gone"), "", "", "", "")
+    with pytest.raises(ServingError, match=r"gone holds no release any more, though a server runs from it; restart"):
+        perf.served_release(state)
