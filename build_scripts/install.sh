@@ -58,7 +58,10 @@ choose() {
 
 # uv keeps its Pythons in the user's home; its own variables, mirrors among them, reach it as they are.
 from_uv() {
-  uv=$(command -v uv || own_uv) || { say "uv could not be installed"; return 1; }
+  if ! uv=$(command -v uv || own_uv); then
+    say "uv could not be installed: for that, some python3 needs its venv module (Debian, Ubuntu: python3-venv)"
+    return 1
+  fi
   # Not into ~/.local/bin, where it would be the user's python3.12 from then on.
   if said=$(UV_PYTHON_INSTALL_BIN=0 "$uv" python install --no-progress 3.12 2>&1); then
     "$uv" python find --no-project --managed-python 3.12 2>/dev/null

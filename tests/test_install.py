@@ -156,6 +156,14 @@ def test_without_any_python_one_line_names_the_choices(machine):
         assert word in last
 
 
+def test_a_python_without_venv_cannot_get_uv_and_that_is_said(machine):
+    """Debian and Ubuntu without python3-venv."""
+    machine.script("python3", 'case "$1" in -) echo "has no venv module" ;; *) exit 1 ;; esac\n')
+    done = machine.run()
+    assert (done.returncode, machine.chosen()) == (1, "none")
+    assert done.stderr.splitlines()[1].endswith("(Debian, Ubuntu: python3-venv)")
+
+
 def torch_call(machine: Machine) -> str:
     return next(line for line in machine.calls().splitlines() if "--editable" in line)
 
