@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from build_scripts.settings import VARIABLE_PREFIX
 from tests.support import servers
 from tests.support.checkpoints import make_checkpoint
 
-# What the caller's shell, or the `make test` that runs this, would hand on to the commands that tests start.
-for name in [name for name in os.environ if name.startswith((VARIABLE_PREFIX, "MAKE", "MFLAGS"))]:
+# What the caller's shell, or the `make test` that runs this, would hand on to the commands and clients of the tests.
+FOREIGN = ("TRITON_", "MAKE", "MFLAGS", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "AIP_")
+for name in [name for name in os.environ if name.upper().startswith(FOREIGN)]:
     del os.environ[name]
 
 # So that a failing assert in these shows its values, as one in a test does.

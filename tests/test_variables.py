@@ -34,6 +34,7 @@ class Made:
 def make(tmp_path):
     """make(*arguments, **environment): the real Makefile, with a Python that only writes its environment down."""
     venv, dump = tmp_path / "venv", tmp_path / "environment"
+    foreign = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     (venv / "bin").mkdir(parents=True)
     python = venv / "bin" / "python"
     python.write_text(f"#!/bin/sh\nenv -0 > '{dump}'\n", encoding="utf-8")
@@ -45,7 +46,7 @@ def make(tmp_path):
         dump.unlink(missing_ok=True)
         command = ["make", f"VENV={venv}", *arguments]
         done = subprocess.run(
-            command, cwd=PROJECT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
+            command, cwd=PROJECT, env={**foreign, **environment}, capture_output=True, text=True, timeout=60
         )
         lines = dump.read_bytes().decode().split("\0")[:-1] if dump.exists() else []
         return Made(done.returncode, done.stderr, dict(line.split("=", 1) for line in lines))
