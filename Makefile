@@ -8,7 +8,8 @@ RUN   = $(hint)$(VENV)/bin/python -m build_scripts
 # environments use for other things. (make itself drops blanks at the start of a value.)
 # To add one: its name here, and `variable("NAME", "help")` in build_scripts/__main__.py. A test compares the two.
 VARIABLES := MODEL MAX_LENGTH PRECISION CALIBRATION MODEL_REPOSITORY
-VARIABLES += HOST HTTP_PORT GRPC_PORT METRICS_PORT DRAIN LIVE
+VARIABLES += HOST HTTP_PORT GRPC_PORT METRICS_PORT DRAIN LIVE TRACE
+VARIABLES += TLS_CERT TLS_KEY TLS_CA
 VARIABLES += TEXT FILE
 VARIABLES += SECONDS_PER_LEVEL DURATION
 VARIABLES += OUTPUT
@@ -30,12 +31,12 @@ ignored := $(call from,environment,$(filter-out HOST,$(VARIABLES)))
 hint = $(if $(ignored),$(warning the environment's $(ignored) is not used; write `make $(firstword $(MAKECMDGOALS)) $(firstword $(ignored))=…`))
 
 .DEFAULT_GOAL := help
-.PHONY: help install repo package serve classify health status release rollback
+.PHONY: help install repo package serve classify health doctor status release rollback
 .PHONY: perf compare bench soak
-.PHONY: check test lint lock clean
+.PHONY: check test test-deploy lint lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 install: $(VENV)/installed ## create .venv with pinned packages: PYTHON= INDEX_URL=<mirror> TORCH_INDEX=<index with torch>
 
@@ -67,14 +68,17 @@ repo: install ## build the model repository: MODEL= MAX_LENGTH= PRECISION= CALIB
 package: install ## the live release without links, for a bucket, a volume or an image: OUTPUT= MODEL_REPOSITORY=
 	@$(RUN) package
 
-serve: install ## build if needed and run tritonserver: HOST= HTTP_PORT= GRPC_PORT= METRICS_PORT= DRAIN= and those of repo
+serve: install ## build if needed and run tritonserver: HOST= HTTP_PORT= GRPC_PORT= METRICS_PORT= DRAIN= TRACE= TLS_CERT= TLS_KEY= TLS_CA= and those of repo
 	@exec $(RUN) serve
 
-classify: install ## class id, label and probability of TEXT="…", or of every line of FILE=path (- for stdin): HOST= GRPC_PORT=
+classify: install ## class id, label and probability of TEXT="…", or of every line of FILE=path (- for stdin): HOST= GRPC_PORT= TLS_CA=
 	@$(RUN) classify
 
 health: install ## exit 0 only if a real inference answers; with LIVE=1, as long as the server lives: HOST= HTTP_PORT=
 	@$(RUN) health
+
+doctor: install ## can the repository be served on this machine? One line a check: MODEL_REPOSITORY= and the ports
+	@$(RUN) doctor
 
 status: install ## what the running server serves, and what could be rolled back to: HTTP_PORT=
 	@$(RUN) status
@@ -102,6 +106,10 @@ check: $(VENV)/installed-bench lint ## what a change needs first, in a minute an
 
 test: $(VENV)/installed-bench ## run all tests
 	@$(VENV)/bin/python -m pytest
+
+test-deploy: $(VENV)/installed-bench ## package, image, proxies, replicas, alerts for real; as root it installs what they need
+	@$(VENV)/bin/python -m tests.support.deploy_tools
+	@$(VENV)/bin/python -m pytest tests/deploy
 
 lint: $(VENV)/installed-bench ## check style, formatting and types; changes nothing
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

@@ -45,6 +45,12 @@ MetricsPort = Annotated[int, variable("METRICS_PORT", "Metrics port.")]
 Drain = Annotated[
     float, variable("DRAIN", "Seconds before a stop in which health says no already, and requests are answered.", min=0)
 ]
+Trace = Annotated[str, variable("TRACE", "OTLP receiver for Triton's traces, such as http://127.0.0.1:4318.")]
+Certificate = Annotated[Path | None, variable("TLS_CERT", "This side's certificate for gRPC, a PEM file.")]
+Key = Annotated[Path | None, variable("TLS_KEY", "Its key.")]
+Authority = Annotated[
+    Path | None, variable("TLS_CA", "Whose certificates are trusted: the clients' (serve), the server's (classify).")
+]
 Live = Annotated[bool, variable("LIVE", "Exit 0 as long as the server lives: for a liveness probe.")]
 Seconds = Annotated[float, variable("SECONDS_PER_LEVEL", "Per level and service, or variant.", min=0.1)]
 
@@ -88,6 +94,10 @@ def serve(
     grpc_port: GrpcPort = DEFAULT.grpc_port,
     metrics_port: MetricsPort = DEFAULT.metrics_port,
     drain: Drain = 0.0,
+    trace: Trace = "",
+    tls_cert: Certificate = None,
+    tls_key: Key = None,
+    tls_ca: Authority = None,
 ) -> None:
     """Build if needed, then run and supervise a real tritonserver in the foreground."""
     from build_scripts.build.pipeline import build
@@ -95,11 +105,15 @@ def serve(
     from build_scripts.serving.listening import check_ports, resolved
     from build_scripts.serving.run_state import held
     from build_scripts.serving.supervisor import serve as run
+    from build_scripts.serving.tls import Tls, tls_arguments
+    from build_scripts.serving.tracing import trace_arguments
     from build_scripts.serving.triton import find_installation
 
     address = resolved(Address(host, http_port, grpc_port, metrics_port))
     options = build_options(model, max_length, precision, calibration, model_repository)
     installation = find_installation()
+    installation.arguments.extend(trace_arguments(trace))
+    installation.arguments.extend(tls_arguments(Tls(tls_cert, tls_key, tls_ca), address.host))
     with held(http_port) as directory:
         check_ports(address)
         if is_package(options.repository):
@@ -135,11 +149,15 @@ def classify(
     file: Annotated[str | None, variable("FILE", "One text a line; - for standard input.")] = None,
     host: Host = DEFAULT.host,
     grpc_port: GrpcPort = DEFAULT.grpc_port,
+    tls_cert: Certificate = None,
+    tls_key: Key = None,
+    tls_ca: Authority = None,
 ) -> None:
     """Print class id, label and probability per text, tab-separated."""
     from tqdm import tqdm
 
     from build_scripts.serving.client import classify as answers
+    from build_scripts.serving.tls import Tls
 
     texts: Iterable[str]
     if text is not None and file is None:
@@ -149,7 +167,12 @@ def classify(
     else:
         raise ServingError('expected either TEXT="…" or FILE=path (- for standard input)')
     url = Address(host, grpc_port=grpc_port).grpc_url
-    progress = tqdm(answers(texts, url), unit="text", disable=True if text is not None else None, leave=False)
+    progress = tqdm(
+        answers(texts, url, tls=Tls(tls_cert, tls_key, tls_ca)),
+        unit="text",
+        disable=True if text is not None else None,
+        leave=False,
+    )
     for answer in progress:
         print(f"{answer.class_id}\t{answer.label}\t{answer.probability:.4f}")
 
@@ -174,6 +197,20 @@ def health(host: Host = DEFAULT.host, http_port: HttpPort = DEFAULT.http_port, l
     code, line = report(Address(host, http_port).http_url, 2.0, live=live)
     print(line)
     raise typer.Exit(code)
+
+
+@app.command(epilog="Example: python -m build_scripts doctor --model-repository build/package/model_repository")
+def doctor(
+    model_repository: Repository = SOURCE_REPOSITORY,
+    host: Host = DEFAULT.host,
+    http_port: HttpPort = DEFAULT.http_port,
+    grpc_port: GrpcPort = DEFAULT.grpc_port,
+    metrics_port: MetricsPort = DEFAULT.metrics_port,
+) -> None:
+    """Tell whether the repository can be served on this machine: one line a check, ok or what to do."""
+    from build_scripts.serving.doctor import report
+
+    raise typer.Exit(report(model_repository.absolute(), Address(host, http_port, grpc_port, metrics_port)))
 
 
 @app.command(epilog="Example: python -m build_scripts perf --seconds 3")

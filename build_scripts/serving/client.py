@@ -14,6 +14,7 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from build_scripts.serving.tls import Tls
 from build_scripts.settings import ENSEMBLE, Address, ServingError
 
 # Enough to keep every core busy, few enough that the first answers come at once.
@@ -22,6 +23,9 @@ BATCH_SIZE = 32
 BATCH_BYTES = 1 << 19
 # Triton gives as many as there are.
 ALL_CLASSES = 1 << 20
+
+# No TLS.
+PLAIN = Tls()
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,11 @@ class Answer:
     probability: float
 
 
-def classify(texts: Iterable[str], url: str = Address().grpc_url, timeout_s: float = 60.0) -> Iterator[Answer]:
+def classify(
+    texts: Iterable[str], url: str = Address().grpc_url, timeout_s: float = 60.0, tls: Tls = PLAIN
+) -> Iterator[Answer]:
     """One answer a text, in order, as the batches come back. Raises ServingError if the server cannot answer."""
-    with connect(url) as client:
+    with connect(url, tls) as client:
         for batch in batches(texts):
             try:
                 rows = _ask(client, batch, 1, timeout_s)
@@ -65,10 +71,17 @@ def _ask(client: triton.InferenceServerClient, batch: list[str], classes: int, t
     return rows
 
 
-def connect(url: str) -> triton.InferenceServerClient:
+def connect(url: str, tls: Tls = PLAIN) -> triton.InferenceServerClient:
     """A client whose messages may be of any size, as by default; and, unlike that, one that never takes a proxy."""
     unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-    return triton.InferenceServerClient(url, channel_args=[*unlimited, ("grpc.enable_http_proxy", 0)])
+    return triton.InferenceServerClient(
+        url,
+        ssl=bool(tls),
+        root_certificates=tls.authority,
+        private_key=tls.key,
+        certificate_chain=tls.certificate,
+        channel_args=[*unlimited, ("grpc.enable_http_proxy", 0)],
+    )
 
 
 def batches(texts: Iterable[str]) -> Iterator[list[str]]:

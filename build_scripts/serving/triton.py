@@ -30,6 +30,8 @@ HERE = Path(__file__).resolve().parent
 PR_SET_PDEATHSIG = 1
 # Triton waits this long for requests in flight when it is asked to stop.
 EXIT_TIMEOUT_S = 10
+# What the embedded server's libraries ask for.
+GLIBC = (2, 35)
 # Loading a model takes seconds; a server or a model that needs longer than this is taken for broken.
 LOAD_LIMIT_S = 300.0
 # Reserved, not used, by each thread of the server: enough for request bodies of several hundred MiB.
@@ -60,11 +62,7 @@ def find_installation() -> Installation:
     on_path = shutil.which("tritonserver")
     if on_path:
         return Installation(Path(on_path), f"{on_path}, with its own pytorch backend")
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        raise ServingError(
-            f"the embedded tritonserver runs on Linux x86-64, this is {sys.platform} {platform.machine()}; "
-            "put a tritonserver on PATH, or use NVIDIA's container"
-        )
+    check_platform()
     wheel = embedded_wheel()
     return Installation(
         binary=wheel / "pytriton" / "tritonserver" / "bin" / "tritonserver",
@@ -80,6 +78,22 @@ def find_installation() -> Installation:
             "VIRTUAL_ENV": plain(Path(sys.prefix)),
         },
     )
+
+
+def check_platform() -> None:
+    """Raises ServingError where the embedded server's wheel has nothing that runs."""
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
+        raise ServingError(
+            f"the embedded tritonserver runs on Linux x86-64 and aarch64, this is {sys.platform} {platform.machine()}; "
+            "put a tritonserver on PATH, or use NVIDIA's container"
+        )
+    name, version = platform.libc_ver()
+    if name != "glibc" or tuple(map(int, version.split(".")[:2])) < GLIBC:
+        raise ServingError(
+            f"the embedded tritonserver needs glibc {GLIBC[0]}.{GLIBC[1]}, this is {name or 'another'} {version}; "
+            "Debian 12, Ubuntu 22.04 and Fedora 35 have it, Debian 11, Ubuntu 20.04, RHEL 9 and Alpine do not: put a "
+            "tritonserver on PATH, or use NVIDIA's container"
+        )
 
 
 def embedded_wheel() -> Path:
@@ -229,6 +243,8 @@ def launch(
         f"--grpc-port={address.grpc_port}",
         f"--metrics-address={address.host}",
         f"--metrics-port={address.metrics_port}",
+        # Quantiles beside the sums: what an alert and a dashboard are about.
+        "--metrics-config=summary_latencies=true",
         f"--http-restricted-api={RESTRICTED}:{CONTROL_HEADER}={control_key}",
         f"--grpc-restricted-protocol={RESTRICTED}:{CONTROL_HEADER}={control_key}",
         # With AIP_MODE in the environment, an endpoint that restricts nothing; never meant here, so never there.

@@ -16,6 +16,7 @@ from build_scripts.serving.environment import tuning
 from build_scripts.serving.triton import (
     METRICS_VARIABLE,
     Installation,
+    check_platform,
     find_installation,
     launch,
     libpython_directory,
@@ -39,12 +40,12 @@ def test_the_shared_library_is_found_where_the_interpreter_says(monkeypatch, tmp
     assert libpython_directory() == tmp_path
 
 
-@pytest.mark.parametrize(("system", "machine"), [("linux", "aarch64"), ("darwin", "x86_64")])
+@pytest.mark.parametrize(("system", "machine"), [("linux", "riscv64"), ("darwin", "x86_64")])
 def test_a_platform_without_an_embedded_server_is_one_clear_line(monkeypatch, tmp_path, system, machine):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(sys, "platform", system)
-    with pytest.raises(ServingError, match=f"Linux x86-64, this is {system} {machine}; .*PATH") as refusal:
+    with pytest.raises(ServingError, match=f"Linux x86-64 and aarch64, this is {system} {machine}; .*PATH") as refusal:
         find_installation()
     assert "\n" not in str(refusal.value)
 
@@ -93,3 +94,19 @@ def test_what_the_user_has_set_wins_over_the_tuning(on_path, monkeypatch, tmp_pa
     assert environment[name] == "the user's"
     assert others
     assert {other: environment[other] for other in others} == {other: chosen[other] for other in others}
+
+
+@pytest.mark.parametrize("found", [("glibc", "2.34"), ("glibc", "2.9"), ("", "")])
+def test_an_older_or_another_c_library_is_one_clear_line(monkeypatch, tmp_path, found):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(platform, "libc_ver", lambda: found)
+    with pytest.raises(ServingError, match=rf"needs glibc 2\.35, this is .*{found[1]}; .*RHEL 9") as refusal:
+        find_installation()
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_both_processors_that_the_wheels_are_for_are_allowed(monkeypatch, machine):
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.35"))
+    check_platform()

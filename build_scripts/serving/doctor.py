@@ -1,0 +1,218 @@
+"""Tell whether a repository can be served on this machine: one line a check, ok or what to do. Changes nothing.
+
+    python -m build_scripts.serving.doctor --model-repository /models
+
+Needs nothing but the standard library, so that it runs in a container, too, and where the rest cannot be imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from build_scripts import machine
+from build_scripts.build import releases
+from build_scripts.settings import SOURCE_REPOSITORY, Address
+
+# A file of torch 2.13 was read and run by these; 1.13 refuses it: it knows neither of the operators.
+TORCH_READS, TORCH_READ_BY = (2, 1), "2.1.2, 2.5.1 and 2.13"
+SHARED_MEMORY = Path("/dev/shm")
+MIB = 1 << 20
+# Triton's Python processes talk through it: 1 MiB each at the start, and as much as the batches in flight need.
+SHARED_MEMORY_BYTES = 48 * MIB
+# What the launcher sets for the server: 2.51 recurses over a request's body, and 4 MiB overrun 8 MiB.
+STACK_BYTES = 1 << 30
+OPEN_FILES = 1024
+# e_machine of an ELF file, its bytes 18 and 19.
+ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """advice: what to do, empty if all is well."""
+
+    name: str
+    found: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{'ok ' if not self.advice else 'fix'}  {self.name:11}  {self.found}" + (
+            f": {self.advice}" if self.advice else ""
+        )
+
+
+def examine(repository: Path, address: Address) -> Iterator[Finding]:
+    """All findings, the repository's first."""
+    live = releases.live_release(repository)
+    if live is None:
+        yield Finding("repository", f"{repository} holds no built release", "run `make repo`, or name another")
+    else:
+        manifest = releases.read_manifest(live)
+        kind = "package" if releases.is_package(repository) else "repository"
+        yield Finding("repository", f"{kind} {repository}, release {manifest['release']} of {manifest['checkpoint']}")
+        yield torch_reads(manifest["versions"]["torch"])
+        yield from tokenizers_loads(repository)
+        yield precision_is_native(manifest["precision"])
+    yield from (shared_memory(), stack(), open_files(), cores())
+    yield from ports(address)
+    yield metrics(address)
+
+
+def torch_reads(written_by: str) -> Finding:
+    """The torch that is to read model.pt."""
+    name = f"model.pt was written by torch {written_by}"
+    if shutil.which("tritonserver"):
+        return Finding(
+            "torch", f"{name}; tritonserver on PATH has a libtorch of its own (read by {TORCH_READ_BY} so far)"
+        )
+    try:
+        installed = version("torch")
+    except PackageNotFoundError:
+        return Finding("torch", f"{name}, and none is installed", "run `make install`, or use NVIDIA's container")
+    numbers = tuple(int(part) for part in re.findall(r"\d+", installed)[:2])
+    if numbers < TORCH_READS:
+        return Finding(
+            "torch", f"{name}, installed is {installed}", f"use 2.1 or newer; known to read it: {TORCH_READ_BY}"
+        )
+    return Finding("torch", f"{name}, installed is {installed}")
+
+
+def tokenizers_loads(repository: Path) -> Iterator[Finding]:
+    """The copies of the tokenizers package, which the server's Python imports."""
+    for library in sorted(repository.glob("*/1/tokenizers/tokenizers*.so")):
+        content = library.read_bytes()
+        made_for = ELF_MACHINES.get(int.from_bytes(content[18:20], "little"), "another processor")
+        if made_for != platform.machine():
+            found = f"the copy is for {made_for}, this is {platform.machine()}"
+            yield Finding("tokenizers", found, "build and package the repository on such a machine")
+            continue
+        needed = max(tuple(map(int, match)) for match in re.findall(rb"GLIBC_(\d+)\.(\d+)", content))
+        name, found_version = platform.libc_ver()
+        have = tuple(map(int, found_version.split(".")[:2])) if name == "glibc" else (0, 0)
+        found = f"the copy needs glibc {needed[0]}.{needed[1]}, this is {name or 'another C library'} {found_version}"
+        if have < needed:
+            yield Finding("tokenizers", found, "use a newer system")
+            continue
+        code = f"import sys; sys.path.insert(0, {str(library.parents[1])!r}); import tokenizers"
+        done = subprocess.run([sys.executable, "-B", "-c", code], capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+            yield Finding(
+                "tokenizers", f"Python {platform.python_version()} cannot load the copy ({reason})", "use 3.10+"
+            )
+        else:
+            yield Finding("tokenizers", f"{found}; Python {platform.python_version()} loads it")
+
+
+def precision_is_native(precision: str) -> Finding:
+    if precision in machine.cpu_precisions() or machine.has_gpu():
+        return Finding("precision", f"{precision}, native here")
+    native = ", ".join(machine.cpu_precisions())
+    return Finding("precision", f"{precision}, which this CPU emulates", f"slow; rebuild with one of {native}, or auto")
+
+
+def shared_memory() -> Finding:
+    try:
+        usage = shutil.disk_usage(SHARED_MEMORY)
+    except OSError as error:
+        return Finding(
+            "/dev/shm", str(error.strerror), "mount a tmpfs there; Triton's Python processes talk through it"
+        )
+    found = f"{usage.free // MIB} of {usage.total // MIB} MiB free"
+    if usage.free < SHARED_MEMORY_BYTES:
+        return Finding("/dev/shm", found, f"{SHARED_MEMORY_BYTES // MIB} are needed: --shm-size, or a memory emptyDir")
+    return Finding("/dev/shm", found)
+
+
+def stack() -> Finding:
+    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    if hard != resource.RLIM_INFINITY and hard < STACK_BYTES:
+        advice = "long requests may end the server; raise it to 1 GiB: --ulimit stack=1073741824"
+        return Finding("stack", f"at most {hard // MIB} MiB", advice)
+    return Finding("stack", "may be 1 GiB; the launcher sets it")
+
+
+def open_files() -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < OPEN_FILES:
+        return Finding("open files", f"at most {soft}", f"a connection takes one; `ulimit -n {OPEN_FILES}` or more")
+    return Finding("open files", f"at most {soft} (hard limit {hard})")
+
+
+def cores() -> Finding:
+    """How many threads the classifier gets, and why."""
+    allowed, quota, used = len(os.sched_getaffinity(0)), machine.cpu_quota(), machine.cores()
+    found = f"{allowed} of {os.cpu_count()} may be used, " + (f"quota {quota:g}" if quota else "no quota")
+    own = os.environ.get("OMP_NUM_THREADS", "")
+    if own.isdecimal() and int(own) > used:
+        return Finding("cores", found, f"OMP_NUM_THREADS={own} is more than {used}; unset it")
+    return Finding("cores", f"{found}: {own or used} threads" + (" (OMP_NUM_THREADS)" if own else ""))
+
+
+def ports(address: Address) -> Iterator[Finding]:
+    for name, port in address.ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address.host, port))
+            except OSError as error:
+                advice = f"if that is not the service itself, choose another with {name}=…"
+                yield Finding("port", f"{address.host}:{port} ({error.strerror})", advice)
+            else:
+                yield Finding("port", f"{address.host}:{port} is free for {name}")
+
+
+def metrics(address: Address) -> Finding:
+    """Whether the tokenizer could learn how many requests wait; without that nobody is ever refused."""
+    where = os.environ.get("TRITON_METRICS_ADDRESS", address.metrics_address)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with contextlib.suppress(OSError):
+        with opener.open(f"http://{where}/metrics", timeout=2) as response:
+            seen = b"nv_inference_pending_request_count" in response.read()
+        if seen:
+            return Finding("metrics", f"http://{where}/metrics shows how many requests wait")
+        return Finding(
+            "metrics", f"http://{where}/metrics is not Triton's", "set TRITON_METRICS_ADDRESS, or METRICS_PORT"
+        )
+    return Finding("metrics", f"nothing listens on {where} now; a server with METRICS_PORT will")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Tell whether a repository can be served here; exit 0 if nothing is to be mended.",
+        epilog="Example: python -m build_scripts.serving.doctor --model-repository /models",
+    )
+    parser.add_argument("--model-repository", type=Path, default=SOURCE_REPOSITORY)
+    parser.add_argument("--host", default=Address.host)
+    parser.add_argument("--http-port", type=int, default=Address.http_port)
+    parser.add_argument("--grpc-port", type=int, default=Address.grpc_port)
+    parser.add_argument("--metrics-port", type=int, default=Address.metrics_port)
+    options = parser.parse_args()
+    address = Address(options.host, options.http_port, options.grpc_port, options.metrics_port)
+    return report(options.model_repository, address)
+
+
+def report(repository: Path, address: Address) -> int:
+    """Print all findings; 1 if something is to be mended."""
+    findings = []
+    for finding in examine(repository, address):
+        print(finding, flush=True)
+        findings.append(finding)
+    return int(any(finding.advice for finding in findings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""The doctor: well where a server runs, and for each thing that keeps one from it a line that says what to do."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from build_scripts import machine
+from build_scripts.benchmarks.subprocesses import free_ports
+from build_scripts.build.package import package
+from build_scripts.serving import doctor
+from build_scripts.settings import PROJECT, Address
+
+
+@pytest.fixture
+def address():
+    return Address("127.0.0.1", *free_ports(3))
+
+
+@pytest.fixture(scope="module")
+def models(tiny_repository, tmp_path_factory) -> Path:
+    return package(tiny_repository, tmp_path_factory.mktemp("doctor") / "package").directory / "model_repository"
+
+
+def advised(repository: Path, address: Address) -> dict[str, str]:
+    """name -> line, of what is to be mended."""
+    findings = list(doctor.examine(repository, address))
+    assert all("\n" not in str(finding) for finding in findings)
+    return {finding.name: str(finding) for finding in findings if finding.advice}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_repository_that_serves_here_is_well(tiny_repository, models, address, packed):
+    assert advised(models if packed else tiny_repository, address) == {}
+
+
+def test_it_needs_nothing_but_the_standard_library(models, address):
+    """Outside of the environment, as in a container whose Python has nothing: only torch is missed."""
+    code = f"""
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from build_scripts.serving import doctor
+from build_scripts.settings import Address
+print(*(f.name for f in doctor.examine(Path({str(models)!r}), Address()) if f.advice and f.name != "port"))
+"""
+    base = getattr(sys, "_base_executable", sys.executable)
+    done = subprocess.run([base, "-S", "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "torch\n"), done.stderr
+
+
+def test_nothing_was_built(tmp_path, address):
+    assert "make repo" in advised(tmp_path, address)["repository"]
+
+
+@pytest.mark.parametrize(
+    ("installed", "well"), [("1.13.1", False), ("2.0.1", False), ("2.1.0", True), ("2.14.0", True)]
+)
+def test_an_old_torch_is_named_with_those_that_can_read_the_file(models, address, monkeypatch, installed, well):
+    monkeypatch.setattr(doctor, "version", lambda _: installed)
+    found = advised(models, address)
+    assert ("torch" not in found) == well
+    assert well or f"installed is {installed}: use 2.1 or newer; known to read it: 2.1.2" in found["torch"]
+
+
+def test_a_copy_for_another_processor_an_older_system_or_another_python(models, address, monkeypatch, tmp_path):
+    with monkeypatch.context() as other:
+        other.setattr(platform, "machine", lambda: "aarch64")
+        assert "is for x86_64, this is aarch64" in advised(models, address)["tokenizers"]
+    with monkeypatch.context() as other:
+        other.setattr(platform, "libc_ver", lambda: ("glibc", "2.5"))
+        assert "this is glibc 2.5: use a newer system" in advised(models, address)["tokenizers"]
+    broken = shutil.copytree(models, tmp_path / "broken")
+    (broken / "tokenizer" / "1" / "tokenizers" / "__init__.py").write_text("raise ImportError('not here')")
+    assert "cannot load the copy (ImportError: not here)" in advised(broken, address)["tokenizers"]
+
+
+def test_a_precision_that_is_emulated(models, address, monkeypatch, tmp_path):
+    emulating = shutil.copytree(models, tmp_path / "emulating")
+    manifest = json.loads((emulating / "manifest.json").read_text(encoding="utf-8"))
+    (emulating / "manifest.json").write_text(json.dumps({**manifest, "precision": "bf16"}), encoding="utf-8")
+    monkeypatch.setattr(machine, "cpu_precisions", lambda: ["fp32"])
+    monkeypatch.setattr(machine, "has_gpu", lambda: False)
+    assert "rebuild with one of fp32" in advised(emulating, address)["precision"]
+
+
+def test_the_limits_of_a_container(models, address, monkeypatch):
+    limits = {resource.RLIMIT_STACK: (8 << 20, 8 << 20), resource.RLIMIT_NOFILE: (256, 256)}
+    monkeypatch.setattr(resource, "getrlimit", limits.__getitem__)
+    usage = SimpleNamespace(total=64 << 20, free=4 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    found = advised(models, address)
+    assert set(found) == {"/dev/shm", "stack", "open files", "cores"}
+    assert "4 of 64 MiB free: 48 are needed" in found["/dev/shm"]
+    assert "--ulimit stack=1073741824" in found["stack"]
+    assert "OMP_NUM_THREADS=64 is more than 2; unset it" in found["cores"]
+
+
+def test_a_port_that_is_taken(models, address):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", address.http_port))
+        taken.listen()
+        assert "HTTP_PORT=" in advised(models, address)["port"]
