@@ -1,0 +1,115 @@
+"""The image with the embedded server, run as a strict cluster runs it: it answers, fits, and stops in order."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+from tests.deploy.conftest import await_well
+from tests.support.balancers import TEXT_REQUEST
+from tests.support.containers import MIB, run
+
+pytestmark = pytest.mark.server
+STRICT = """
+import os, pathlib, sys
+status = dict(line.split(":", 1) for line in open("/proc/1/status"))
+assert os.getuid() == 1000 and os.getgid() == 1000
+assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0, status["CapBnd"]
+assert status["NoNewPrivs"].strip() == "1"
+for place in ("/", "/app/build", "/models", "/opt/venv"):
+    try:
+        pathlib.Path(place, "probe").touch()
+    except OSError:
+        continue
+    sys.exit(f"{place} can be written to")
+"""
+
+
+@pytest.fixture(scope="module")
+def container(start):
+    started = start(21, cpus=1)
+    await_well(started)
+    return started
+
+
+def test_it_answers_from_outside_its_network_namespace(container, network):
+    path, arguments = TEXT_REQUEST
+    done = run(*network.enter(network.balancer), "curl", "-sS", "-m", "10", f"{container.http}{path}", *arguments)
+    assert '"CLASS_ID":7' in done.stdout
+
+
+def test_it_runs_without_root_without_capabilities_and_on_a_read_only_root(container):
+    container.inside("python", "-c", STRICT)
+
+
+def classify(texts: str) -> str:
+    """Python that has texts classified in the container and prints how many answers came."""
+    return (
+        f"import json, urllib.request as u; body = json.dumps({{'TEXT': {texts}}}).encode(); "
+        "url = 'http://127.0.0.1:8000/v2/models/text_classifier/generate'; "
+        "print(len(json.load(u.urlopen(url, body, timeout=60))['CLASS_ID']))"
+    )
+
+
+def processes(container) -> dict[str, str]:
+    """First words of a command line -> pid, of everything that runs in the container."""
+    listed = container.inside(
+        "sh", "-c", "for p in /proc/[0-9]*; do echo ${p#/proc/} $(tr '\\0' ' ' < $p/cmdline); done"
+    )
+    return {words[1]: words[0] for line in listed.stdout.splitlines() if len(words := line.split(maxsplit=1)) == 2}
+
+
+def pid_of(container, word: str) -> str:
+    found = [pid for command, pid in processes(container).items() if word in " ".join(command.split()[:2])]
+    assert len(found) == 1, processes(container)
+    return found[0]
+
+
+def test_the_server_has_the_stack_that_a_long_request_needs(container):
+    """A pod has no field for it, so the launcher sets it."""
+    limits = container.inside("cat", f"/proc/{pid_of(container, 'bin/tritonserver')}/limits").stdout
+    assert re.search(r"Max stack size +1073741824 ", limits)
+    assert container.inside("python", "-c", classify("['word ' * 200_000] * 4")).stdout == "4\n"
+
+
+def test_a_quota_of_one_cpu_starts_one_thread(container):
+    """Not one a core of the node: they would wait for each other while the quota keeps them stopped."""
+    environment = container.inside("cat", f"/proc/{pid_of(container, 'bin/tritonserver')}/environ").stdout
+    assert "OMP_NUM_THREADS=1\0" in environment
+
+
+def test_it_fits_into_its_memory_and_its_shared_memory(container):
+    found = container.inside("cat", "/sys/fs/cgroup/memory/memory.max_usage_in_bytes", check=False)
+    if found.returncode:  # version 2
+        found = container.inside("cat", "/sys/fs/cgroup/memory.peak")
+    assert int(found.stdout) < 1536 * MIB
+    size, used = container.inside("df", "--output=size,used", "-B1", "/dev/shm").stdout.split()[2:]
+    assert int(used) < int(size) == 64 * MIB
+
+
+def test_health_fails_in_the_container_once_a_models_process_is_dead(start):
+    """What Triton's own readiness does not notice. The supervisor then brings the service back."""
+    one = start(22)
+    await_well(one)
+    killed = pid_of(one, "tokenizer/1")
+    one.inside("python", "-c", f"import os, signal; os.kill({killed}, signal.SIGKILL)")
+    ill = one.inside("python", "-m", "build_scripts.serving.health", "--timeout", "0.2", check=False)
+    assert ill.returncode != 0
+    await_well(one)
+    assert pid_of(one, "tokenizer/1") != killed
+    one.remove()
+
+
+def test_asked_to_stop_it_answers_what_is_in_flight_and_ends_with_zero(start, network):
+    one = start(22)
+    await_well(one)
+    in_flight = one.inside_later("python", "-c", classify("['word ' * 600] * 48"))
+    time.sleep(1.0)
+    assert in_flight.poll() is None
+    began = time.monotonic()
+    one.signal("TERM")
+    assert one.wait(40) == 0, one.said()
+    assert time.monotonic() - began < 30
+    assert in_flight.communicate()[0].strip() == "48", one.said()

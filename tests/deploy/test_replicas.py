@@ -1,0 +1,116 @@
+"""Three replicas behind a real HAProxy, under load over HTTP and gRPC: updated one after the other, and killed."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.deploy.conftest import await_well
+from tests.deploy.test_package import oci_volume
+from tests.support.balancers import CONFIGURATIONS, proxy
+from tests.support.deploy_tools import need
+from tests.support.servers import wait_for
+
+pytestmark = pytest.mark.server
+REPLICAS = {f"replica{number}": 10 + number for number in (1, 2, 3)}
+BACKENDS = ("http", "grpc")
+
+
+@pytest.fixture(scope="module")
+def replicas(start):
+    need("haproxy", "curl", "openssl")
+    started = {name: start(number) for name, number in REPLICAS.items()}
+    for replica in started.values():
+        await_well(replica)
+    return started
+
+
+@pytest.fixture(scope="module")
+def front(replicas, network, tmp_path_factory):
+    with proxy("haproxy", network, tmp_path_factory.mktemp("haproxy")) as running:
+        wait_for(lambda: all(map(running.is_up, REPLICAS)), 20, "replicas are not up")
+        yield running
+
+
+def counted(front, column: str = "stot") -> dict[str, list[int]]:
+    """What each backend's replicas have served so far."""
+    found = front.statistics()
+    return {backend: [int(found[backend, name][column]) for name in REPLICAS] for backend in BACKENDS}
+
+
+def test_every_request_is_balanced_and_not_every_connection(front):
+    """Of one client a protocol, whose connection is one."""
+    before = counted(front)
+    with front.load("http", 1, 300) as http, front.load("grpc", 1, 300) as grpc:
+        pass
+    assert (http["failed"], grpc["failed"]) == ({}, {})
+    for backend in BACKENDS:
+        served = [now - then for now, then in zip(counted(front)[backend], before[backend])]
+        assert min(served) > 0.8 * max(served), (backend, served)
+
+
+def replace(front, replicas, start, name, **options):
+    """The steps of docs/production.md: out of the balancer, stopped, the new version started and well, and in again."""
+    for backend in BACKENDS:
+        front.admin(f"set server {backend}/{name} state drain")
+
+    def drained() -> bool:
+        found = front.statistics()
+        return all(found[backend, name]["scur"] == "0" for backend in BACKENDS)
+
+    wait_for(drained, 60, f"{name} is not drained")
+    replicas[name].signal("TERM")
+    assert replicas[name].wait() == 0, replicas[name].said()
+    replicas[name].remove()
+    replicas[name] = start(REPLICAS[name], **options)
+    await_well(replicas[name])
+    for backend in BACKENDS:
+        front.admin(f"set server {backend}/{name} state ready")
+    wait_for(lambda: front.is_up(name), 20, f"{name} is not up again")
+
+
+def test_all_replicas_are_updated_under_load_without_a_failed_request(front, replicas, start, packed, tmp_path):
+    """To the models of an OCI volume, in the place of those in the image."""
+    models = oci_volume(packed.directory, tmp_path / "volume")
+    old = {name: replica.process.pid for name, replica in replicas.items()}
+    with front.load("http", 4, 5000) as http, front.load("grpc", 4, 5000) as grpc:
+        for name in REPLICAS:
+            replace(front, replicas, start, name, models=models)
+    print(f"http {http}, grpc {grpc}")
+    assert (http["failed"], grpc["failed"]) == ({}, {})
+    assert http["answered"] >= 5000 <= grpc["answered"]
+    assert not any(replicas[name].process.pid == pid for name, pid in old.items())
+
+
+def kill_one(front, replicas, start) -> tuple[dict, dict]:
+    """A replica is killed under load, and comes back. Returns what the clients saw."""
+    with front.load("http", 4, 1000) as http, front.load("grpc", 4, 1000) as grpc:
+        time.sleep(2)
+        replicas["replica2"].signal("KILL")
+        replicas["replica2"].wait()
+        time.sleep(2)
+    replicas["replica2"].remove()
+    replicas["replica2"] = start(REPLICAS["replica2"])
+    await_well(replicas["replica2"])
+    wait_for(lambda: front.is_up("replica2"), 20, "replica2 is not up again")
+    return http, grpc
+
+
+def test_a_killed_replica_costs_nothing_with_the_retries(front, replicas, start):
+    for kind in kill_one(front, replicas, start):
+        assert kind["failed"] == {}
+        assert kind["answered"] >= 1000
+
+
+def test_without_them_it_costs_no_more_than_its_requests_in_flight(front, replicas, start, tmp_path):
+    """Four clients a protocol, so at most four requests of each."""
+    text = (CONFIGURATIONS / "haproxy.cfg").read_text(encoding="utf-8")
+    assert text.count("retry-on conn-failure empty-response") == 1
+    (tmp_path / "haproxy.cfg").write_text(
+        text.replace("retry-on conn-failure empty-response", "retry-on conn-failure"), encoding="utf-8"
+    )
+    with front.instead(tmp_path / "haproxy.cfg") as plain:
+        wait_for(lambda: all(map(plain.is_up, REPLICAS)), 20, "replicas are not up")
+        for kind in kill_one(plain, replicas, start):
+            assert sum(kind["failed"].values()) <= 4, kind

@@ -1,0 +1,150 @@
+"""The proxies of deploy/proxy as they are, in the namespace of a test network, with a certificate made for them."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from build_scripts.settings import PROJECT
+from tests.support.containers import NETWORK, Namespaces, run
+from tests.support.deploy_tools import PATH
+from tests.support.replica_load import LIMIT_S, TEXT
+from tests.support.servers import wait_for
+
+CONFIGURATIONS = PROJECT / "deploy" / "proxy"
+# What curl is given: a path and arguments.
+TEXT_REQUEST = ("/v2/models/text_classifier/generate", ("-d", json.dumps({"TEXT": TEXT})))
+HOST, PORT = f"{NETWORK}.1", 8443
+
+
+def certificate(directory: Path) -> Path:
+    """A new certificate for HOST; key and certificate lie in one more file, service.pem. Returns the certificate."""
+    directory.mkdir(parents=True, exist_ok=True)
+    key, made = directory / "key.pem", directory / "certificate.pem"
+    run(
+        *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+        *("-days", "2", "-subj", f"/CN={HOST}", "-addext", f"subjectAltName=IP:{HOST},DNS:localhost"),
+        *("-keyout", key, "-out", made),
+    )
+    (directory / "service.pem").write_text(made.read_text() + key.read_text(), encoding="utf-8")
+    return made
+
+
+@dataclass
+class Proxy:
+    """HAProxy or nginx, with its configuration of deploy/proxy or another. directory: its own, with certificate and,
+    for HAProxy, the admin socket.
+    """
+
+    kind: str
+    network: Namespaces
+    directory: Path
+    configuration: Path
+
+    def start(self) -> None:
+        """Run it, and wait until it passes on an answer."""
+        certificate(self.directory)
+        (self.directory / "temp").mkdir(exist_ok=True)
+        file = Path(shutil.copy(self.configuration, self.directory))
+        commands = {
+            "haproxy": ["haproxy", "-db", "-f", file],
+            "nginx": ["nginx", "-c", file, "-p", self.directory, "-e", "stderr", "-g", "daemon off;"],
+        }
+        environment = {
+            "PATH": PATH,
+            "CERTIFICATE": str(self.directory / "service.pem"),
+            "ADMIN_SOCKET": str(self.directory / "admin.sock"),
+        }
+        log = self.directory / "output.txt"
+        with log.open("wb") as output:
+            command = [*self.network.enter(self.network.balancer), *map(str, commands[self.kind])]
+            self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+
+        def answers() -> bool:
+            assert self.process.poll() is None, log.read_text(encoding="utf-8")
+            with contextlib.suppress(AssertionError):  # nothing listens yet
+                return self.curl("/v2/health/live")[0] == 200
+            return False
+
+        wait_for(answers, 20, f"{self.kind} passes nothing on")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+    @contextlib.contextmanager
+    def instead(self, configuration: Path) -> Iterator[Proxy]:
+        """Another of the kind, with another configuration, in the place of this one until the block ends."""
+        self.stop()
+        try:
+            with proxy(self.kind, self.network, self.directory / "instead", configuration) as other:
+                yield other
+        finally:
+            self.start()
+
+    def curl(self, path: str, *arguments: str, version: str = "--http1.1") -> tuple[int, str]:
+        """Status and body of a request from inside the network. The path is sent as it is."""
+        done = run(
+            *self.network.enter(self.network.balancer),
+            *("curl", "-sS", "--path-as-is", "--max-time", "20", version, "-w", "\n%{http_code}"),
+            *("--cacert", self.directory / "certificate.pem", *arguments, f"https://{HOST}:{PORT}{path}"),
+        )
+        body, _, status = done.stdout.rpartition("\n")
+        return int(status), body
+
+    def admin(self, command: str) -> str:
+        """A command to HAProxy's runtime API."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(self.directory / "admin.sock"))
+            connection.sendall(f"{command}\n".encode())
+            return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+
+    def statistics(self) -> dict[tuple[str, str], dict[str, str]]:
+        """(backend, server) -> what HAProxy counts of it."""
+        rows = csv.DictReader(io.StringIO(self.admin("show stat").removeprefix("# ")))
+        return {(row["pxname"], row["svname"]): row for row in rows}
+
+    def is_up(self, replica: str) -> bool:
+        found = self.statistics()
+        return all(found[backend, replica]["status"] == "UP" for backend in ("http", "grpc"))
+
+    @contextlib.contextmanager
+    def load(self, kind: str, clients: int, requests: int) -> Iterator[dict]:
+        """Clients that send at least so many requests, while the block runs; the dict is filled at its end."""
+        command = [sys.executable, "-m", "tests.support.replica_load", "--kind", kind, "--host", HOST]
+        command += ["--port", str(PORT), "--ca", str(self.directory / "certificate.pem")]
+        command += ["--clients", str(clients), "--requests", str(requests)]
+        process = subprocess.Popen(
+            [*self.network.enter(self.network.balancer), *command],
+            cwd=PROJECT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        found: dict = {}
+        try:
+            yield found
+            found.update(json.loads(process.communicate(timeout=LIMIT_S + 30)[0]))
+        finally:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def proxy(kind: str, network: Namespaces, directory: Path, configuration: Path | None = None) -> Iterator[Proxy]:
+    """A running proxy that passes requests on."""
+    running = Proxy(kind, network, directory, configuration or next(CONFIGURATIONS.glob(f"{kind}.c*")))
+    running.start()
+    try:
+        yield running
+    finally:
+        running.stop()
