@@ -12,6 +12,7 @@ from pathlib import Path
 
 from build_scripts.benchmarks import subprocesses
 from build_scripts.serving import health
+from build_scripts.serving.stopping import stop
 from build_scripts.serving.triton import Installation, launch
 from build_scripts.settings import ENSEMBLE, Address, ServingError
 
@@ -85,7 +86,7 @@ def ensemble(name: str, installation: Installation, repository: Path, log: Path)
             probabilities=lambda answer: output(answer, "PROBABILITIES"),
         )
     finally:
-        server.terminate()
+        stop(server)
 
 
 def output(answer: dict, name: str) -> list:

@@ -38,7 +38,7 @@ from build_scripts.serving.staging import candidate_names, configured, stage
 from build_scripts.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, BuildOptions, ServingError
 
 # A request is scheduled milliseconds after it looked up its model (a 60 MiB body: 0.8 s), however long it then waits.
-DRAIN_LIMIT_S = 10.0
+DRAIN_LIMIT_S = 5.0
 
 
 def release(options: BuildOptions, http_port: int) -> None:
@@ -81,13 +81,14 @@ def go_live(control: Control, release_id: str) -> None:
         print(f"loading release {release_id} beside {before.release}", flush=True)
         try:
             load_candidate(control, repository, release_id)
+            alive = ensembles_alive(Path(control.state.log))
             control.load(ENSEMBLE, configured(repository, release_id, ENSEMBLE, models=candidate_names(release_id)))
         except ServingError as error:
             remove_candidates(control)
             raise ServingError(f"{before.release} is still live, {release_id} could not be loaded: {error}") from error
         print(f"release {release_id} answers; settling it", flush=True)
         try:
-            settle(control, repository, release_id)
+            settle(control, repository, release_id, alive)
         except (ServingError, OSError) as error:
             raise ServingError(
                 f"release {release_id} answered, but could not be completed: {error}. `make status` tells what answers "
@@ -114,9 +115,13 @@ def load_candidate(control: Control, repository: Path, release_id: str) -> None:
         raise ServingError(f"it answers with the labels {', '.join(found)}; expected {', '.join(labels)}")
 
 
-def settle(control: Control, repository: Path, release_id: str) -> None:
-    """Steps 3 and 4: make the disk, and the models under their own names, what the ensemble answers with already."""
-    await_stragglers(Path(control.state.log))
+def settle(control: Control, repository: Path, release_id: str, alive: int) -> None:
+    """Steps 3 and 4: make the disk, and the models under their own names, what the ensemble answers with already.
+
+    alive: ensembles before step 2.
+    """
+    log = Path(control.state.log)
+    alive = await_stragglers(log, alive)
     releases.switch(repository, release_id)
     # A server that was started again before the switch runs the old models under their own names.
     pair = candidate_names(release_id)
@@ -131,7 +136,7 @@ def settle(control: Control, repository: Path, release_id: str) -> None:
     for load in loads:
         load.result()
     control.load(ENSEMBLE, configured(repository, release_id, ENSEMBLE))
-    await_stragglers(Path(control.state.log))
+    await_stragglers(log, alive)
     remove_candidates(control)
 
 
@@ -145,19 +150,27 @@ def remove_candidates(control: Control) -> None:
             shutil.rmtree(directory)
 
 
-def await_stragglers(log: Path) -> None:
+def await_stragglers(log: Path, alive: int) -> int:
     """Wait until no request is left that looked up the ensemble before the last swap and has yet to look up its models.
 
     The old ensemble lives as long as such a request, and Triton logs its end. Requests that are scheduled have hold of
-    their models and need not be waited for, hence the limit.
+    their models and need not be waited for, hence the limit; nor has Triton 2.51 ever done with some gRPC requests that
+    were cancelled, so a release that met one waits for it once.
+
+    alive: how many there were before the swap. Returns how many there are now.
     """
     deadline = time.monotonic() + DRAIN_LIMIT_S
-    while time.monotonic() < deadline:
-        text = log.read_bytes()
-        loaded = text.count(f"successfully loaded '{ENSEMBLE}'".encode())
-        if loaded - text.count(f"successfully unloaded '{ENSEMBLE}'".encode()) == 1:
-            return
+    while (now := ensembles_alive(log)) > alive and time.monotonic() < deadline:
         time.sleep(0.05)
+    return now
+
+
+def ensembles_alive(log: Path) -> int:
+    """How many the server has not ended: the one that answers, and older ones that requests have hold of."""
+    text = log.read_bytes()
+    return text.count(f"successfully loaded '{ENSEMBLE}'".encode()) - text.count(
+        f"successfully unloaded '{ENSEMBLE}'".encode()
+    )
 
 
 def status(http_port: int) -> str:

@@ -28,6 +28,7 @@ from build_scripts.serving.local_http import open_url
 from build_scripts.serving.memory import MemoryWatch
 from build_scripts.serving.monitor import broken_process, last_error
 from build_scripts.serving.run_state import RunState, beat, write_state
+from build_scripts.serving.stopping import stop as stop_server
 from build_scripts.serving.triton import LOAD_LIMIT_S, Installation, TritonProcess, launch
 from build_scripts.serving.watch import Watch, interruptible
 from build_scripts.settings import ENSEMBLE, Address, ServingError
@@ -123,7 +124,7 @@ class Supervisor:
                         self.drain(server)
                 if failure is None or self.stop.is_set():
                     say("stopping: requests in flight are answered first")
-                    server.terminate()
+                    stop_server(server)
                     say("stopped")
                     return 0
                 if first and ready_at is None:

@@ -173,21 +173,13 @@ def link_to(link: Path, target: Path) -> None:
 
 @dataclass
 class TritonProcess:
-    """A running tritonserver with everything it started. Use `launch` to make one."""
+    """A running tritonserver with everything it started. `launch` makes one, `stopping.stop` ends it well."""
 
     process: subprocess.Popen
     shared_memory_prefix: str
 
     def poll(self) -> int | None:
         return self.process.poll()
-
-    def terminate(self, timeout_s: float = EXIT_TIMEOUT_S + 5) -> int:
-        """Ask it to answer what is in flight and stop; after the timeout, kill. Returns its exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout_s)
-        self.kill()
-        return self.process.returncode
 
     def kill(self) -> None:
         """End the server and its stub processes at once, and remove their shared memory."""
