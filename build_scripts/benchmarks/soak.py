@@ -1,9 +1,10 @@
 """Drive mixed valid and hostile traffic, kill processes under it, and report what every single answer was worth.
 
-Three phases. The calm one kills nobody, so that resident memory early and late can be compared; then a flood; in the
-stormy one the processes of the server are killed or stopped in turn. Outside the flood every class id is
-compared with plain Hugging Face's. A request may fail only in a recovery window: from a kill until the service answers
-again, RECOVERY_LIMIT_S at most.
+Four phases. The calm one kills nobody, so that resident memory early and late can be compared; then every attack of
+`attacks`, one after the other; then a flood; in the stormy one the processes of the server are killed or stopped in
+turn. Outside the flood every class id is compared with plain Hugging Face's. A request may fail only in a recovery
+window: from a kill, or from an attack that may end the server, until the service answers again, RECOVERY_LIMIT_S at
+most.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from build_scripts.benchmarks.overload import Overload, overload, resident
 from build_scripts.benchmarks.overload import report as overload_report
 from build_scripts.benchmarks.subprocesses import free_ports, running, wait_until
 from build_scripts.benchmarks.traffic import CLIENTS, Findings, Traffic, clients, make_traffic
+from build_scripts.benchmarks.under_attack import RECOVERY_LIMIT_S, Attacked, attack_all, attack_report
 from build_scripts.build.pipeline import build
 from build_scripts.serving.health import probe
+from build_scripts.serving.triton import find_installation
 from build_scripts.settings import BUILD, CLASSIFIER, TOKENIZER, Address, BuildOptions, ServingError
 
-RECOVERY_LIMIT_S = 10.0
-CALM_SHARE, FLOOD_SHARE = 0.6, 0.05
+CALM_SHARE, ATTACK_SHARE, FLOOD_SHARE = 0.4, 0.2, 0.05
 # The flood is of texts with fewer characters.
 SHORT = 120
 # Resident memory is compared after so many requests and at the end of the calm phase.
@@ -43,7 +45,7 @@ def soak(model: str, max_length: int | None, duration_s: float) -> bool:
     """Run for the duration, print and write the report; True if nothing was wrong, hung or failed unexcused."""
     directory = BUILD / "soak"
     built = build(BuildOptions(model, max_length, "fp32", repository=directory / "repository"))
-    traffic = make_traffic(model, built.manifest["max_length"])
+    traffic = make_traffic(model, built.manifest["max_length"], "embedded" in find_installation().description)
     address = Address("127.0.0.1", *free_ports(3))
     arguments = [
         *("serve", "--model", model, "--precision", "fp32", "--model-repository", str(directory / "repository")),
@@ -60,7 +62,8 @@ def soak(model: str, max_length: int | None, duration_s: float) -> bool:
     print(text)
     print(f"written to {directory / 'report.md'}; the server's log is {log}")
     unanswered = course.flood.flood.unanswered + course.flood.others
-    return not unanswered and not any(course.findings.counts[bad] for bad in ("wrong", "hung", "failed"))
+    bad = sum(course.findings.counts[what] for what in ("wrong", "hung", "failed"))
+    return not unanswered and not bad and all(attacked.survived for attacked in course.attacked)
 
 
 @dataclass
@@ -69,6 +72,7 @@ class Course:
 
     findings: Findings
     memory: dict[str, float]
+    attacked: list[Attacked]
     flood: Overload
 
 
@@ -81,13 +85,15 @@ def drive(supervisor: int, address: Address, traffic: Traffic, duration_s: float
     ):
         stack.enter_context(clients(address, traffic, findings))
         memory = calm(supervisor, findings, CALM_SHARE * duration_s, progress)
+        attacked = attack_all(supervisor, address, traffic, findings, ATTACK_SHARE * duration_s, progress)
         stack.close()
         headlines = [text for text in traffic.texts if len(text) < SHORT]
         flood = overload(address, supervisor, headlines, FLOOD_SHARE * duration_s)
         progress.update(round(FLOOD_SHARE * duration_s))
         stack.enter_context(clients(address, traffic, findings))
-        storm(supervisor, address, findings, (1 - CALM_SHARE - FLOOD_SHARE) * duration_s, progress)
-    return Course(findings, memory, flood)
+        rest = 1 - CALM_SHARE - ATTACK_SHARE - FLOOD_SHARE
+        storm(supervisor, address, findings, rest * duration_s, progress)
+    return Course(findings, memory, attacked, flood)
 
 
 def calm(supervisor: int, findings: Findings, seconds: float, progress: tqdm) -> dict[str, float]:
@@ -156,12 +162,12 @@ def report(course: Course, duration_s: float) -> str:
         ),
         "",
         f"The valid requests held {counts['texts']} texts, each with the class id that Hugging Face gives.",
-        f"Processes killed or stopped: {len(findings.recoveries)}.",
+        f"Recoveries, from processes killed or stopped and from attacks: {len(findings.recoveries)}.",
     ]
     if findings.recoveries:
         times = sorted(took for _, took in findings.recoveries)
         lines.append(f"Recovery: median {times[len(times) // 2]:.1f} s, longest {times[-1]:.1f} s.")
-        lines += ["", "| process and signal | recovered after, s |", "|---|---|"]
+        lines += ["", "| process and signal, or attack | recovered after, s |", "|---|---|"]
         lines += [f"| {name} | {took:.1f} |" for name, took in findings.recoveries]
     if "early" in memory:
         growth = memory["late"] / memory["early"] - 1
@@ -170,6 +176,7 @@ def report(course: Course, duration_s: float) -> str:
             f"Resident memory of the server: {memory['early']:.0f} MiB after {WARM_REQUESTS} requests, "
             f"{memory['late']:.0f} MiB after {memory['requests']:.0f} ({growth:+.1%}).",
         ]
+    lines += ["", "## Attacks", "", *attack_report(course.attacked)]
     lines += ["", "## Flood", "", *overload_report(course.flood)]
     lines += ["", *(f"- {example}" for example in findings.examples)]
     return "\n".join(lines).rstrip() + "\n"

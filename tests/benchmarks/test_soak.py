@@ -1,0 +1,86 @@
+"""How the soak judges what it sees; the soak itself is run in test_load."""
+
+import json
+import socket
+import time
+from collections import Counter
+
+import pytest
+
+from build_scripts.benchmarks.attacks import ATTACKS, Attack, answers, infer_body, request
+from build_scripts.benchmarks.hostile import GENERATE, INFER
+from build_scripts.benchmarks.traffic import Findings, class_ids, judge
+from build_scripts.benchmarks.under_attack import RECOVERY_LIMIT_S, Attacked
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "in_recovery", "verdict"),
+    [
+        (INFER, 503, True, "lost in a recovery"),
+        (INFER, 503, False, "failed"),
+        (INFER, 400, True, "wrong"),
+        # Triton 2.51's generate says 400 where infer says 500 or 503.
+        (GENERATE, 400, True, "lost in a recovery"),
+        (GENERATE, 400, False, "failed"),
+        (GENERATE, 200, True, "wrong"),
+    ],
+)
+def test_a_status_is_judged_by_the_endpoint_that_gives_it(path, status, in_recovery, verdict):
+    findings = Findings(window_until=time.monotonic() + 60 if in_recovery else 0.0)
+    judge(findings, "a text", path, status, "{}", False, "valid, answered")
+    assert findings.counts == {"sent": 1, verdict: 1, "texts": 0}
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ({"CLASS_ID": 3, "PROBABILITIES": [0.5]}, [3]),
+        ({"CLASS_ID": [3, 1]}, [3, 1]),
+        ({"outputs": [{"name": "PROBABILITIES", "data": [0.1]}, {"name": "CLASS_ID", "data": [3, 1]}]}, [3, 1]),
+        ({"outputs": []}, None),
+        ({"error": "no"}, None),
+        ([], None),
+    ],
+)
+def test_class_ids_are_read_from_the_answers_of_both_endpoints(answer, expected):
+    assert class_ids(json.dumps(answer)) == expected
+
+
+def test_answers_on_one_connection_are_told_apart():
+    here, there = socket.socketpair()
+    with here, there:
+        for status, body in ((200, b"one"), (400, b""), (503, b"three")):
+            head = f"HTTP/1.1 {status} x\r\nInference-Header-Content-Length: 99\r\nContent-Length: {len(body)}\r\n\r\n"
+            there.sendall(head.encode() + body)
+        there.shutdown(socket.SHUT_WR)
+        assert list(answers(here)) == [(200, b"one"), (400, b""), (503, b"three")]
+
+
+def test_a_request_says_how_long_it_is():
+    head, body = request(infer_body(["é"]), "X: y\r\n").split(b"\r\n\r\n", 1)
+    assert f"Content-Length: {len(body)}".encode() in head.split(b"\r\n")
+    assert json.loads(body)["inputs"][0]["data"] == ["é"]
+
+
+CALM, DEADLY = Attack("calm", Counter), Attack("deadly", Counter, may_restart=True)
+
+
+@pytest.mark.parametrize(
+    ("attack", "outcomes", "seconds", "restarted", "survived"),
+    [
+        (CALM, {"answered": 5, "refused": 2, "closed": 3}, 0.1, False, True),
+        (CALM, {"hung": 1}, 0.1, False, False),
+        (CALM, {"wrong": 1}, 0.1, False, False),
+        (CALM, {}, 0.1, True, False),
+        (CALM, {}, RECOVERY_LIMIT_S + 1, False, False),
+        (DEADLY, {"hung": 1}, 3.0, True, True),
+        (DEADLY, {"wrong": 1}, 3.0, True, False),
+        (DEADLY, {}, RECOVERY_LIMIT_S + 1, True, False),
+    ],
+)
+def test_who_survived_an_attack(attack, outcomes, seconds, restarted, survived):
+    assert Attacked(attack, Counter(outcomes), seconds, (500.0, 500.0), restarted).survived == survived
+
+
+def test_only_attacks_that_exhaust_the_server_excuse_its_end():
+    assert [attack.name.split()[0] for attack in ATTACKS if attack.may_restart] == ["deep", "gzip", "200,000"]
