@@ -142,13 +142,19 @@ def prepare_backends(wheel: Path) -> Path:
         backends / "python" / utils: (python / utils).read_bytes(),
         **{backends / "pytorch" / file.name: file.read_bytes() for file in (HERE / "pytorch_backend").glob("*.py")},
     }
-    for file, content in contents.items():
-        if not (file.exists() and file.read_bytes() == content):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            new = file.with_name(f".{file.name}.{os.getpid()}")
-            new.write_bytes(content)
-            new.chmod(0o755)
-            os.replace(new, file)
+    try:
+        for file, content in contents.items():
+            if not (file.exists() and file.read_bytes() == content):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                new = file.with_name(f".{file.name}.{os.getpid()}")
+                new.write_bytes(content)
+                new.chmod(0o755)
+                os.replace(new, file)
+    except OSError as error:
+        raise ServingError(
+            f"{backends} cannot be written ({error.strerror}); the embedded server's backends are put together there: "
+            f"make {BUILD} a directory that this user may write to, and that has some space"
+        ) from error
     return backends
 
 
