@@ -16,7 +16,7 @@ from build_scripts.settings import CLASSIFIER, ENSEMBLE
 GENERATE, INFER = f"/v2/models/{ENSEMBLE}/generate", f"/v2/models/{ENSEMBLE}/infer"
 CLASSIFIER_INFER = f"/v2/models/{CLASSIFIER}/infer"
 # The limits in tokenizer/config.pbtxt.
-MAX_TEXT_BYTES, MAX_REQUEST_BYTES = 1 << 18, 1 << 20
+MAX_TEXT_BYTES, MAX_REQUEST_BYTES = 1 << 17, 1 << 20
 
 
 @dataclass(frozen=True)

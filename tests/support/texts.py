@@ -88,7 +88,7 @@ PAIRS = [
     (of_length(3_000, 1), of_length(3_000, 2)),
 ]
 
-LONGEST = 1 << 18
+LONGEST = 1 << 17
 # One text of the most bytes that are served, of every kind that a tokenizer handles in a way of its own.
 LONGEST_TEXTS: dict[str, str] = {
     "words": ("quarterly results beat forecasts " * LONGEST)[:LONGEST],
