@@ -95,7 +95,7 @@ perf: $(VENV)/installed-bench ## perf_analyzer sweep over the ensemble, with rep
 compare: $(VENV)/installed-bench ## this ensemble against the services it replaces, in build/compare: MODEL=
 	@$(RUN) compare
 
-bench: install ## the classifier file alone, against this machine's peak: MODEL=
+bench: $(VENV)/installed-bench ## the classifier file alone, against this machine's peak, with curves in build/bench: MODEL=
 	@$(RUN) bench
 
 soak: install ## mixed valid and hostile traffic with killed processes: DURATION=600 MODEL= MAX_LENGTH=

@@ -1,4 +1,4 @@
-"""Time the classifier file alone, against this machine's peak and Hugging Face; writes build/bench/report.md.
+"""Time the classifier file alone, against this machine's peak and Hugging Face: build/bench/report.md, with curves.
 
     python -m build_scripts bench
 
@@ -16,14 +16,16 @@ from pathlib import Path
 import torch
 
 from build_scripts.benchmarks import report
-from build_scripts.benchmarks.bench_report import HUGGING_FACE, PEAK_SHAPE, PRECISIONS, Measured, sections
+from build_scripts.benchmarks.bench_curves import curves
+from build_scripts.benchmarks.bench_curves import section as curves_section
+from build_scripts.benchmarks.bench_report import HUGGING_FACE, PEAK_SHAPE, PRECISIONS, Measured, peak, sections
 from build_scripts.benchmarks.flops import classifier_flops
 from build_scripts.benchmarks.timing import MOST_CALLS, ROUNDS, interleaved
 from build_scripts.build.checkpoint import Checkpoint, load
 from build_scripts.build.demo import demo_checkpoint
 from build_scripts.build.export import DTYPES, export
 from build_scripts.build.hub import resolve
-from build_scripts.graph.architectures import bert_parts
+from build_scripts.graph.architectures import BertParts, bert_parts
 from build_scripts.graph.packed_linear import PackedLinear
 from build_scripts.machine import cores, cpu_precisions
 from build_scripts.settings import BUILD
@@ -48,6 +50,7 @@ def bench(model: str, max_length: int | None, seconds: float) -> Path:
             variants = variants_of(checkpoint, loaded, reduced, lengths)
             flops = [classifier_flops(parts, one) if parts else None for one in (lengths, equal_lengths(lengths))]
             measured.append(Measured(name, lengths, interleaved(variants, seconds, name), *flops))
+        growth = [] if parts is None else growth_of(checkpoint, parts, loaded, measured)
     config = checkpoint.model.config
     emulated = [precision for precision in PRECISIONS if precision not in cpu_precisions()]
     facts = report.facts(
@@ -59,9 +62,23 @@ def bench(model: str, max_length: int | None, seconds: float) -> Path:
         concurrency=f"one call at a time on {torch.get_num_threads()} threads, no server",
         measured=f"up to {ROUNDS * MOST_CALLS} calls of each; all variants of a batch take turns",
     )
-    text = "\n\n".join(["# The classifier file alone", facts, *sections(measured, checkpoint.max_length)])
+    text = "\n\n".join(["# The classifier file alone", facts, *sections(measured, checkpoint.max_length), *growth])
     print(text)
     return report.write(OUTPUT, text)
+
+
+def growth_of(
+    checkpoint: Checkpoint, parts: BertParts, loaded: dict[str, torch.nn.Module], measured: list[Measured]
+) -> list[str]:
+    """The curves' section, in every precision that this CPU computes natively; the chart lies beside the report."""
+    file = OUTPUT / "model.fp16.pt"
+    export(checkpoint, "fp16", file)
+    files = {**loaded, "fp16": torch.jit.load(str(file)).eval()}
+    files = {precision: files[precision] for precision in cpu_precisions()}
+    # fp16 weights are multiplied in fp32.
+    peaks = {name: peak(measured, "bf16" if name == "bf16" else "fp32") for name in files}
+    found = curves(files, parts, lambda batch: random_batch(checkpoint, batch), checkpoint.max_length, peaks)
+    return curves_section(found, OUTPUT / "curves")
 
 
 def checkpoint_directory(model: str) -> Path:
