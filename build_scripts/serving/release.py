@@ -34,7 +34,7 @@ from build_scripts.build import releases
 from build_scripts.build.pipeline import build_release
 from build_scripts.build.summary import print_build
 from build_scripts.serving.model_control import Control, Running
-from build_scripts.serving.staging import candidate_names, configured, stage
+from build_scripts.serving.staging import candidate_names, configured, refuse_what_ends_the_server, stage
 from build_scripts.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, BuildOptions, ServingError
 
 # A request is scheduled milliseconds after it looked up its model (a 60 MiB body: 0.8 s), however long it then waits.
@@ -106,6 +106,7 @@ def load_candidate(control: Control, repository: Path, release_id: str) -> None:
     directory = releases.releases_directory(repository) / release_id
     if not (directory / releases.MANIFEST).is_file():
         raise ServingError(f"it is gone from {directory.parent}; run `make release` with its checkpoint again")
+    refuse_what_ends_the_server(repository, embedded=control.state.embedded)
     stage(repository, Path(control.state.staging), directory)
     labels = releases.read_manifest(directory)["labels"]
     ensemble = candidate_names(release_id)[ENSEMBLE]

@@ -28,7 +28,7 @@ class RunState:
     """Kept in a file that only its owner may read, because of control_key.
 
     release: what tritonserver read from the disk when it last started. log: of the running tritonserver. draining:
-    whether it was asked to stop, and answers requests that come all the same.
+    whether it was asked to stop, and answers requests that come all the same. embedded: see `triton.Installation`.
     """
 
     pid: int
@@ -40,6 +40,7 @@ class RunState:
     release: str
     control_key: str
     draining: bool = False
+    embedded: bool = False
 
 
 def run_directory(http_port: int) -> Path:

@@ -48,6 +48,19 @@ def configured(
     return config
 
 
+def refuse_what_ends_the_server(repository: Path, *, embedded: bool) -> None:
+    """Raise ServingError if a second classifier, as a release loads one, would take the whole server down.
+
+    embedded: the classifiers are processes of their own, and this is no matter.
+    """
+    parameter, file = "INTER_OP_THREAD_COUNT", repository / CLASSIFIER / CONFIG
+    if not embedded and parameter in configured(repository, "", CLASSIFIER).parameters:
+        raise ServingError(
+            f"{file} sets {parameter}, which libtorch takes once in a process: in NVIDIA's backend a second classifier "
+            "ends the server (exit code 134); remove it, or change the release with `make repo` and a restart"
+        )
+
+
 def stage(repository: Path, staging: Path, directory: Path) -> None:
     """Write the candidate's three model directories: copies, whose links lead to this release, not to the live one."""
     names = candidate_names(directory.name)

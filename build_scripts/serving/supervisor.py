@@ -97,6 +97,7 @@ class Supervisor:
             release=require_release(self.repository)["release"],
             control_key=self.control_key,
             draining=self.draining,
+            embedded=self.installation.embedded,
         )
 
     def note_state(self) -> None:

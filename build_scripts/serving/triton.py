@@ -49,12 +49,16 @@ METRICS_VARIABLE = "TRITON_METRICS_ADDRESS"
 
 @dataclass(frozen=True)
 class Installation:
-    """A tritonserver that can be run. arguments: those that depend on the installation."""
+    """A tritonserver that can be run.
+
+    arguments: those that depend on the installation. embedded: whether the pytorch backend is this project's.
+    """
 
     binary: Path
     description: str
     arguments: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
+    embedded: bool = False
 
 
 def find_installation() -> Installation:
@@ -77,6 +81,7 @@ def find_installation() -> Installation:
             "PATH": os.pathsep.join([f"{plain(Path(sys.prefix))}/bin", os.environ.get("PATH", "")]),
             "VIRTUAL_ENV": plain(Path(sys.prefix)),
         },
+        embedded=True,
     )
 
 
