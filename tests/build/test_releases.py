@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
@@ -114,6 +115,21 @@ def test_a_release_is_on_the_disk_before_anything_leads_to_it(repository, monkey
     assert "sync releases/.history.new" in events[whole:there]
     assert "sync releases" in events[events.index("replace releases/history") : there]
     assert "sync ." in events[there:live]
+
+
+def test_a_switch_waits_for_a_server_that_reads_its_models(repository):
+    for name in "ab":
+        fake_release(repository, name)
+    releases.switch(repository, "a")
+    with (repository / releases.SWITCH_LOCK).open("a") as reading:
+        fcntl.flock(reading, fcntl.LOCK_SH)
+        switching = threading.Thread(target=releases.switch, args=(repository, "b"))
+        switching.start()
+        switching.join(0.5)
+        assert switching.is_alive()
+        assert releases.live_release(repository).name == "a"
+    switching.join()
+    assert releases.live_release(repository).name == "b"
 
 
 def test_a_reader_always_finds_a_live_release(repository):

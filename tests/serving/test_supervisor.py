@@ -1,6 +1,7 @@
 """How the supervisor starts servers again, and what it does when it is asked to stop."""
 
 import errno
+import fcntl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from unittest.mock import Mock
 import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports
+from build_scripts.build.releases import SWITCH_LOCK
 from build_scripts.serving import health, run_state, supervisor
 from build_scripts.serving.supervisor import MAX_FAILURES, Supervisor
 from build_scripts.serving.triton import Installation, TritonProcess
@@ -84,6 +86,28 @@ def test_a_stop_ends_the_wait_for_a_restart(waiting):
     running, ending = waiting
     running.stop.set()
     assert ending.result(ENDS_WITHIN_S) == 0
+
+
+def test_no_release_is_switched_from_before_a_server_starts_until_it_answers(
+    supervisor_of, frontend, launched, tmp_path
+):
+    starting = supervisor_of(frontend(200).server_port)
+    run_state.run_directory(starting.address.http_port).mkdir(parents=True)
+    with (tmp_path / SWITCH_LOCK).open("a") as lock:
+
+        def may_switch() -> bool:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            return True
+
+        assert may_switch()
+        with starting.started() as server:
+            assert not may_switch()
+            assert starting.wait_until_ready(server) is None
+            assert may_switch()
 
 
 def test_another_servers_answer_is_not_ones_own(supervisor_of, frontend, process, monkeypatch):

@@ -196,6 +196,18 @@ def test_a_killed_process_is_named_if_inference_fails(frontend, killed):
     assert re.fullmatch(r"process \d+ of the server was killed, and inference fails", found)
 
 
+def test_a_stopped_process_is_named_if_inference_fails(frontend, process):
+    server = process("sh", "-c", "sleep 60 & wait")
+    wait_for(psutil.Process(server.process.pid).children, GIVEN_UP_WITHIN_S, "no child")
+    (child,) = psutil.Process(server.process.pid).children()
+    child.suspend()
+    try:
+        found = failure(server, frontend(None).server_port)
+    finally:
+        child.kill()
+    assert found == f"process {child.pid} of the server is stopped, and inference fails"
+
+
 def test_a_killed_process_without_which_inference_goes_on_is_ignored(frontend, killed):
     front = frontend(200)
     assert left_alone(killed, front, lambda: front.asked >= 3)
