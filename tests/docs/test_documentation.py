@@ -179,7 +179,7 @@ def matches(shown: str, printed: str) -> bool:
         number = re.fullmatch(f"({NUMBER}){ANYTHING}?", piece)
         if number:
             wanted.append(number.group(1))
-            pattern += f"({NUMBER})"
+            pattern += f"({NUMBER})" + ".*?" * piece.endswith(ANYTHING)
         else:
             pattern += ".*?" if piece == ANYTHING else re.escape(piece)
     found = re.fullmatch(pattern, " ".join(printed.split()))
