@@ -145,6 +145,7 @@ EXAMPLES = [
 ]
 
 
+@pytest.mark.server
 @pytest.mark.parametrize(("command", "shown"), EXAMPLES)
 def test_a_console_example_prints_what_is_shown(command, shown, default_server):
     """Numbers may differ as two precisions do; gaps (…) may hold anything."""

@@ -33,6 +33,7 @@ def best(answer: dict) -> list[int]:
     return [int(row.split(":")[1]) for row in answer["outputs"][0]["data"]]
 
 
+@pytest.mark.server
 def test_the_notebook_runs_and_answers_like_hugging_face(default_server, default_oracle, tmp_path):
     executed = tmp_path / "executed.ipynb"
     # Its HTTP cells take the address that a person would use; here the server listens elsewhere.
@@ -59,6 +60,7 @@ def test_the_notebook_is_committed_without_outputs():
     assert [cell for cell in code if cell.outputs or cell.execution_count] == []
 
 
+@pytest.mark.server
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 def test_curl_classifies_any_text(default_server, default_oracle):
     texts = ["Midfielder scores twice as champions win away", ODD]
@@ -66,6 +68,7 @@ def test_curl_classifies_any_text(default_server, default_oracle):
     assert best(answer) == default_oracle.class_ids(texts)
 
 
+@pytest.mark.server
 @pytest.mark.skipif(not shutil.which("java"), reason="no JDK is installed")
 def test_java_classifies_any_text(default_server, default_oracle):
     # A JVM reads its arguments in the encoding of the locale.
@@ -75,6 +78,7 @@ def test_java_classifies_any_text(default_server, default_oracle):
     assert best(json.loads(answer)) == default_oracle.class_ids([ODD])
 
 
+@pytest.mark.server
 def test_a_chinese_classifier_goes_the_whole_road(tmp_path):
     checkpoint = tmp_path / "chinese-classifier"
     said = run(sys.executable, str(EXAMPLES / "fine_tune_chinese.py"), "--output", str(checkpoint))
