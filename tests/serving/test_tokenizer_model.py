@@ -334,6 +334,21 @@ def test_so_many_bytes_of_long_texts_may_wait_and_no_more(gate):
     assert not waiting[1].sent
 
 
+def test_long_requests_are_answered_before_the_model_is_unloaded(gate):
+    served, gate = gate
+    request = served.request(LONG.encode())
+    assert served.model.execute([request]) is None
+    unloading = threading.Thread(target=served.model.finalize)
+    unloading.start()
+    unloading.join(0.2)
+    assert unloading.is_alive()
+    assert not request.sent
+    gate.opened.set()
+    unloading.join(60)
+    assert not unloading.is_alive()
+    assert request.sent[0].error is None
+
+
 def test_a_long_request_that_fails_is_answered_and_the_next_one_too(serve, monkeypatch):
     served = serve(hugging_face_tokenizer("minilm"), max_length=16)
     encode = served.model.encoder.encode

@@ -1,9 +1,8 @@
 """A thread that tokenizes what would hold other requests up.
 
 Tokenizing takes time in proportion to a text's bytes, also of a text of which most is truncated: 0.1 to 0.4 ms a KiB,
-2.2 for the worst that was found, an Arabic ligature that NFKC turns into 18 characters.
-So a batch with much text
-is not tokenized by `execute`, behind which everybody waits, but here, one text after the other.
+2.2 for the worst that was found, an Arabic ligature that NFKC turns into 18 characters. So a batch with much text is
+not tokenized by `execute`, behind which everybody waits, but here, one text after the other.
 """
 
 import heapq
@@ -27,6 +26,7 @@ class LongTexts:
         self.limit = limit
         self.waiting = []  # a heap of [due, number, work]
         self.waiting_bytes = 0
+        self.unanswered = 0
         self.numbers = itertools.count()
         self.changed = threading.Condition()
         threading.Thread(target=self.run, name="long texts", daemon=True).start()
@@ -42,8 +42,14 @@ class LongTexts:
             due = time.monotonic() + size / BYTES_PER_S
             heapq.heappush(self.waiting, [due, next(self.numbers), Work(texts, size, answer)])
             self.waiting_bytes += size
-            self.changed.notify()
+            self.unanswered += 1
+            self.changed.notify_all()
         return True
+
+    def finish(self):
+        """Return once every request was answered."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self.unanswered)
 
     def run(self):
         """The thread: a text of whichever request is due first, for ever."""
@@ -63,6 +69,9 @@ class LongTexts:
                     continue
                 self.waiting_bytes -= work.size
             work.answer(work.parts, error)
+            with self.changed:
+                self.unanswered -= 1
+                self.changed.notify_all()
 
 
 class Work:

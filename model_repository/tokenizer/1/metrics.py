@@ -45,7 +45,7 @@ class Metrics:
             }
         except pb_utils.TritonModelException as problem:
             warn(f"no metrics of tokens, truncated texts and refusals: {problem}")
-            self.texts = self.refused = lambda *_: None
+            self.texts = self.refused = self.flush = lambda *_: None
             return
         threading.Thread(target=self.run, name="metrics", daemon=True).start()
 

@@ -71,6 +71,11 @@ class TritonPythonModel:
                 sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         return None
 
+    def finalize(self):
+        """Triton ends this process next, and does not wait for what is answered through a sender."""
+        self.long_texts.finish()
+        self.metrics.flush()
+
     def encode(self, requests):
         """requests: lists of texts. Yields the outputs of each, output name -> array; all are tokenized at once."""
         outputs = self.encoder.encode([text for texts in requests for text in texts])
