@@ -9,7 +9,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 BUILD = PROJECT / "build"
 OURS = PROJECT / "build_scripts"
 DATA = OURS / "data"
-# What a precision is tried with, unless the user names a file.
+# The texts that a precision is compared on, unless the user names a file.
 CALIBRATION = DATA / "calibration.txt"
 SOURCE_REPOSITORY = PROJECT / "model_repository"
 PACKAGE = BUILD / "package"

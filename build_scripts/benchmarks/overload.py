@@ -14,7 +14,7 @@ from build_scripts.benchmarks.http_load import Answers
 from build_scripts.settings import Address
 
 # Sixteen clients keep both cores busy. The flood sends twenty times as many requests as they are served, over twenty
-# times their connections: on 128 and a batch or two of these an answer is waited for, the others are for refusals.
+# times their connections. Some 128 of these and a batch or two wait for an answer; the others get refusals.
 SATURATING, TIMES = 16, 20
 FLOODING = TIMES * SATURATING
 SETTLE_S = 5.0

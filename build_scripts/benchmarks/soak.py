@@ -113,18 +113,18 @@ def calm(supervisor: int, findings: Findings, seconds: float, progress: tqdm) ->
 
 
 def storm(supervisor: int, address: Address, findings: Findings, seconds: float, progress: tqdm) -> None:
-    """Strike every now and then; the last strike leaves time to recover."""
+    """Kill or stop a process now and then; after the last one there is time to recover."""
     rng, victims = random.Random(7), itertools.cycle(VICTIMS)
-    begin = next_strike = time.monotonic()
+    begin = next_kill = time.monotonic()
     while (elapsed := time.monotonic() - begin) < seconds:
         time.sleep(0.5)
-        if time.monotonic() > next_strike and elapsed < max(seconds - RECOVERY_LIMIT_S, 1.0):
-            strike(supervisor, address, findings, next(victims), rng.choice(SIGNALS))
-            next_strike = time.monotonic() + rng.uniform(6, 12)
+        if time.monotonic() > next_kill and elapsed < max(seconds - RECOVERY_LIMIT_S, 1.0):
+            kill_one(supervisor, address, findings, next(victims), rng.choice(SIGNALS))
+            next_kill = time.monotonic() + rng.uniform(6, 12)
         progress.update(time.monotonic() - begin - elapsed)
 
 
-def strike(supervisor: int, address: Address, findings: Findings, victim: str, number: signal.Signals) -> None:
+def kill_one(supervisor: int, address: Address, findings: Findings, victim: str, number: signal.Signals) -> None:
     """Kill or stop a process of the server, and wait until the service answers again. victim: one of VICTIMS."""
     process = None
     for one in psutil.Process(supervisor).children(recursive=True):

@@ -24,7 +24,7 @@ class Findings:
     """What happened; shared by all threads, changed under the lock.
 
     counts: requests by what they were worth, and the texts that were answered.
-    window_until: until then, in monotonic seconds, a request may fail, because a process was struck.
+    window_until: requests may fail until then, in monotonic seconds, because a process was killed or stopped.
     """
 
     counts: Counter = field(default_factory=Counter)

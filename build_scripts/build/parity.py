@@ -14,7 +14,7 @@ from build_scripts.settings import CALIBRATION, LONGEST_MAX_LENGTH, ServingError
 
 # Two classes whose probabilities differ by less are a near tie: any rounding may decide it.
 NEAR_TIE = 0.01
-# Batch sizes that the file is tried with, in turn: alone, in odd company, and full.
+# The batch sizes of the comparison, in turn: one text, an odd number, a full batch.
 BATCH_SIZES = (1, 3, 8, 32)
 HOSTILE_TEXTS = [
     "",

@@ -97,8 +97,8 @@ def round_up(rows: int) -> int:
     mixed texts have a new number almost every time, so the numbers are few: multiples of 2 from 8 rows on, of 4 from
     16, of 8 from 32, of 16 from 256, of 32 from 512, of 64 from 1024. These are 92 up to the 2048 of parts_of, and
     find room in oneDNN's cache. With every number below 64, 32 an octave above and a smaller cache to bound the
-    memory, single texts of lognormal length took 1.2 times as long and mixed batches 1.15 times. The rows too many cost
-    2 to 3 %.
+    memory, single texts of lognormal length took 1.2 times as long and mixed batches 1.15 times. The additional
+    rows cost 2 to 3 %.
     """
     step = 1
     while step < 64 and (rows >= 32 * step or (rows >= 8 * step and step < 8)):

@@ -1,4 +1,4 @@
-"""Tell whether a server answers, by asking it something: the only test that a Triton ensemble cannot fake.
+"""Tell whether a server answers by sending it a text: Triton says that it is ready even when a model is dead.
 
     python -m build_scripts.serving.health --url http://127.0.0.1:8000 --timeout 2
     python -m build_scripts.serving.health --live

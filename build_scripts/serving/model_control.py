@@ -26,7 +26,7 @@ RELEASE_PARAMETER = "release"
 # An ordinary text, an empty one, one beyond ASCII and one that is truncated.
 PROBE_TEXTS = ["health", "", "中文 \U0001f642", "long " * 600]
 
-# While clients keep the server at its limit, a question of ours is refused like theirs; so long it is asked again.
+# While clients keep the server at its limit, it refuses our requests too. We repeat one for this long, this often.
 OVERLOAD_LIMIT_S, ASK_AGAIN_S = 60.0, 0.05
 
 

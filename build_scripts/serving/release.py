@@ -50,7 +50,7 @@ def release(options: BuildOptions, http_port: int) -> None:
 
 
 def rollback(http_port: int) -> None:
-    """Put the release live that was before the one on the disk."""
+    """Put the previous release live again."""
     with Control(http_port) as control:
         repository = Path(control.state.repository)
         earlier = history(repository)[1:]

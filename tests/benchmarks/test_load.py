@@ -186,7 +186,7 @@ def test_a_disagreeing_service_stops_the_comparison():
 
 
 @pytest.mark.server
-@pytest.mark.skipif(not embedded(), reason="strikes the classifier's process")
+@pytest.mark.skipif(not embedded(), reason="kills the classifier's process")
 def test_a_short_soak_finds_nothing_wrong(default_repository, capfd, monkeypatch, tmp_path):
     """Half a minute of what `make soak` does for ten; the report is read by people, its verdict here."""
     from build_scripts.benchmarks.soak import soak
