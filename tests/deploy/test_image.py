@@ -71,7 +71,7 @@ def test_the_server_has_the_stack_that_a_long_request_needs(container):
     """A pod has no field for it, so the launcher sets it."""
     limits = container.inside("cat", f"/proc/{pid_of(container, 'bin/tritonserver')}/limits").stdout
     assert re.search(r"Max stack size +1073741824 ", limits)
-    assert container.inside("python", "-c", classify("['word ' * 200_000] * 4")).stdout == "4\n"
+    assert container.inside("python", "-c", classify("['word ' * 24_000] * 8")).stdout == "8\n"
 
 
 def test_a_quota_of_one_cpu_starts_one_thread(container):

@@ -57,8 +57,10 @@ class Namespaces:
         return ["ip", "netns", "exec", namespace]
 
     def add(self, number: int) -> str:
-        """A namespace with the address NETWORK.number. Returns its name."""
+        """The namespace with the address NETWORK.number, made if it is not there. Returns its name."""
         namespace = f"{self.name}-{number}"
+        if namespace in self.hosts:
+            return namespace
         self._make(namespace)
         ip = [*self.enter(self.balancer), "ip"]
         run(*ip, "link", "add", f"v{number}", "type", "veth", "peer", "name", "eth0", "netns", namespace)
@@ -192,8 +194,7 @@ def start(
     memory_mib: int = 1536,
 ) -> Container:
     """A container of an image whose root lies in a directory, in the namespace `number`, not waited for."""
-    known = f"{network.name}-{number}"
-    namespace = known if known in network.hosts else network.add(number)
+    namespace = network.add(number)
     bundle = work / namespace
     shutil.rmtree(bundle, ignore_errors=True)
     bundle.mkdir(parents=True)
