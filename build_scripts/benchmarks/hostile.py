@@ -96,7 +96,7 @@ def hostile_requests(vocab_size: int, max_length: int, max_batch_size: int) -> l
         generate("invalid UTF-8 in JSON", b'{"TEXT": "\xff"}', 400, "is not UTF-8: byte 0xff at offset 0"),
         generate("lone low surrogate", b'{"TEXT": "a\\udc00"}', 400, "is not UTF-8: byte 0xed at offset 1"),
         generate("text over the limit", {"TEXT": "a" * (text + 1)}, 400, f"{text + 1} bytes; the limit is {text}"),
-        binary("texts over the limit", [b"a" * text] * 5, 400, f"{5 * text} bytes of TEXT; the limit is {request}"),
+        binary("texts over the limit", [b"a" * text] * 9, 400, f"{9 * text} bytes of TEXT; the limit is {request}"),
         generate("64 MiB of text", {"TEXT": "a" * (64 << 20)}, 400, f"{64 << 20} bytes of TEXT; the limit"),
         # shape, type and name
         binary("empty batch", [], 400, "expected 1 string elements for inference input 'TEXT'", shape=[0, 1]),
