@@ -11,6 +11,9 @@ from build_scripts.settings import ServingError
 
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 SAVE_IT = "save the tokenizer beside the model with tokenizer.save_pretrained"
+CONVERT_IT = (
+    "where sentencepiece is installed, AutoTokenizer.from_pretrained(…).save_pretrained(…) writes it from that file"
+)
 # A tokenizer that knows so much fewer tokens than the model was read from files of another kind.
 LEAST_SHARE = 0.1
 
@@ -28,7 +31,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     except Exception as error:  # as for the weights: one meaning, many types
         raise ServingError(
             f"{path} has no usable tokenizer (from {', '.join(files)}: {first_line(error)}); expected tokenizer.json: "
-            f"{SAVE_IT}"
+            + _what_to_do(path)
         ) from error
     if not tokenizer.is_fast:
         raise ServingError(
@@ -52,7 +55,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, path: Path) 
         raise ServingError(
             f"the tokenizer in {path} ({type(tokenizer).__name__}) knows {len(vocabulary)} tokens, {ordinary} of them "
             f"no special ones, and the model's embedding has {rows} rows; its files are of another kind of tokenizer "
-            f"or incomplete: {SAVE_IT}"
+            f"or incomplete: {_what_to_do(path)}"
         )
     too_many = {index: token for token, index in vocabulary.items() if index >= rows}
     written = sorted(index for index in too_many if _can_be_written(tokenizer, index, too_many[index]))
@@ -70,6 +73,11 @@ def pad_id(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, rows: i
         if isinstance(candidate, int) and 0 <= candidate < rows:
             return candidate
     return 0
+
+
+def _what_to_do(path: Path) -> str:
+    """For a directory without a tokenizer that could be read: transformers reads SentencePiece's file with its help."""
+    return CONVERT_IT if list(path.glob("*.model")) and not (path / "tokenizer.json").is_file() else SAVE_IT
 
 
 def _can_be_written(tokenizer: PreTrainedTokenizerBase, index: int, token: str) -> bool:

@@ -17,7 +17,7 @@ from build_scripts.build import pipeline
 from build_scripts.build.checkpoint import load
 from build_scripts.build.refusal import refusing
 from build_scripts.settings import BuildOptions, ServingError
-from tests.build.test_checkpoint import config, edit, remove, weights
+from tests.build.test_checkpoint import config, edit, remove, tokenizer_config, weights
 from tests.support.checkpoints import make_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -128,6 +128,18 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "tokenizer without words": (
         both(remove("tokenizer.json", "tokenizer_config.json"), tokenizer_without_words),
         ["knows 5 tokens, 0 of them no special ones", "500 rows", "save the tokenizer"],
+    ),
+    "SentencePiece only, by a name that is not looked for": (
+        both(remove("tokenizer.json"), write("other.model", b"\x0a\x0e")),
+        ["where sentencepiece is installed", "save_pretrained"],
+    ),
+    "SentencePiece only": (
+        both(
+            remove("tokenizer.json"),
+            write("sentencepiece.bpe.model", b"\x0a\x0e"),
+            tokenizer_config(tokenizer_class="XLMRobertaTokenizer"),
+        ),
+        ["where sentencepiece is installed", "save_pretrained"],
     ),
     "missing unknown token": (unknown_words, ["cannot classify", "Missing [UNK] token"]),
     "custom code": (
