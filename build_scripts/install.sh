@@ -64,7 +64,7 @@ from_uv() {
   fi
   # Not into ~/.local/bin, where it would be the user's python3.12 from then on.
   if said=$(UV_PYTHON_INSTALL_BIN=0 "$uv" python install --no-progress 3.12 2>&1); then
-    "$uv" python find --no-project --managed-python 3.12 2>/dev/null
+    "$uv" python find --system --no-project --managed-python 3.12 2>/dev/null
   else
     say "uv could not get it: $(printf '%s\n' "$said" | tail -n 1 | sed 's/^ *cause: //')"
     return 1
@@ -104,6 +104,10 @@ if [ "${2:-}" = bench ]; then
   exit
 fi
 
+# An active environment is not to be made anew by its own Python.
+if [ -d "$venv/bin" ]; then
+  PATH=$(printf '%s' "$PATH" | tr ':' '\n' | grep -vxF "$(cd "$venv/bin" && pwd)" | paste -sd : -)
+fi
 HAS_SERVER=$(command -v tritonserver || true)
 export HAS_SERVER
 python=$(choose)

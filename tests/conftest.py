@@ -28,6 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "default_server" in getattr(item, "fixturenames", ()):
             item.add_marker("server")
+        if "default_oracle" in getattr(item, "fixturenames", ()):  # the first of them trains the default model
+            item.add_marker("slow")
 
 
 @pytest.hookimpl(tryfirst=True)

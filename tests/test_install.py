@@ -27,7 +27,7 @@ OTHER = {
     "no libpython": "import sysconfig; sysconfig.get_config_var = lambda name: 'libpython3.11.a'",
     "broken": "sys.exit(1)",
 }
-TOOLS = ("sh", "sed", "tail", "timeout", "mkdir", "cp", "sleep")
+TOOLS = ("sh", "sed", "tail", "timeout", "mkdir", "cp", "sleep", "tr", "grep", "paste")
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
@@ -99,6 +99,17 @@ def test_the_first_python_that_fits_is_taken(machine, there, chosen):
     done = machine.run()
     assert (done.returncode, machine.chosen()) == (0, chosen), done.stderr
     assert (machine.venv / "made-with").read_text(encoding="utf-8").endswith(f"/{chosen}\n")
+
+
+def test_an_active_environment_is_made_anew_by_another_python_than_its_own(machine):
+    machine.python("python3")
+    inside = machine.python("inside")
+    (machine.venv / "bin").mkdir(parents=True)
+    shutil.copy(inside, machine.venv / "bin" / "python3")
+    machine.log.touch()
+    done = machine.run(PATH=f"{machine.venv / 'bin'}:{machine.bin}")
+    assert done.returncode == 0
+    assert f"({machine.bin / 'python3'})" in done.stderr
 
 
 def test_a_python_that_was_named_is_taken_or_refused_with_the_reason(machine):
