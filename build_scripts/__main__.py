@@ -102,12 +102,12 @@ def serve(
     """Build if needed, then run and supervise a real tritonserver in the foreground."""
     from build_scripts.build.pipeline import build
     from build_scripts.build.releases import is_package
+    from build_scripts.serving.installation import find_installation
     from build_scripts.serving.listening import check_ports, resolved
     from build_scripts.serving.run_state import held
     from build_scripts.serving.supervisor import serve as run
     from build_scripts.serving.tls import Tls, tls_arguments
     from build_scripts.serving.tracing import trace_arguments
-    from build_scripts.serving.triton import find_installation
 
     address = resolved(Address(host, http_port, grpc_port, metrics_port))
     options = build_options(model, max_length, precision, calibration, model_repository)

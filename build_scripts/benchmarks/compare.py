@@ -23,7 +23,7 @@ from build_scripts.benchmarks.corpus import Workload
 from build_scripts.benchmarks.flask_service import export_onnx
 from build_scripts.build.checkpoint import Checkpoint, load
 from build_scripts.build.pipeline import build
-from build_scripts.serving.triton import find_installation
+from build_scripts.serving.installation import find_installation
 from build_scripts.settings import BUILD, BuildOptions, ServingError
 
 OUTPUT = BUILD / "compare"

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from build_scripts.benchmarks import subprocesses
 from build_scripts.serving import health
+from build_scripts.serving.installation import Installation
 from build_scripts.serving.stopping import stop
-from build_scripts.serving.triton import Installation, launch
+from build_scripts.serving.triton import launch
 from build_scripts.settings import ENSEMBLE, Address, ServingError
 
 START_LIMIT_S = 300.0

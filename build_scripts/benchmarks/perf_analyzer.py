@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from build_scripts.serving.triton import embedded_wheel, perf_analyzer_environment
+from build_scripts.serving.installation import embedded_wheel, perf_analyzer_environment
 from build_scripts.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, Address, ServingError
 
 MODELS = (TOKENIZER, CLASSIFIER)

@@ -28,7 +28,7 @@ from build_scripts.benchmarks.traffic import CLIENTS, Findings, Traffic, clients
 from build_scripts.benchmarks.under_attack import RECOVERY_LIMIT_S, Attacked, attack_all, attack_report
 from build_scripts.build.pipeline import build
 from build_scripts.serving.health import probe
-from build_scripts.serving.triton import find_installation
+from build_scripts.serving.installation import find_installation
 from build_scripts.settings import BUILD, CLASSIFIER, TOKENIZER, Address, BuildOptions, ServingError
 
 CALM_SHARE, ATTACK_SHARE, FLOOD_SHARE = 0.4, 0.2, 0.05

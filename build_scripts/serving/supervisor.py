@@ -23,13 +23,14 @@ from build_scripts.build.pipeline import require_release
 from build_scripts.build.releases import SWITCH_LOCK, is_package
 from build_scripts.machine import cpu_precisions, has_gpu
 from build_scripts.serving import health
+from build_scripts.serving.installation import Installation
 from build_scripts.serving.listening import check_open_files, check_ports, listens
 from build_scripts.serving.local_http import open_url
 from build_scripts.serving.memory import MemoryWatch
 from build_scripts.serving.monitor import broken_process, last_error
 from build_scripts.serving.run_state import RunState, beat, write_state
 from build_scripts.serving.stopping import stop as stop_server
-from build_scripts.serving.triton import LOAD_LIMIT_S, Installation, TritonProcess, launch
+from build_scripts.serving.triton import LOAD_LIMIT_S, TritonProcess, launch
 from build_scripts.serving.watch import Watch, interruptible
 from build_scripts.settings import ENSEMBLE, Address, ServingError
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from build_scripts.serving.installation import Installation
 from build_scripts.serving.supervisor import MAX_DELAY_S, MAX_FAILED_STARTS, MAX_FAILURES, STABLE_S, Supervisor
-from build_scripts.serving.triton import Installation
 from build_scripts.settings import Address, ServingError
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build_scripts.serving import client
-from build_scripts.serving.triton import embedded_wheel, perf_analyzer_environment
+from build_scripts.serving.installation import embedded_wheel, perf_analyzer_environment
 from build_scripts.settings import PROJECT, SOURCE_REPOSITORY, TOKENIZER
 from tests.support.servers import embedded, post
 from tests.support.texts import HEADLINES

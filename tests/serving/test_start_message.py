@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from build_scripts.serving import supervisor
+from build_scripts.serving.installation import Installation
 from build_scripts.serving.supervisor import start_message
-from build_scripts.serving.triton import Installation
 from build_scripts.settings import Address
 
 INSTALLATION = Installation(Path("tritonserver"), "a stand-in")

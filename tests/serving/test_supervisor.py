@@ -14,8 +14,9 @@ import pytest
 from build_scripts.benchmarks.subprocesses import free_ports
 from build_scripts.build.releases import SWITCH_LOCK
 from build_scripts.serving import health, run_state, supervisor
+from build_scripts.serving.installation import Installation
 from build_scripts.serving.supervisor import MAX_FAILURES, Supervisor
-from build_scripts.serving.triton import Installation, TritonProcess
+from build_scripts.serving.triton import TritonProcess
 from build_scripts.settings import Address
 from tests.support.background import in_background
 from tests.support.fake_frontend import Frontend

@@ -12,18 +12,17 @@ import psutil
 import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports
-from build_scripts.serving import triton
+from build_scripts.serving import installation
 from build_scripts.serving.environment import tuning
-from build_scripts.serving.triton import (
-    METRICS_VARIABLE,
+from build_scripts.serving.installation import (
     Installation,
     check_platform,
     embedded_wheel,
     find_installation,
-    launch,
     libpython_directory,
     prepare_backends,
 )
+from build_scripts.serving.triton import METRICS_VARIABLE, launch
 from build_scripts.settings import Address, ServingError
 
 
@@ -55,7 +54,7 @@ def test_a_platform_without_an_embedded_server_is_one_clear_line(monkeypatch, tm
 
 def test_a_project_that_cannot_be_written_to_is_one_clear_line(monkeypatch, tmp_path):
     (tmp_path / "build").write_text("a file where the directory is to be")
-    monkeypatch.setattr(triton, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(installation, "BUILD", tmp_path / "build")
     with pytest.raises(ServingError, match=r"cannot be written \(.*\); .*may write to") as refusal:
         prepare_backends(embedded_wheel())
     assert "\n" not in str(refusal.value)

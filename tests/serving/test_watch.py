@@ -121,8 +121,9 @@ def test_a_classifier_that_computes_for_ever_is_not(frontend, computing, monkeyp
     assert float(re.fullmatch(r"inference hangs: nothing was answered for (.*) s \(.*\)", found)[1]) > LEFT_ALONE_S
 
 
-def test_a_tokenizer_that_computes_is_left_alone(frontend, with_stubs):
+def test_a_tokenizer_that_computes_is_left_alone(frontend, with_stubs, monkeypatch):
     """A classifier has nothing to do while the only texts in the server are being cut."""
+    monkeypatch.setattr(watch, "FRONTEND_LIMIT_S", 0.0)
     front = frontend(None)
     server = with_stubs(tokenizer=COMPUTES, classifier=SLEEPS)
     assert left_alone(server, front, for_seconds(LEFT_ALONE_S))

@@ -17,8 +17,8 @@ import psutil
 
 from build_scripts.benchmarks.subprocesses import free_ports
 from build_scripts.serving.health import wait_until_well
+from build_scripts.serving.installation import find_installation
 from build_scripts.serving.run_state import run_directory
-from build_scripts.serving.triton import find_installation
 from build_scripts.settings import PROJECT, Address
 
 START_LIMIT_S = 120.0
