@@ -10,7 +10,7 @@ RUN   = $(hint)$(VENV)/bin/python -m build_scripts
 VARIABLES := MODEL MAX_LENGTH PRECISION CALIBRATION MODEL_REPOSITORY
 VARIABLES += HOST HTTP_PORT GRPC_PORT METRICS_PORT DRAIN LIVE TRACE
 VARIABLES += TLS_CERT TLS_KEY TLS_CA
-VARIABLES += TEXT FILE
+VARIABLES += TEXT PAIR FILE
 VARIABLES += SECONDS_PER_LEVEL DURATION
 VARIABLES += OUTPUT
 # The same, for this file alone.
@@ -71,7 +71,7 @@ package: install ## the live release without links, for a bucket, a volume or an
 serve: install ## build if needed and run tritonserver: HOST= HTTP_PORT= GRPC_PORT= METRICS_PORT= DRAIN= TRACE= TLS_CERT= TLS_KEY= TLS_CA= and those of repo
 	@exec $(RUN) serve
 
-classify: install ## class id, label and probability of TEXT="…", or of every line of FILE=path (- for stdin): HOST= GRPC_PORT= TLS_CA=
+classify: install ## class id, label and probability of TEXT="…" (PAIR="…"), or of every line of FILE=path (- for stdin): HOST= GRPC_PORT= TLS_CA=
 	@$(RUN) classify
 
 health: install ## exit 0 only if a real inference answers; with LIVE=1, as long as the server lives: HOST= HTTP_PORT=

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,9 @@ from build_scripts.settings import (
     BuildOptions,
     ServingError,
 )
+
+if TYPE_CHECKING:
+    from build_scripts.serving.client import Text
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -146,7 +149,10 @@ def package(
 @app.command(epilog='Example: python -m build_scripts classify --text "Midfielder scores twice"')
 def classify(
     text: Annotated[str | None, variable("TEXT", "One text.")] = None,
-    file: Annotated[str | None, variable("FILE", "One text a line; - for standard input.")] = None,
+    pair: Annotated[str | None, variable("PAIR", "The second text, for a classifier of pairs.")] = None,
+    file: Annotated[
+        str | None, variable("FILE", "One text a line, a tab before the second of a pair; - for standard input.")
+    ] = None,
     host: Host = DEFAULT.host,
     grpc_port: GrpcPort = DEFAULT.grpc_port,
     tls_cert: Certificate = None,
@@ -159,13 +165,13 @@ def classify(
     from build_scripts.serving.client import classify as answers
     from build_scripts.serving.tls import Tls
 
-    texts: Iterable[str]
+    texts: Iterable[Text]
     if text is not None and file is None:
-        texts = [text]
-    elif file is not None and text is None:
-        texts = read_lines(file)
+        texts = [text if pair is None else (text, pair)]
+    elif file is not None and text is None and pair is None:
+        texts = map(pair_or_text, read_lines(file))
     else:
-        raise ServingError('expected either TEXT="…" or FILE=path (- for standard input)')
+        raise ServingError('expected either TEXT="…", with or without PAIR="…", or FILE=path (- for standard input)')
     url = Address(host, grpc_port=grpc_port).grpc_url
     progress = tqdm(
         answers(texts, url, tls=Tls(tls_cert, tls_key, tls_ca)),
@@ -175,6 +181,12 @@ def classify(
     )
     for answer in progress:
         print(f"{answer.class_id}\t{answer.label}\t{answer.probability:.4f}")
+
+
+def pair_or_text(line: str) -> Text:
+    """A tab separates the two texts of a pair."""
+    first, tab, second = line.partition("\t")
+    return (first, second) if tab else line
 
 
 def read_lines(file: str) -> Iterator[str]:

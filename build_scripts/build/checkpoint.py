@@ -6,7 +6,9 @@ belong together. Knows nothing of TorchScript.
 
 from __future__ import annotations
 
+import functools
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from build_scripts.build.refusal import first_line
 from build_scripts.graph.traced import PADDED, Way
 from build_scripts.settings import LONGEST_MAX_LENGTH, SHORTEST_MAX_LENGTH, ServingError
 
+# A text, or the two texts of a pair.
+Text = str | tuple[str, str]
 SAMPLE_TEXTS = ["a", "Plain words, and 中文 too \U0001f642.", "\x00\u0301 \t", "long " * 600]
 
 
@@ -42,18 +46,38 @@ class Checkpoint:
     pad_id: int
     way: Way = PADDED
 
-    @property
+    @functools.cached_property
     def token_types(self) -> int:
-        """2 if the tokenizer tells a pair's second text from its first and the model makes a difference, else 1."""
-        told = "token_type_ids" in self.tokenizer.model_input_names
-        heard = "token_type_ids" in inspect.signature(self.model.forward).parameters
-        known = getattr(self.model.config, "type_vocab_size", None) or 1
-        return 2 if told and heard and known > 1 else 1
+        """How many the tokenizer gives to a pair's tokens and the model tells apart: 2 with BERT, else mostly 1."""
+        if "token_type_ids" not in inspect.signature(self.model.forward).parameters:
+            return 1
+        given = self.tokenizer(["one"], ["two"]).get("token_type_ids", [[0]])[0]
+        known = getattr(self.model.config, "type_vocab_size", None)  # 0: it has the argument and no use for it
+        return max(1, min(1 + max(given, default=0), LONGEST_MAX_LENGTH if known is None else known))
 
-    def tokenize(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """input_ids, attention_mask: (len(texts), max_length) int64, by Hugging Face, padded on the right."""
-        rows = self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
-        return self.pad(rows, self.max_length)
+    def encode(self, text: Text) -> dict[str, list[int]]:
+        """What Hugging Face's tokenizer gives for a text or a pair; a text without tokens is one pad_id.
+
+        In lists of one, because by itself a second text that is empty counts as none.
+        """
+        columns = [[text]] if isinstance(text, str) else [[one] for one in text]
+        encoded = self.tokenizer(*columns, truncation=True, max_length=self.max_length)
+        if not encoded["input_ids"][0]:
+            return {"input_ids": [self.pad_id]}
+        return {name: rows[0] for name, rows in encoded.items()}
+
+    def tokenize(self, texts: Sequence[Text]) -> tuple[torch.Tensor, torch.Tensor]:
+        """input_ids, attention_mask: (len(texts), max_length) int64, by Hugging Face, padded on the right.
+
+        The mask is one more than the token type: 1, and 2 for the second text of a pair.
+        """
+        rows = [self.encode(text) for text in texts]
+        input_ids, mask = self.pad([row["input_ids"] for row in rows], self.max_length)
+        if self.token_types > 1:
+            for row, own in zip(rows, mask):
+                types = torch.tensor(row.get("token_type_ids", [0]))
+                own[: len(types)] += types
+        return input_ids, mask
 
     def pad(self, rows: list[list[int]], width: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """input_ids, attention_mask: (len(rows), width or the longest) int64; an empty row counts one pad_id."""
@@ -62,16 +86,10 @@ class Checkpoint:
         ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row in rows])
         return ids, (torch.arange(width) < lengths[:, None]).long()
 
-    def logits(self, text: str) -> torch.Tensor:
-        """(num_labels,): what plain Hugging Face says of one text, not padded, with all that its tokenizer gives.
-
-        A text without tokens, of which Hugging Face can say nothing, is one pad_id.
-        """
-        encoded = self.tokenizer([text], truncation=True, max_length=self.max_length)
-        if not encoded["input_ids"][0]:
-            encoded = {"input_ids": [[self.pad_id]]}
+    def logits(self, text: Text) -> torch.Tensor:
+        """(num_labels,): what plain Hugging Face says of a text or a pair, not padded, with all its tokenizer gives."""
         known = inspect.signature(self.model.forward).parameters
-        inputs = {name: torch.tensor(rows) for name, rows in encoded.items() if name in known}
+        inputs = {name: torch.tensor([row]) for name, row in self.encode(text).items() if name in known}
         return self.model(**inputs).logits[0]
 
 

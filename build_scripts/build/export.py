@@ -46,7 +46,9 @@ def export(checkpoint: Checkpoint, precision: str, path: Path) -> str:
 def _classifier(checkpoint: Checkpoint, parts: BertParts | None, dtype: torch.dtype) -> TextClassifier:
     if parts is None:
         example = _example(checkpoint)
-        logits: nn.Module = traced_logits(checkpoint.model, example, dtype, checkpoint.way, checkpoint.pad_id)
+        logits: nn.Module = traced_logits(
+            checkpoint.model, example, dtype, checkpoint.way, checkpoint.pad_id, checkpoint.token_types
+        )
     else:
         logits = PackedBert(parts, dtype)
     return TextClassifier(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from build_scripts.build.checkpoint import Checkpoint
+from build_scripts.build.checkpoint import Checkpoint, Text
 from build_scripts.settings import CALIBRATION, LONGEST_MAX_LENGTH, ServingError
 
 # Two classes whose probabilities differ by less are a near tie: any rounding may decide it.
@@ -26,6 +27,16 @@ HOSTILE_TEXTS = [
     "\U0001f468\u200d\U0001f469\u200d\U0001f467",
     "word " * 700,
 ]
+# Both short, one or both long, one or both empty.
+PAIRS: list[Text] = [
+    ("A man plays a guitar on the stage.", "Somebody makes music."),
+    ("one", "word " * 700),
+    ("word " * 700, "two"),
+    ("word " * 600, "and " * 700),
+    ("one", ""),
+    ("", "two"),
+    ("", ""),
+]
 # So many special tokens are written into texts; some tokenizers have hundreds, all alike.
 SPECIAL_TOKENS = 8
 
@@ -34,7 +45,7 @@ SPECIAL_TOKENS = 8
 class Reference:
     """What Hugging Face answers. probabilities: (texts, labels) fp32."""
 
-    texts: list[str]
+    texts: list[Text]
     probabilities: torch.Tensor
 
 
@@ -74,26 +85,42 @@ def special_token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return texts
 
 
-def interleaved(texts: list[str], others: list[str]) -> list[str]:
+def pairs(checkpoint: Checkpoint) -> list[Text]:
+    """PAIRS if the checkpoint has token types for them, and transformers itself can answer them; otherwise none.
+
+    Without token types a pair is a text like any other to the model.
+    """
+    if checkpoint.token_types == 1:
+        return []
+    try:
+        with torch.inference_mode():
+            for pair in PAIRS:
+                checkpoint.logits(pair)
+    except Exception:  # a forward may raise anything: token types that the model does not have, no room for a pair
+        return []
+    return PAIRS
+
+
+def interleaved(texts: Sequence[Text], others: Sequence[Text]) -> list[Text]:
     """All of both, the others spread evenly, so that batches mix them."""
     step = max(1, -(-len(texts) // max(1, len(others))))
-    mixed = []
+    mixed: list[Text] = []
     for index, other in enumerate(others):
         mixed += [*texts[index * step : (index + 1) * step], other]
-    return mixed + texts[len(others) * step :]
+    return [*mixed, *texts[len(others) * step :]]
 
 
 def probabilities(logits: torch.Tensor, multi_label: bool) -> torch.Tensor:
     return logits.sigmoid() if multi_label else logits.softmax(-1)
 
 
-def reference(checkpoint: Checkpoint, texts: list[str]) -> Reference:
+def reference(checkpoint: Checkpoint, texts: Sequence[Text]) -> Reference:
     """Hugging Face's tokenizer and eager fp32 model, one text at a time: no padding, nothing shared."""
     rows = []
     with torch.inference_mode():
         for text in tqdm(texts, desc="Hugging Face's answers", unit="text", disable=None, leave=False):
             rows.append(probabilities(checkpoint.logits(text), checkpoint.multi_label))
-    return Reference(texts, torch.stack(rows))
+    return Reference(list(texts), torch.stack(rows))
 
 
 def measure(file: Path, checkpoint: Checkpoint, expected: Reference, device: str = "cpu") -> Parity:

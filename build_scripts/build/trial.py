@@ -11,7 +11,7 @@ from pathlib import Path
 
 from build_scripts.build.checkpoint import Checkpoint
 from build_scripts.build.export import export
-from build_scripts.build.parity import HOSTILE_TEXTS, measure, reference, special_token_texts
+from build_scripts.build.parity import HOSTILE_TEXTS, measure, pairs, reference, special_token_texts
 from build_scripts.build.precision import MAX_PROBABILITY_ERROR, passes
 from build_scripts.build.refusal import first_line
 from build_scripts.graph.architectures import bert_parts
@@ -28,7 +28,7 @@ def settle(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
     """
     if bert_parts(checkpoint.model) is not None:
         return checkpoint
-    texts = special_token_texts(checkpoint.tokenizer) + HOSTILE_TEXTS + TRIAL_TEXTS
+    texts = [*special_token_texts(checkpoint.tokenizer), *pairs(checkpoint), *HOSTILE_TEXTS, *TRIAL_TEXTS]
     expected = reference(checkpoint, texts)
     reasons: dict[str, list[str]] = {}  # most ways fail for the same one
     file = directory / "trial.pt"

@@ -64,7 +64,7 @@ class BertParts:
 def bert_parts(model: PreTrainedModel, token_types: int = 1) -> BertParts | None:
     """The parts of a loaded `AutoModelForSequenceClassification`, or None if it is not BERT-shaped.
 
-    token_types: 2 if its tokenizer tells the tokens of a pair's second text from those of the first, else 1.
+    token_types: 1, or more if its tokenizer tells the tokens of a pair's second text from those of the first.
     """
     model_type = model.config.model_type
     if model_type == "distilbert":
@@ -86,7 +86,7 @@ def _bert_layout_parts(model: PreTrainedModel, model_type: str, token_types: int
     if not plain:
         return None
     embeddings = base.embeddings
-    constant = embeddings.token_type_embeddings.weight[:token_types, None]
+    constant = embeddings.token_type_embeddings.weight[: min(token_types, 2), None]
     if getattr(config, "use_task_id", False):
         constant = constant + embeddings.task_type_embeddings.weight[0]
     if model_type == "layoutlm":  # a text without boxes has the box (0, 0, 0, 0) at every token

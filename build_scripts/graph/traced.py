@@ -40,22 +40,29 @@ class TracedLogits(nn.Module):
     """(batch, width) ids and mask -> logits, on the columns up to the longest text of the batch.
 
     required_id: a token without which the model cannot answer, which a row without it gets in its last place; or -1.
+    token_types: how many the model knows. A mask of 1, 2 … token_types means type 0, 1 …, any other value but 0 type 0.
     """
 
+    token_types: Final[int]
     minimum: Final[int]
     alone: Final[bool]
     pad_id: Final[int]
     required_id: Final[int]
 
-    def __init__(self, traced: nn.Module, *, minimum: int, alone: bool, pad_id: int, required_id: int):
+    def __init__(
+        self, traced: nn.Module, *, token_types: int, minimum: int, alone: bool, pad_id: int, required_id: int
+    ):
         super().__init__()
         self.traced = traced
+        self.token_types = token_types
         self.minimum = minimum
         self.alone = alone
         self.pad_id = pad_id
         self.required_id = required_id
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        known = (attention_mask >= 1) & (attention_mask <= self.token_types)
+        token_types = (attention_mask - 1).masked_fill(known.logical_not(), 0)
         attention_mask = (attention_mask != 0).to(torch.int64)
         attention_mask[:, 0] = 1
         column = torch.arange(input_ids.size(1), device=input_ids.device)
@@ -66,13 +73,14 @@ class TracedLogits(nn.Module):
             lacking = (input_ids == self.required_id).any(1, keepdim=True).logical_not()
             input_ids = input_ids.masked_fill(lacking & (column == last), self.required_id)
         if not self.alone:
-            return self.run(input_ids, attention_mask)
+            return self.run(input_ids, attention_mask, token_types)
         rows: list[Tensor] = []
         for row in range(input_ids.size(0)):
-            rows.append(self.run(input_ids[row : row + 1], attention_mask[row : row + 1]))
+            tensors = input_ids[row : row + 1], attention_mask[row : row + 1], token_types[row : row + 1]
+            rows.append(self.run(tensors[0], tensors[1], tensors[2]))
         return torch.cat(rows)
 
-    def run(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def run(self, input_ids: Tensor, attention_mask: Tensor, token_types: Tensor) -> Tensor:
         """The logits of padded rows, as wide as the longest of them."""
         longest = int(attention_mask.amax(0).nonzero().amax()) + 1
         width = max(longest, self.minimum)
@@ -80,22 +88,30 @@ class TracedLogits(nn.Module):
         if missing > 0:
             input_ids = nn.functional.pad(input_ids, [0, missing], value=float(self.pad_id))
             attention_mask = nn.functional.pad(attention_mask, [0, missing])
-        return self.traced(input_ids[:, :width], attention_mask[:, :width])
+            token_types = nn.functional.pad(token_types, [0, missing])
+        return self.traced(input_ids[:, :width], attention_mask[:, :width], token_types[:, :width])
 
 
 class _Logits(nn.Module):
-    """What is traced of a Hugging Face model: two tensors in, logits out."""
+    """What is traced of a Hugging Face model: three tensors in, logits out. Many models take no token types."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, token_types: int):
         super().__init__()
         self.model = model
+        self.token_types = token_types
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True).logits
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_types: Tensor) -> Tensor:
+        types = {"token_type_ids": token_types} if self.token_types > 1 else {}
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **types).logits
 
 
 def traced_logits(
-    model: PreTrainedModel, example: tuple[Tensor, Tensor], dtype: torch.dtype, way: Way, pad_id: int
+    model: PreTrainedModel,
+    example: tuple[Tensor, Tensor],
+    dtype: torch.dtype,
+    way: Way,
+    pad_id: int,
+    token_types: int = 1,
 ) -> TracedLogits:
     """Trace the forward of a Hugging Face sequence classifier, which stays as it is.
 
@@ -108,8 +124,9 @@ def traced_logits(
     minimum = input_ids.size(1) if way.full_width else 1 if way.alone else 2
     if way.alone:
         input_ids, attention_mask = input_ids[1:], attention_mask[1:]
+    inputs = (input_ids, attention_mask, torch.zeros_like(input_ids))
     try:
-        traced = torch.jit.trace(_Logits(model).eval(), (input_ids, attention_mask), check_trace=False)
+        traced = torch.jit.trace(_Logits(model, token_types).eval(), inputs, check_trace=False)
     except Exception as error:  # tracing runs model code of any kind
         raise ServingError(
             f"{model.config.model_type} cannot be traced to TorchScript ({type(error).__name__}: {error}); "
@@ -117,7 +134,9 @@ def traced_logits(
         ) from error
     forget_device(traced)
     required_id = required_token(model, input_ids[-1:], attention_mask[-1:])
-    return TracedLogits(traced, minimum=minimum, alone=way.alone, pad_id=pad_id, required_id=required_id)
+    return TracedLogits(
+        traced, token_types=token_types, minimum=minimum, alone=way.alone, pad_id=pad_id, required_id=required_id
+    )
 
 
 def required_token(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> int:

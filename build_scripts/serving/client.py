@@ -1,7 +1,7 @@
-"""Classify texts on a running server, over gRPC and in batches.
+"""Classify texts, or pairs of texts, on a running server, over gRPC and in batches.
 
 from build_scripts.serving.client import classify
-for answer in classify(["Midfielder scores twice"], url="127.0.0.1:8001"):
+for answer in classify(["Midfielder scores twice", ("A dog runs.", "An animal moves.")], url="127.0.0.1:8001"):
     print(answer.class_id, answer.label, answer.probability)
 """
 
@@ -24,6 +24,8 @@ BATCH_BYTES = 1 << 19
 # Triton gives as many as there are.
 ALL_CLASSES = 1 << 20
 
+# A text, or the two texts of a pair.
+Text = str | tuple[str, str]
 # No TLS.
 PLAIN = Tls()
 
@@ -38,7 +40,7 @@ class Answer:
 
 
 def classify(
-    texts: Iterable[str], url: str = Address().grpc_url, timeout_s: float = 60.0, tls: Tls = PLAIN
+    texts: Iterable[Text], url: str = Address().grpc_url, timeout_s: float = 60.0, tls: Tls = PLAIN
 ) -> Iterator[Answer]:
     """One answer a text, in order, as the batches come back. Raises ServingError if the server cannot answer."""
     with connect(url, tls) as client:
@@ -56,14 +58,14 @@ def classify(
                 yield Answer(class_id, label, float(probability))
 
 
-def _ask(client: triton.InferenceServerClient, batch: list[str], classes: int, timeout_s: float) -> list:
+def _ask(client: triton.InferenceServerClient, batch: list[Text], classes: int, timeout_s: float) -> list:
     """For each text its class id, and the most probable classes: class id -> probability, label."""
     outputs = [
         triton.InferRequestedOutput("CLASS_ID"),
         # They come back as "probability:class id:label"; the server knows the labels.
         triton.InferRequestedOutput("PROBABILITIES", class_count=classes),
     ]
-    result = client.infer(ENSEMBLE, [text_input(batch)], outputs=outputs, client_timeout=timeout_s)
+    result = client.infer(ENSEMBLE, inputs(batch), outputs=outputs, client_timeout=timeout_s)
     rows = []
     for class_id, named in zip(result.as_numpy("CLASS_ID")[:, 0].tolist(), result.as_numpy("PROBABILITIES")):
         parts = (one.decode("utf-8").split(":", 2) for one in named)
@@ -84,13 +86,17 @@ def connect(url: str, tls: Tls = PLAIN) -> triton.InferenceServerClient:
     )
 
 
-def batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Cut a stream of texts into requests of at most BATCH_SIZE texts and BATCH_BYTES, or one text that has more."""
-    batch: list[str] = []
+def batches(texts: Iterable[Text]) -> Iterator[list[Text]]:
+    """Cut a stream of texts into requests of at most BATCH_SIZE texts and BATCH_BYTES, or one text that has more.
+
+    A request holds either single texts or pairs.
+    """
+    batch: list[Text] = []
     size = 0
     for text in texts:
-        own = len(text.encode("utf-8", "surrogatepass"))  # text_input says what is wrong with a surrogate
-        if batch and size + own > BATCH_BYTES:
+        both = text if isinstance(text, str) else "".join(text)
+        own = len(both.encode("utf-8", "surrogatepass"))  # text_input says what is wrong with a surrogate
+        if batch and (size + own > BATCH_BYTES or isinstance(text, str) != isinstance(batch[0], str)):
             yield batch
             batch, size = [], 0
         batch.append(text)
@@ -102,9 +108,15 @@ def batches(texts: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def text_input(texts: list[str]) -> triton.InferInput:
-    """TEXT, BYTES (len(texts), 1). Raises ServingError for a str that is no Unicode text."""
-    tensor = triton.InferInput("TEXT", [len(texts), 1], "BYTES")
+def inputs(texts: list[Text]) -> list[triton.InferInput]:
+    """TEXT of single texts; TEXT and TEXT_PAIR of pairs."""
+    columns = [texts] if isinstance(texts[0], str) else zip(*texts)
+    return [text_input(list(column), name) for name, column in zip(("TEXT", "TEXT_PAIR"), columns)]
+
+
+def text_input(texts: list[str], name: str = "TEXT") -> triton.InferInput:
+    """BYTES (len(texts), 1). Raises ServingError for a str that is no Unicode text."""
+    tensor = triton.InferInput(name, [len(texts), 1], "BYTES")
     try:
         encoded = [[text.encode("utf-8")] for text in texts]
     except UnicodeEncodeError as error:

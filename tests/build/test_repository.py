@@ -21,6 +21,7 @@ from tests.support import fake_triton
 
 MODELS = (ENSEMBLE, TOKENIZER, CLASSIFIER)
 NUMPY_TYPES = {"TYPE_INT64": np.int64, "TYPE_FP32": np.float32, "TYPE_INT32": np.int32, "TYPE_BOOL": np.bool_}
+TEXTS = {"TEXT": ("TYPE_STRING", [1]), "TEXT_PAIR": ("TYPE_STRING", [1])}
 # Beside the class id, what a caller is told of its text.
 TOLD = {"TOKENS": ("TYPE_INT32", [1]), "TRUNCATED": ("TYPE_BOOL", [1])}
 
@@ -35,16 +36,20 @@ def tensors(specs) -> dict[str, tuple[str, list[int]]]:
     return {spec.name: (DataType.Name(spec.data_type), list(spec.dims)) for spec in specs}
 
 
+def optional(own: ModelConfig) -> set[str]:
+    return {spec.name for spec in own.input if spec.optional}
+
+
 # Section 1 of the design: clients were written against this.
 CONTRACT = {
     "text_classifier": (
         "ensemble",
-        {"TEXT": ("TYPE_STRING", [1])},
+        TEXTS,
         {"CLASS_ID": ("TYPE_INT64", [1]), "PROBABILITIES": ("TYPE_FP32", [-1]), **TOLD},
     ),
     "tokenizer": (
         "python",
-        {"TEXT": ("TYPE_STRING", [1])},
+        TEXTS,
         {"INPUT_IDS": ("TYPE_INT64", [-1]), "ATTENTION_MASK": ("TYPE_INT64", [-1]), **TOLD},
     ),
     "classifier": (
@@ -68,6 +73,7 @@ def test_a_model_keeps_its_contract(model):
     assert (own.platform or own.backend) == backend
     assert tensors(own.input) == inputs
     assert tensors(own.output) == outputs
+    assert optional(own) == inputs.keys() & {"TEXT_PAIR"}
 
 
 def test_every_model_batches_and_takes_the_same_batches():
@@ -88,6 +94,7 @@ def test_the_steps_of_the_ensemble_fit_together():
         assert set(step.input_map) == set(inputs)
         for name, source in step.input_map.items():
             assert known[source] == inputs[name]
+        assert optional(ensemble) & set(step.input_map) <= optional(config(step.model_name))
         for name, target in step.output_map.items():
             assert target not in known
             known[target] = outputs[name]

@@ -5,6 +5,8 @@ import json
 import random
 import shlex
 import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,12 @@ import tritonclient.grpc as triton
 from safetensors.torch import load_file, save_file
 
 from build_scripts.build.pipeline import build
-from build_scripts.serving.client import classify, text_input
+from build_scripts.serving.client import Text, classify, inputs, text_input
 from build_scripts.settings import BuildOptions
 from tests.support.checkpoints import make_checkpoint
 from tests.support.oracle import HuggingFace
 from tests.support.servers import RunningServer, running, wait_for
-from tests.support.texts import HEADLINES, HOSTILE, LENGTHS, of_length
+from tests.support.texts import HEADLINES, HOSTILE, LENGTHS, PAIRS, of_length
 
 MAX_BATCH_SIZE = 64
 # 1 + 2 + … + 64: every batch size once.
@@ -48,18 +50,18 @@ def server_of(subject, kind: str, directory: Path):
         yield server, HuggingFace(checkpoint, manifest["max_length"]), manifest["labels"]
 
 
-def served(server: RunningServer, batches: list[list[str]]) -> tuple[list[int], np.ndarray]:
+def served(server: RunningServer, batches: Sequence[list[Text]]) -> tuple[list[int], np.ndarray]:
     """Class ids and probabilities of all texts, one request a batch."""
     class_ids, probabilities = [], []
     with triton.InferenceServerClient(server.grpc) as client:
         for batch in batches:
-            result = client.infer("text_classifier", [text_input(batch)], client_timeout=60)
+            result = client.infer("text_classifier", inputs(batch), client_timeout=60)
             class_ids += result.as_numpy("CLASS_ID")[:, 0].tolist()
             probabilities.append(result.as_numpy("PROBABILITIES"))
     return class_ids, np.concatenate(probabilities)
 
 
-def cut(texts: list[str], sizes: list[int]) -> list[list[str]]:
+def cut(texts: list[Text], sizes: list[int]) -> list[list[str]]:
     ends = np.cumsum(sizes).tolist()
     return [texts[end - size : end] for end, size in zip(ends, sizes)]
 
@@ -99,12 +101,29 @@ def test_an_answer_does_not_depend_on_its_neighbours(default_server):
 
 
 @pytest.mark.server
+def test_pairs_and_single_texts_of_many_clients_at_once(default_server, default_oracle: HuggingFace):
+    """They share the classifier's batches, and each gets the answer that it gets alone."""
+    generator = random.Random(7)
+    asked = [[text] for text in varied_texts(120, seed=9)] + [[pair] for pair in PAIRS * 4]
+    asked += [[pair] for pair in zip(varied_texts(60, seed=1), varied_texts(60, seed=2))]
+    generator.shuffle(asked)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda batch: served(default_server, [batch]), asked))
+    expected = default_oracle.probabilities([batch[0] for batch in asked]).numpy()
+    assert [class_ids[0] for class_ids, _ in found] == expected.argmax(1).tolist()
+    assert np.abs(np.concatenate([rows for _, rows in found]) - expected).max() <= 1e-4
+
+
 @pytest.mark.parametrize("kind", ["bert-chinese", "roberta", "albert"])
 def test_other_checkpoints_through_the_real_server(kind, subject, tmp_path):
     with server_of(subject, kind, tmp_path) as (server, oracle, labels):
         texts = varied_texts(200, seed=3)
         class_ids, probabilities = served(server, cut(texts, [1, 3, 64, 32, 50, 50]))
         expected = oracle.probabilities(texts).numpy()
+        assert class_ids == expected.argmax(1).tolist()
+        assert np.abs(probabilities - expected).max() <= 1e-4
+        class_ids, probabilities = served(server, cut(PAIRS, [1, 3, len(PAIRS) - 4]))
+        expected = oracle.probabilities(PAIRS).numpy()
         assert class_ids == expected.argmax(1).tolist()
         assert np.abs(probabilities - expected).max() <= 1e-4
         with triton.InferenceServerClient(server.grpc) as client:

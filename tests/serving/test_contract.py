@@ -48,6 +48,55 @@ def test_the_answer_tells_how_many_tokens_were_read_and_whether_the_text_was_cut
     assert told["TRUNCATED"] == [False, False, True, False]
 
 
+PAIR = ("Midfielder scores twice as champions win away", "A football match was decided.")
+
+
+def test_a_pair_gets_its_class_id_over_generate_infer_and_grpc(default_server, default_oracle):
+    expected = default_oracle.probabilities([PAIR])[0].tolist()
+    assert expected != pytest.approx(default_oracle.probabilities([PAIR[0]])[0].tolist(), abs=1e-2)
+    url = f"{default_server.http}/v2/models/text_classifier"
+    generated = httpx.post(f"{url}/generate", json={"TEXT": PAIR[0], "TEXT_PAIR": PAIR[1]}).json()
+    assert generated["PROBABILITIES"] == pytest.approx(expected, abs=1e-4)
+    assert generated["TOKENS"] == len(default_oracle.encode(PAIR)["input_ids"])
+    tensors = [
+        {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [text]}
+        for name, text in zip(("TEXT", "TEXT_PAIR"), PAIR)
+    ]
+    outputs = httpx.post(f"{url}/infer", json={"inputs": tensors}).json()["outputs"]
+    assert {out["name"]: out["data"] for out in outputs}["PROBABILITIES"] == pytest.approx(expected, abs=1e-4)
+    (answer,) = client.classify([PAIR], default_server.grpc)
+    assert answer.probability == pytest.approx(max(expected), abs=1e-4)
+
+
+def test_a_client_that_tokenizes_pairs_itself_marks_the_second_text_with_2(default_server, default_oracle):
+    encoded = default_oracle.tokenizer(*PAIR)
+    mask = [one + kind for one, kind in zip(encoded["attention_mask"], encoded["token_type_ids"])]
+    inputs = [
+        {"name": f"INPUT__{index}", "shape": [1, len(data)], "datatype": "INT64", "data": data}
+        for index, data in enumerate((encoded["input_ids"], mask))
+    ]
+    outputs = httpx.post(f"{default_server.http}/v2/models/classifier/infer", json={"inputs": inputs}).json()["outputs"]
+    expected = default_oracle.probabilities([PAIR])[0].tolist()
+    assert {out["name"]: out["data"] for out in outputs}["OUTPUT__1"] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "says"),
+    [
+        ({"TEXT": ["a", "b"], "TEXT_PAIR": ["c"]}, 400, "batch size does not match"),
+        ({"TEXT": "a", "TEXT_PAIR": ["c", "d"]}, 400, "batch size does not match"),
+        ({"TEXT": ["a", "b"], "TEXT_PAIR": ["c", None]}, 500, "non-string"),
+        ({"TEXT": "a", "TEXT_PAIR": 7}, 500, "non-string"),
+        ({"TEXT_PAIR": "c"}, 400, "at least one output is not set"),
+    ],
+    ids=str,
+)
+def test_what_is_no_pair_is_an_error_of_tritons(default_server, body, code, says):
+    """What is no string is a 500, in TEXT as well: Triton reads the JSON."""
+    status, answer = post(f"{default_server.http}/v2/models/text_classifier/generate", body)
+    assert (status, says in answer.decode()) == (code, True), answer
+
+
 def test_infer_over_http_returns_class_ids_and_labelled_probabilities(default_server):
     body = {
         "inputs": [{"name": "TEXT", "shape": [2, 1], "datatype": "BYTES", "data": [TEXT, "Museum reopens"]}],
@@ -97,6 +146,7 @@ def test_the_models_describe_themselves_as_promised(default_server):
 
     assert described("text_classifier") == {
         "TEXT": ("BYTES", [-1, 1]),
+        "TEXT_PAIR": ("BYTES", [-1, 1]),
         "CLASS_ID": ("INT64", [-1, 1]),
         "PROBABILITIES": ("FP32", [-1, -1]),
         "TOKENS": ("INT32", [-1, 1]),
@@ -104,6 +154,7 @@ def test_the_models_describe_themselves_as_promised(default_server):
     }
     assert described("tokenizer") == {
         "TEXT": ("BYTES", [-1, 1]),
+        "TEXT_PAIR": ("BYTES", [-1, 1]),
         "INPUT_IDS": ("INT64", [-1, -1]),
         "ATTENTION_MASK": ("INT64", [-1, -1]),
         "TOKENS": ("INT32", [-1, 1]),
@@ -118,18 +169,21 @@ def test_the_models_describe_themselves_as_promised(default_server):
 
 
 @pytest.mark.skipif(not embedded(), reason="perf_analyzer's libraries come with the embedded server")
-def test_perf_analyzer_needs_no_shape_flags(default_server):
+def test_perf_analyzer_needs_no_shape_flags(default_server, tmp_path):
     binary = Path(sys.executable).with_name("perf_analyzer")
     command = [str(binary), "-m", "text_classifier", "-u", default_server.http.removeprefix("http://")]
-    done = subprocess.run(
-        [*command, "--request-count", "20"],
-        env=perf_analyzer_environment(embedded_wheel()),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert "Throughput:" in done.stdout, done.stdout + done.stderr
-    assert "Failed" not in done.stdout + done.stderr
+    pairs = tmp_path / "pairs.json"
+    pairs.write_text(json.dumps({"data": [{"TEXT": [PAIR[0]], "TEXT_PAIR": [PAIR[1]]}]}), encoding="utf-8")
+    for arguments in ([], ["--input-data", str(pairs)]):
+        done = subprocess.run(
+            [*command, "--request-count", "20", *arguments],
+            env=perf_analyzer_environment(embedded_wheel()),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert "Throughput:" in done.stdout, done.stdout + done.stderr
+        assert "Failed" not in done.stdout + done.stderr
 
 
 def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess:
@@ -158,6 +212,26 @@ def test_classify_keeps_the_order_of_lines_and_shows_no_progress_in_a_pipe(
         done = run("classify", "--file", "-", "--grpc-port", port, stdin=file.read_text(encoding="utf-8"))
     assert done.stderr == ""
     assert [int(line.split("\t")[0]) for line in done.stdout.splitlines()] == default_oracle.class_ids(texts)
+
+
+def test_classify_takes_a_pair_and_a_file_of_pairs_and_texts(default_server, default_oracle, tmp_path):
+    port = str(default_server.address.grpc_port)
+    done = run("classify", "--text", PAIR[0], "--pair", PAIR[1], "--grpc-port", port)
+    assert done.stdout.split("\t")[0] == str(default_oracle.class_ids([PAIR])[0])
+    rows = [*HEADLINES[:3], *zip(HEADLINES[:20], HEADLINES[20:40]), *HEADLINES[3:5], ("first alone", "")]
+    file = tmp_path / "rows.tsv"
+    file.write_text("".join("\t".join([row] if isinstance(row, str) else row) + "\n" for row in rows), encoding="utf-8")
+    done = run("classify", "--file", str(file), "--grpc-port", port)
+    expected = [row.max().item() for row in (default_oracle.probabilities([row])[0] for row in rows)]
+    found = [float(line.split("\t")[-1]) for line in done.stdout.splitlines()]
+    assert found == pytest.approx(expected, abs=1e-3), done.stderr
+
+
+@given(st.lists(st.text(max_size=3) | st.tuples(st.text(max_size=3), st.text(max_size=3)), max_size=80))
+def test_a_request_holds_either_texts_or_pairs(rows):
+    batches = list(client.batches(rows))
+    assert [row for batch in batches for row in batch] == rows
+    assert all(len({type(row) for row in batch}) == 1 for batch in batches)
 
 
 LIMIT = client.BATCH_BYTES

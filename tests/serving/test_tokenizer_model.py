@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +21,7 @@ from build_scripts.settings import SOURCE_REPOSITORY
 from tests.support import fake_triton
 from tests.support.checkpoints import make_tokenizer
 from tests.support.servers import wait_for
-from tests.support.texts import HEADLINES, LONGEST, LONGEST_TEXTS, VARIED, any_text
+from tests.support.texts import HEADLINES, LONGEST, LONGEST_TEXTS, PAIRS, VARIED, any_text
 
 LIMITS = {
     "max_text_bytes": str(LONGEST),
@@ -79,8 +81,32 @@ class Served:
         return [request.sent[0] for request in received]
 
     @staticmethod
-    def request(*rows: bytes) -> fake_triton.Request:
-        return fake_triton.Request(TEXT=np.array([[raw] for raw in rows], dtype=np.object_))
+    def request(*rows: bytes, pair: Sequence[bytes] = ()) -> fake_triton.Request:
+        columns = {"TEXT": rows, "TEXT_PAIR": pair} if pair else {"TEXT": rows}
+        arrays = {name: np.array([[raw] for raw in column], dtype=np.object_) for name, column in columns.items()}
+        return fake_triton.Request(**arrays)
+
+    def pairs(self, pairs: list[tuple[str, str]]) -> list[tuple[list[int], list[int], bool]]:
+        """One request of all pairs; token ids, token types and TRUNCATED of each row."""
+        request = self.request(*(first.encode() for first, _ in pairs), pair=[second.encode() for _, second in pairs])
+        (response,) = self.model.execute([request])
+        assert response.error is None, response.error.message()
+        ids, mask, tokens, truncated = (
+            response.outputs[name] for name in ("INPUT_IDS", "ATTENTION_MASK", "TOKENS", "TRUNCATED")
+        )
+        assert np.array_equal(mask != 0, np.arange(self.max_length) < tokens)
+        return [
+            (row[:count].tolist(), (kinds[:count] - 1).tolist(), bool(cut))
+            for row, kinds, count, cut in zip(ids, mask, tokens[:, 0], truncated[:, 0])
+        ]
+
+    def expected_pairs(self, pairs: list[tuple[str, str]]) -> list[tuple[list[int], list[int], bool]]:
+        firsts, seconds = map(list, zip(*pairs))
+        limits = {"truncation": True, "max_length": self.max_length, "return_token_type_ids": True}
+        cut = self.hugging_face(firsts, seconds, **limits)
+        whole = self.hugging_face(firsts, seconds)["input_ids"]
+        too_long = [len(ids) > self.max_length for ids in whole]
+        return list(zip(cut["input_ids"], cut["token_type_ids"], too_long))
 
 
 @pytest.fixture(scope="session")
@@ -126,6 +152,45 @@ def test_varied_texts_get_hugging_faces_ids(served):
 def test_any_texts_get_hugging_faces_ids(served, texts):
     assert served.ids(texts) == served.expected(texts)
     assert served.truncated(texts) == served.too_long(texts)
+
+
+def test_pairs_get_hugging_faces_ids_and_token_types(served):
+    assert served.pairs(PAIRS) == served.expected_pairs(PAIRS)
+
+
+@pytest.mark.parametrize("max_length", [11, 12])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "modernbert"])
+def test_pairs_of_any_two_lengths_are_cut_as_hugging_face_cuts_them(serve, kind, side, max_length):
+    """The longer one first, then both, with an even and an odd number of tokens to share."""
+    tokenizer = make_tokenizer(kind, 128)
+    tokenizer.truncation_side = side
+    served = serve(tokenizer, max_length)
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    pairs = [(" ".join(words[:first]), " ".join(words[second:])) for first in range(10) for second in range(10)]
+    assert served.pairs(pairs) == served.expected_pairs(pairs)
+
+
+def test_a_pair_is_refused_where_not_even_its_special_tokens_fit(serve):
+    served = serve(make_tokenizer("roberta", 128), max_length=3)
+    (response,) = served.model.execute([served.request(b"a", pair=[b"b"])])
+    assert "this model reads 3 tokens" in response.error.message()
+    assert served.ids(["a"]) == served.expected(["a"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(pairs=st.lists(st.tuples(any_text, any_text), min_size=1, max_size=4))
+def test_any_pairs_get_hugging_faces_ids_and_token_types(served, pairs):
+    assert served.pairs(pairs) == served.expected_pairs(pairs)
+
+
+def test_the_longest_pair_makes_no_combinations_of_what_is_cut_off(minilm):
+    """Asked of the tokenizers package for this pair, it makes 118,000 encodings of 512 tokens: gigabytes."""
+    text = LONGEST_TEXTS["han"]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    outputs = minilm.model.encoder.encode([(text, text)])
+    assert (outputs["TOKENS"].item(), outputs["TRUNCATED"].item()) == (512, True)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 << 10
 
 
 def test_a_text_is_truncated_only_if_a_token_was_left_out(minilm):
@@ -217,6 +282,26 @@ def test_a_bad_request_has_an_error_of_its_own_and_its_neighbours_have_answers(m
     assert responses[0].outputs["INPUT_IDS"][0, : len(expected[0])].tolist() == expected[0]
     for row, ids in zip(responses[2].outputs["INPUT_IDS"], expected, strict=True):
         assert row[: len(ids)].tolist() == ids
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_second_text_has_an_error_of_its_own_and_its_neighbours_have_answers(minilm, name):
+    """Neighbours of both kinds: nothing in the model depends on Triton's keeping them apart."""
+    raw, message = BAD[name]
+    pair = (GOOD[0].encode(), GOOD[1].encode())
+    bad = minilm.request(pair[0], pair[0], pair=[pair[1], raw])
+    responses = minilm.model.execute([minilm.request(pair[0], pair=pair[1:]), bad, minilm.request(*pair)])
+    assert [bool(response.error) for response in responses] == [False, True, False]
+    assert f"TEXT_PAIR {message.replace('row 0', 'row 1')}" in responses[1].error.message()
+    single, both = minilm.expected(GOOD), minilm.expected_pairs([tuple(GOOD)])[0][0]
+    assert responses[0].outputs["INPUT_IDS"][0, : len(both)].tolist() == both
+    assert responses[2].outputs["TOKENS"][:, 0].tolist() == list(map(len, single))
+
+
+def test_both_texts_of_a_pair_count_towards_a_requests_limit(minilm):
+    longest = LONGEST_TEXTS["spaces"].encode()
+    (response,) = minilm.model.execute([minilm.request(longest, longest, b"", pair=[longest, longest, b"x"])])
+    assert "1048577 bytes of TEXT and TEXT_PAIR; the limit is 1048576" in response.error.message()
 
 
 def test_a_request_may_not_hold_more_bytes_than_the_limit(minilm):

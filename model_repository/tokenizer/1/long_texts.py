@@ -34,7 +34,7 @@ class LongTexts:
     def add(self, texts, size, answer):
         """Whether there is room for a request; then answer(parts, error) is called once, from the thread.
 
-        texts: list of str; size: their bytes. parts: what `encode` gave for each text; error: an exception or None.
+        texts: list of str or pairs; size: their bytes. parts: what `encode` gave for each; error: an exception or None.
         """
         with self.changed:
             if self.waiting and self.waiting_bytes + size > self.limit:

@@ -1,5 +1,7 @@
 """Triton `python` model: TEXT -> INPUT_IDS, ATTENTION_MASK (batch, max_length) int64, TOKENS, TRUNCATED (batch, 1).
 
+With TEXT_PAIR, which is optional, a row is a pair of texts.
+
 Needs numpy and the `tokenizers` package, and brings the second along: a copy lies beside this file. This file takes
 requests and answers them; `encoder` tokenizes, `long_texts` does so in a thread where it would take long, `admission`
 refuses while too many requests wait for the classifier, `metrics` counts. Batches are the dynamic batcher's.
@@ -52,7 +54,7 @@ class TritonPythonModel:
                 responses[index] = self.refusal()
                 continue
             try:
-                texts[index] = self.decode(pb_utils.get_input_tensor_by_name(request, "TEXT").as_numpy())
+                texts[index] = self.texts_of(request)
             except ValueError as problem:
                 self.metrics.refused("invalid")
                 responses[index] = failure(problem, pb_utils.TritonError.INVALID_ARG)
@@ -118,32 +120,44 @@ class TritonPythonModel:
 
         return answer
 
-    def decode(self, rows):
-        """rows: (batch, 1) bytes objects -> Texts. Raises ValueError naming the row, the value and the limit."""
-        texts, rows = [], rows.reshape(-1)
-        total = sum(map(len, rows))
+    def texts_of(self, request):
+        """The Texts of a request. Raises ValueError naming what is wrong, the value and the limit."""
+        tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in ("TEXT", "TEXT_PAIR")}
+        columns = {name: tensor.as_numpy().reshape(-1) for name, tensor in tensors.items() if tensor is not None}
+        total = sum(len(raw) for rows in columns.values() for raw in rows)
         if total > self.max_request_bytes:
             raise ValueError(
-                f"the request has {total} bytes of TEXT; the limit is {self.max_request_bytes} "
+                f"the request has {total} bytes of {' and '.join(columns)}; the limit is {self.max_request_bytes} "
                 "(max_request_bytes in tokenizer/config.pbtxt): send fewer texts at once"
             )
+        if "TEXT_PAIR" in columns and self.encoder.pairs.room < 0:
+            raise ValueError(
+                f"TEXT_PAIR: this model reads {self.encoder.max_length} tokens, fewer than a pair has special ones; "
+                "send TEXT alone, or build it with a larger MAX_LENGTH"
+            )
+        decoded = [self.decode(name, rows) for name, rows in columns.items()]
+        return Texts(decoded[0] if len(decoded) == 1 else list(zip(*decoded, strict=True)), total)
+
+    def decode(self, name, rows):
+        """rows: bytes objects -> list of str. Raises ValueError naming the row, the value and the limit."""
+        texts = []
         for index, raw in enumerate(rows):
             if len(raw) > self.max_text_bytes:
                 raise ValueError(
-                    f"TEXT row {index} has {len(raw)} bytes; the limit is {self.max_text_bytes} "
+                    f"{name} row {index} has {len(raw)} bytes; the limit is {self.max_text_bytes} "
                     "(max_text_bytes in tokenizer/config.pbtxt)"
                 )
             try:
                 texts.append(raw.decode("utf-8"))
             except UnicodeDecodeError as problem:
                 raise ValueError(
-                    f"TEXT row {index} is not UTF-8: byte 0x{raw[problem.start]:02x} at offset {problem.start}"
+                    f"{name} row {index} is not UTF-8: byte 0x{raw[problem.start]:02x} at offset {problem.start}"
                 ) from problem
-        return Texts(texts, total)
+        return texts
 
 
 class Texts(NamedTuple):
-    """rows: the texts of a request, list of str. size: their bytes."""
+    """rows: the texts of a request, list of str or of pairs of str. size: their bytes."""
 
     rows: list
     size: int
