@@ -12,6 +12,7 @@ VARIABLES += HOST HTTP_PORT GRPC_PORT METRICS_PORT DRAIN LIVE TRACE
 VARIABLES += TLS_CERT TLS_KEY TLS_CA
 VARIABLES += TEXT PAIR FILE
 VARIABLES += SECONDS_PER_LEVEL DURATION
+VARIABLES += AIM P99_MS
 VARIABLES += OUTPUT
 # The same, for this file alone.
 INSTALL_VARIABLES := PYTHON INDEX_URL TORCH_INDEX VENV
@@ -32,7 +33,7 @@ hint = $(if $(ignored),$(warning the environment's $(ignored) is not used; write
 
 .DEFAULT_GOAL := help
 .PHONY: help install repo package serve classify health doctor status release rollback
-.PHONY: perf compare bench soak
+.PHONY: perf compare tune bench soak
 .PHONY: check test test-deploy lint lock clean
 
 help: ## list the targets
@@ -94,6 +95,9 @@ perf: $(VENV)/installed-bench ## perf_analyzer sweep over the ensemble, with rep
 
 compare: $(VENV)/installed-bench ## this ensemble against the services it replaces, in build/compare: MODEL=
 	@$(RUN) compare
+
+tune: install ## instances and threads for this machine, into classifier/config.pbtxt: AIM=latency or throughput, P99_MS= FILE=
+	@$(RUN) tune
 
 bench: $(VENV)/installed-bench ## the classifier file alone, against this machine's peak, with curves in build/bench: MODEL=
 	@$(RUN) bench

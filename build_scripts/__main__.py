@@ -274,11 +274,29 @@ def status(http_port: HttpPort = DEFAULT.http_port) -> None:
 
 
 @app.command(epilog="Example: python -m build_scripts compare --model ./my-checkpoint")
-def compare(model: Model = "", max_length: MaxLength = None, seconds: Seconds = 2.5) -> None:
+def compare(model: Model = "", max_length: MaxLength = None, seconds: Seconds = 0.8) -> None:
     """Compare the ensemble with the services it replaces, in one run; writes build/compare."""
     from build_scripts.benchmarks.compare import compare as measure
 
     print(f"\nwritten: {measure(model, max_length, seconds)}")
+
+
+@app.command(epilog="Example: python -m build_scripts tune --aim throughput --p99-ms 50 --file my-texts.txt")
+def tune(
+    aim: Annotated[str, variable("AIM", "latency (of one client) or throughput (of many).")] = "latency",
+    p99_ms: Annotated[float | None, variable("P99_MS", "The p99 with many clients may not be longer.", min=0.1)] = None,
+    file: Annotated[str | None, variable("FILE", "One text a line; default: the project's own texts.")] = None,
+    model_repository: Repository = SOURCE_REPOSITORY,
+    seconds: Seconds = 2.0,
+) -> None:
+    """Find the classifier instances and threads that serve best here; writes classifier/config.pbtxt."""
+    from build_scripts.benchmarks.corpus import corpus
+    from build_scripts.benchmarks.tune import tune as find
+
+    texts = corpus() if file is None else [line for line in read_lines(file) if line.strip()]
+    if not texts:
+        raise ServingError(f"FILE={file} holds no text; expected one a line")
+    print(f"\nwritten: {find(model_repository.absolute(), texts, aim, p99_ms, seconds)}")
 
 
 @app.command(epilog="Example: python -m build_scripts bench --model ./my-checkpoint")

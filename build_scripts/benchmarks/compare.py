@@ -9,37 +9,42 @@ rounds that take turns, and a median over the rounds is reported.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
-from build_scripts.benchmarks import compare_report, contenders, corpus, http_load, subprocesses
+from build_scripts.benchmarks import beside, compare_report, contenders, corpus, http_load, subprocesses
 from build_scripts.benchmarks.bench import checkpoint_directory
 from build_scripts.benchmarks.contenders import Service
 from build_scripts.benchmarks.corpus import Workload
-from build_scripts.benchmarks.flask_service import export_onnx
+from build_scripts.benchmarks.flask_service import export_onnx, quantize
 from build_scripts.build.checkpoint import Checkpoint, load
 from build_scripts.build.pipeline import build
 from build_scripts.serving.installation import find_installation
 from build_scripts.settings import BUILD, BuildOptions, ServingError
 
 OUTPUT = BUILD / "compare"
-WORKLOADS = ("short", "lognormal")
-CONCURRENCY = (1, 4, 16)
+# Connections, for each workload.
+LEVELS = {"short": (1, 4, 16, 64), "lognormal": (1, 4, 16), "long": (1, 4)}
+# A service that takes half a second for any text is measured where the others show what they are for.
+SLOW_LEVELS = {"short": (1, 4, 16), "lognormal": (1, 4, 16), "long": ()}
 ROUNDS = 3
+INT8 = "model-int8.onnx"
 # Two classes whose probabilities differ by less may change places through rounding, in fp32 too.
 TIE = 1e-4
 
 
 @dataclass
 class Results:
-    """What one service did on one workload: per concurrency level, one value a round."""
+    """What one service did on one workload: per concurrency level that it was measured at, one value a round."""
 
-    throughput: dict[int, list[float]] = field(default_factory=lambda: {level: [] for level in CONCURRENCY})
-    p50_ms: dict[int, list[float]] = field(default_factory=lambda: {level: [] for level in CONCURRENCY})
+    throughput: dict[int, list[float]] = field(default_factory=dict)
+    p50_ms: dict[int, list[float]] = field(default_factory=dict)
 
 
 def compare(model: str, max_length: int | None, seconds: float) -> Path:
@@ -54,15 +59,26 @@ def compare(model: str, max_length: int | None, seconds: float) -> Path:
     onnx = OUTPUT / "onnx" / "model.onnx"
     onnx.parent.mkdir(parents=True, exist_ok=True)
     export_onnx(checkpoint, onnx)
-    workloads = [one for one in corpus.workloads(token_counter(checkpoint)) if one.name in WORKLOADS]
+    quantize(onnx, onnx.with_name(INT8))
+    workloads = corpus.workloads(token_counter(checkpoint))
     with contextlib.ExitStack() as stack:
         all_services = start(stack, directory, checkpoint.max_length, onnx, manifests["auto"]["precision"])
         texts = sorted({text for workload in workloads for text in workload.texts})
         agreement = agreements(all_services, texts[::2])  # all of them would take a slow service minutes
-        results = measure(all_services, workloads, seconds)
+        results, others_share = measure(all_services, workloads, seconds)
+        waiting = beside.measure(all_services, workloads[0].texts, corpus.corpus(), ROUNDS, seconds)
         memory = [subprocesses.peak_memory(service.pid) for service in all_services]
     return compare_report.write(
-        OUTPUT, manifests["auto"], workloads, [one.name for one in all_services], results, agreement, memory, seconds
+        OUTPUT,
+        manifests["auto"],
+        workloads,
+        [one.name for one in all_services],
+        results,
+        waiting,
+        agreement,
+        memory,
+        others_share,
+        seconds,
     )
 
 
@@ -73,30 +89,35 @@ def token_counter(checkpoint: Checkpoint):
 def start(stack: contextlib.ExitStack, directory: Path, max_length: int, onnx: Path, automatic: str) -> list[Service]:
     """All services, the baseline first; they stop when the stack is closed."""
     flasks = {
-        f"Flask, padded to {max_length}": "padded",
-        "Flask, not padded": "trimmed",
-        "Flask, ONNX Runtime": "onnx",
+        f"Flask, padded to {max_length}": ("padded", onnx),
+        "Flask, not padded": ("trimmed", onnx),
+        "Flask, ONNX Runtime": ("onnx", onnx),
+        "Flask, ONNX Runtime int8": ("onnx-int8", onnx.with_name(INT8)),
     }
+    if importlib.util.find_spec("openvino"):
+        flasks["Flask, OpenVINO"] = ("openvino", onnx)
     ensembles = {"this ensemble, fp32": "fp32"} if automatic != "fp32" else {}
     ensembles[f"this ensemble, {automatic} (auto)"] = "auto"
     installation = find_installation()
     started = []
     with tqdm(total=len(flasks) + len(ensembles), unit="service", desc="starting", disable=None) as progress:
-        for name, kind in flasks.items():
+        for name, (kind, file) in flasks.items():
             log = OUTPUT / f"flask-{kind}.log"
-            started.append(stack.enter_context(contenders.flask(name, kind, directory, max_length, onnx, log)))
+            started.append(stack.enter_context(contenders.flask(name, kind, directory, max_length, file, log)))
             progress.update()
         for name, precision in ensembles.items():
             repository, log = OUTPUT / f"repository-{precision}", OUTPUT / f"ensemble-{precision}.log"
-            started.append(stack.enter_context(contenders.ensemble(name, installation, repository, log)))
+            exact = precision == "fp32" or automatic == "fp32"
+            service = contenders.ensemble(name, installation, repository, log, exact=exact)
+            started.append(stack.enter_context(service))
             progress.update()
     return started
 
 
 def agreements(all_services: Sequence[Service], texts: list[str]) -> list[str]:
-    """For each service, how many texts get the baseline's class id. Warms everything up on the way.
+    """For each service, how many texts get another class id than the baseline's. Warms everything up on the way.
 
-    Raises ServingError if a service in fp32 disagrees: all but the last, whose precision was chosen.
+    Raises ServingError if a service in fp32 disagrees.
     """
     found: list[list[int]] = []
     counts: list[str] = []
@@ -106,13 +127,13 @@ def agreements(all_services: Sequence[Service], texts: list[str]) -> list[str]:
         if not counts:
             margins = [margin(service.probabilities(answer)) for answer in answers]
         differing = [index for index, pair in enumerate(zip(found[0], found[-1])) if pair[0] != pair[1]]
-        if service is not all_services[-1] and any(margins[index] > TIE for index in differing):
+        if service.exact and any(margins[index] > TIE for index in differing):
             index = next(index for index in differing if margins[index] > TIE)
             raise ServingError(
                 f"{service.name} answers {found[-1][index]} where {all_services[0].name} answers {found[0][index]}, "
                 f"for {texts[index]!r}; services that disagree cannot be compared"
             )
-        counts.append(f"{len(texts) - len(differing)} of {len(texts)}")
+        counts.append(f"{len(differing)} of {len(texts)}")
     return counts
 
 
@@ -122,19 +143,35 @@ def margin(probabilities: Sequence[float]) -> float:
     return first - second
 
 
-def measure(all_services: Sequence[Service], workloads: Sequence[Workload], seconds: float) -> dict[str, list[Results]]:
-    """Rounds of workload, concurrency, service: workload name -> results in the order of the services."""
+def measure(
+    all_services: Sequence[Service], workloads: Sequence[Workload], seconds: float
+) -> tuple[dict[str, list[Results]], float]:
+    """Rounds of workload, concurrency, service: workload name -> results in the order of the services.
+
+    And the largest share of one core that all others together used in a round: threads that go on spinning after their
+    service was measured would take it from the next.
+    """
+    others_share = 0.0
     results = {workload.name: [Results() for _ in all_services] for workload in workloads}
-    steps = [(workload, level) for _ in range(ROUNDS) for workload in workloads for level in CONCURRENCY]
-    with tqdm(total=len(steps) * len(all_services), unit="level", disable=None) as progress:
-        for workload, level in steps:
-            for service, into in zip(all_services, results[workload.name]):
-                progress.set_description(f"{workload.name}, concurrency {level}, {service.name}")
-                throughput, p50_ms = load_once(service, workload.texts, level, seconds)
-                into.throughput[level].append(throughput)
-                into.p50_ms[level].append(p50_ms)
-                progress.update()
-    return results
+    steps = [
+        (workload, level, service, into)
+        for _ in range(ROUNDS)
+        for workload in workloads
+        for level in LEVELS[workload.name]
+        for service, into in zip(all_services, results[workload.name])
+        if not service.slow or level in SLOW_LEVELS[workload.name]
+    ]
+    with tqdm(steps, unit="level", disable=None) as progress:
+        for workload, level, service, into in progress:
+            progress.set_description(f"{workload.name}, concurrency {level}, {service.name}")
+            others = [other for other in all_services if other is not service]
+            began, used = time.monotonic(), sum(subprocesses.cpu_seconds(other.pid) for other in others)
+            throughput, p50_ms = load_once(service, workload.texts, level, seconds)
+            used = sum(subprocesses.cpu_seconds(other.pid) for other in others) - used
+            others_share = max(others_share, used / (time.monotonic() - began))
+            into.throughput.setdefault(level, []).append(throughput)
+            into.p50_ms.setdefault(level, []).append(p50_ms)
+    return results, others_share
 
 
 def load_once(service: Service, texts: Sequence[str], concurrency: int, seconds: float) -> tuple[float, float]:

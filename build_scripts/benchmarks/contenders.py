@@ -18,12 +18,18 @@ from build_scripts.serving.triton import launch
 from build_scripts.settings import ENSEMBLE, Address, ServingError
 
 START_LIMIT_S = 300.0
+# Of the Flask kinds, those that compute in fp32.
+EXACT_KINDS = ("padded", "trimmed", "onnx")
 INFER = f"/v2/models/{ENSEMBLE}/infer"
 
 
 @dataclass(frozen=True)
 class Service:
-    """Where one text goes and what comes back. body: of a request for a text; class_id: from a parsed answer."""
+    """Where texts go and what comes back. body: of a request for a text; class_id: from a parsed answer.
+
+    body_of_many: of a request for several texts, where the service takes such. exact: whether it computes in fp32, so
+    that another class id would be a mistake. slow: takes so long a text that it is measured on less.
+    """
 
     name: str
     port: int
@@ -32,6 +38,9 @@ class Service:
     body: Callable[[str], dict]
     class_id: Callable[[dict], int]
     probabilities: Callable[[dict], list[float]]
+    body_of_many: Callable[[list[str]], dict] | None = None
+    exact: bool = True
+    slow: bool = False
 
     def ask(self, texts: list[str]) -> list[dict]:
         """The parsed answer to every text, one request each. Raises ServingError if one is refused."""
@@ -65,11 +74,15 @@ def flask(name: str, kind: str, checkpoint: Path, max_length: int, onnx: Path, l
             body=lambda text: {"text": text},
             class_id=lambda answer: answer["class_id"],
             probabilities=lambda answer: answer["probabilities"],
+            exact=kind in EXACT_KINDS,
+            slow=kind == "padded",
         )
 
 
 @contextlib.contextmanager
-def ensemble(name: str, installation: Installation, repository: Path, log: Path) -> Iterator[Service]:
+def ensemble(
+    name: str, installation: Installation, repository: Path, log: Path, *, exact: bool = True
+) -> Iterator[Service]:
     """A tritonserver on the repository, without a supervisor: its probes would disturb whoever is measured."""
     address = Address("127.0.0.1", *subprocesses.free_ports(3))
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -82,12 +95,18 @@ def ensemble(name: str, installation: Installation, repository: Path, log: Path)
             address.http_port,
             server.process.pid,
             INFER,
-            body=lambda text: {"inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": [text]}]},
+            body=lambda text: infer_body([text]),
+            body_of_many=infer_body,
+            exact=exact,
             class_id=lambda answer: output(answer, "CLASS_ID")[0],
             probabilities=lambda answer: output(answer, "PROBABILITIES"),
         )
     finally:
         stop(server)
+
+
+def infer_body(texts: list[str]) -> dict:
+    return {"inputs": [{"name": "TEXT", "shape": [len(texts), 1], "datatype": "BYTES", "data": texts}]}
 
 
 def output(answer: dict, name: str) -> list:

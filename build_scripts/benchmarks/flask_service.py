@@ -2,8 +2,9 @@
 
     python -m build_scripts.benchmarks.flask_service --kind padded --checkpoint ./my-checkpoint --port 8000
 
-Written as such services are usually written, and served by waitress. Three kinds: Hugging Face's eager fp32 model with
-every text padded to max_length, the same without padding, and ONNX Runtime without padding.
+Written as such services are usually written, and served by waitress. Kinds: Hugging Face's eager fp32 model with every
+text padded to max_length, the same without padding, and without padding ONNX Runtime, ONNX Runtime with the file
+quantized to int8, and OpenVINO, which chooses its precision itself.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from build_scripts.build.checkpoint import Checkpoint, load
 from build_scripts.build.parity import probabilities
 from build_scripts.machine import cores
 
-KINDS = ("padded", "trimmed", "onnx")
+KINDS = ("padded", "trimmed", "onnx", "onnx-int8", "openvino")
 # waitress's own default: so many texts at a time are worked on.
 WAITRESS_THREADS = 4
 
@@ -63,6 +64,29 @@ def onnx_runtime(file: Path) -> Callable[[dict[str, torch.Tensor]], torch.Tensor
     return lambda inputs: torch.from_numpy(session.run(None, {name: inputs[name].numpy() for name in names})[0])
 
 
+def openvino(file: Path, precision: str = "") -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
+    """The exported model on the CPU, compiled for latency: all cores work on one text.
+
+    precision: in OpenVINO's words; its own choice is bf16 where the CPU has it.
+    """
+    from openvino import Core
+
+    options = {"PERFORMANCE_HINT": "LATENCY", **({"INFERENCE_PRECISION_HINT": precision} if precision else {})}
+    compiled = Core().compile_model(str(file), "CPU", options)
+    names = [port.any_name for port in compiled.inputs]
+    # A request a call: several threads may not share one.
+    return lambda inputs: torch.from_numpy(
+        compiled.create_infer_request().infer({name: inputs[name].numpy() for name in names})[0]
+    )
+
+
+def quantize(file: Path, into: Path) -> None:
+    """As people do it: weights to int8, a scale a tensor; activations while it runs, likewise."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(str(file), str(into), weight_type=QuantType.QInt8)
+
+
 class Logits(torch.nn.Module):
     """What is exported: two tensors in, logits out."""
 
@@ -98,13 +122,16 @@ def main() -> int:
     parser.add_argument("--kind", choices=KINDS, required=True)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--max-length", type=int)
-    parser.add_argument("--onnx", type=Path, help="the exported model, for --kind onnx")
+    parser.add_argument("--onnx", type=Path, help="the exported model, for the kinds that run one")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--threads", type=int, default=WAITRESS_THREADS)
     arguments = parser.parse_args()
     torch.set_num_threads(cores())
     checkpoint = load(arguments.checkpoint, arguments.max_length)
-    logits = onnx_runtime(arguments.onnx) if arguments.kind == "onnx" else eager(checkpoint)
+    if arguments.kind.startswith("onnx"):
+        logits = onnx_runtime(arguments.onnx)
+    else:
+        logits = openvino(arguments.onnx) if arguments.kind == "openvino" else eager(checkpoint)
     app = application(checkpoint, logits, padded=arguments.kind == "padded")
     with app.test_client() as client:  # the first call is slow, and sets the tokenizer up
         client.post("/classify", json={"text": "warm up"})

@@ -93,7 +93,8 @@ def facts(**others: str) -> str:
 def versions() -> list[str]:
     """Name and version of the packages that decide speed, as installed here."""
     found = []
-    for name in ("torch", "transformers", "tokenizers", "tritonclient", "onnxruntime", "flask", "waitress", "uvloop"):
+    runtimes = ("torch", "transformers", "tokenizers", "tritonclient", "onnxruntime", "openvino")
+    for name in (*runtimes, "flask", "waitress", "uvloop"):
         try:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:

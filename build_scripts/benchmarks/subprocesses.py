@@ -92,6 +92,16 @@ def peak_memory(pid: int, *, children_only: bool = False) -> float:
     return sum(_peak_kib(Path(f"/proc/{process.pid}/status")) for process in family) / 1024
 
 
+def cpu_seconds(pid: int) -> float:
+    """That the process and all its descendants have used so far."""
+    seconds = 0.0
+    root = psutil.Process(pid)
+    for process in [root, *root.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            seconds += sum(process.cpu_times()[:2])
+    return seconds
+
+
 def end_on_sigterm() -> None:
     """Let SIGTERM end this process like Ctrl-C does: what it started is stopped first."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -10,6 +10,7 @@ import os
 
 from build_scripts.machine import cores
 
+MOST_THREADS = 16
 # Exactly these, and those that begin so.
 NAMES = {
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TZ", "LANG", "LANGUAGE", "VIRTUAL_ENV"),
@@ -38,10 +39,12 @@ def tuning() -> dict[str, str]:
     585 with 1000; 262, 371, 551 with 3000; without a limit 85, 128, 413, and on a busy machine a tenth of that.
     Two classifiers with one thread each gave 190, 422, 640: more when busy, and 1.4 times the latency alone.
     TOKENIZERS_PARALLELISM: a text takes 15 us, less than handing it to another thread would cost.
-    OMP_NUM_THREADS: torch, in both backends, takes as many threads, and would count the host's cores in a container.
+    OMP_NUM_THREADS: torch, in both backends, takes as many threads, and would count the host's cores in a container. No
+    more than MOST_THREADS: a short text's products would be split into pieces that are done before their threads have
+    met. A larger machine is filled by several instances, which `make tune` finds. (Reckoned, not measured.)
     """
     chosen = {
-        "OMP_NUM_THREADS": str(cores()),
+        "OMP_NUM_THREADS": str(min(cores(), MOST_THREADS)),
         "GOMP_SPINCOUNT": "1000",
         "TOKENIZERS_PARALLELISM": "false",
     }

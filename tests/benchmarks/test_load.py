@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -9,9 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import psutil
@@ -20,46 +19,9 @@ import torch
 
 from build_scripts.benchmarks import http_load, subprocesses
 from build_scripts.settings import ServingError
+from tests.support.recorder import Recorder
 from tests.support.servers import embedded
 from tests.support.texts import VARIED
-
-
-class Recorder(ThreadingHTTPServer):
-    """Answers every POST after a moment; keeps the bodies, and how many were worked on at once."""
-
-    def __init__(self, status: int = 200):
-        self.bodies: list[str] = []
-        self.at_once = self.most_at_once = self.connections = 0
-        self.lock = threading.Lock()
-        recorder = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def setup(self):
-                super().setup()
-                recorder.connections += 1
-
-            def do_POST(self):
-                body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-                with recorder.lock:
-                    recorder.bodies.append(body)
-                    recorder.at_once += 1
-                    recorder.most_at_once = max(recorder.most_at_once, recorder.at_once)
-                time.sleep(0.01)
-                with recorder.lock:
-                    recorder.at_once -= 1
-                self.send_response(status)
-                # As Triton does before the length of an answer with binary tensors: it ends the same.
-                self.send_header("Inference-Header-Content-Length", "900")
-                self.send_header("Content-Length", "2")
-                self.end_headers()
-                self.wfile.write(b"{}")
-
-            def log_message(self, *_):
-                pass
-
-        super().__init__(("127.0.0.1", 0), Handler)
 
 
 def answers_of(server: Recorder, concurrency: int, **options: float) -> http_load.Answers:
@@ -159,7 +121,10 @@ def test_the_services_that_are_compared_answer_alike(subject, tmp_path):
         for text in VARIED:
             inputs = checkpoint.tokenizer(text, truncation=True, max_length=checkpoint.max_length, return_tensors="pt")
             expected.append(subject("bert").model(**inputs).logits[0].softmax(-1))
-    for logits, padded in ((eager, True), (eager, False), (onnx, False)):
+    calls = [(eager, True), (eager, False), (onnx, False)]
+    if importlib.util.find_spec("openvino"):
+        calls.append((flask_service.openvino(tmp_path / "model.onnx", precision="f32"), False))
+    for logits, padded in calls:
         client = flask_service.application(checkpoint, logits, padded).test_client()
         answers = [client.post("/classify", json={"text": text}).get_json() for text in VARIED]
         found = torch.tensor([answer["probabilities"] for answer in answers])
@@ -173,14 +138,16 @@ def test_a_disagreeing_service_stops_the_comparison():
     from build_scripts.benchmarks.contenders import Service
 
     def service(name: str, answers: dict[str, list[float]]) -> Service:
-        one = Service(name, 0, 0, "/", dict, lambda row: max(range(len(row)), key=row.__getitem__), lambda row: row)
+        ids = [lambda row: max(range(len(row)), key=row.__getitem__), lambda row: row]
+        one = Service(name, 0, 0, "/", dict, *ids, exact=name != "int8")
         object.__setattr__(one, "ask", lambda texts: [answers[text] for text in texts])
         return one
 
     first = service("first", {"clear": [0.9, 0.1], "tie": [0.50001, 0.49999]})
     rounded = service("rounded", {"clear": [0.9, 0.1], "tie": [0.49999, 0.50001]})
-    wrong = service("wrong", {"clear": [0.1, 0.9], "tie": [0.50001, 0.49999]})
-    assert compare.agreements([first, rounded, wrong], ["clear", "tie"]) == ["2 of 2", "1 of 2", "1 of 2"]
+    answers = {"clear": [0.1, 0.9], "tie": [0.50001, 0.49999]}
+    wrong, int8 = service("wrong", answers), service("int8", answers)
+    assert compare.agreements([first, rounded, int8], ["clear", "tie"]) == ["0 of 2", "1 of 2", "1 of 2"]
     with pytest.raises(ServingError, match=r"wrong answers 1 where first answers 0, for 'clear'"):
         compare.agreements([first, wrong, rounded], ["clear", "tie"])
 

@@ -232,6 +232,7 @@ def test_a_text_costs_the_tokens_that_the_model_counts(backend, mask, tokens):
     assert backend.costs_of(fake_triton.Request(INPUT__0=array, INPUT__1=array)) == tokens
 
 
+@pytest.mark.server
 @pytest.mark.skipif(not embedded(), reason="NVIDIA's backend computes a batch in one go")
 def test_a_real_server_answers_short_texts_while_it_computes_a_batch(default_server):
     data = np.full((64, 512), 2000)

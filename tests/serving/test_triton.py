@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from build_scripts.serving.installation import (
     prepare_backends,
 )
 from build_scripts.serving.triton import METRICS_VARIABLE, launch
-from build_scripts.settings import Address, ServingError
+from build_scripts.settings import PROJECT, Address, ServingError
 
 
 @pytest.mark.parametrize("name", ["libpython3.99.so.1.0", "libpython3.99.a", None])
@@ -96,6 +97,28 @@ def test_a_server_on_path_is_used_with_nothing_of_the_embedded_one(on_path, tmp_
 
 
 @forks
+@pytest.mark.parametrize(("cores", "threads"), [(1, "1"), (2, "2"), (16, "16"), (64, "16")])
+def test_a_text_gets_no_more_threads_than_it_can_use_however_large_the_machine(monkeypatch, cores, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("build_scripts.serving.environment.cores", lambda: cores)
+    assert tuning()["OMP_NUM_THREADS"] == threads
+
+
+def test_a_process_that_may_use_one_core_starts_one_thread():
+    command = "from build_scripts.serving.environment import tuning; print(tuning()['OMP_NUM_THREADS'])"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", command],
+        cwd=PROJECT,
+        env=environment,
+        preexec_fn=lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["1"]
+
+
 def test_what_the_user_has_set_wins_over_the_tuning(on_path, monkeypatch, tmp_path):
     name, *others = chosen = tuning()
     monkeypatch.setenv(name, "the user's")
