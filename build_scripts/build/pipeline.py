@@ -108,10 +108,10 @@ def _fill(staging: Path, options: BuildOptions, source: Path, release_id: str) -
         texts = parity.calibration_texts(options.calibration)
     else:
         texts = [text for _, text in headlines("heldout")] + parity.HOSTILE_TEXTS
-    texts = parity.interleaved(texts, parity.special_token_texts(checkpoint.tokenizer) + parity.pairs(checkpoint))
+    mixed = parity.interleaved(texts, parity.special_token_texts(checkpoint.tokenizer) + parity.pairs(checkpoint))
     checkpoint = trial.settle(checkpoint, staging)
-    expected = parity.reference(checkpoint, texts)
-    print(f"exporting in precision {options.precision}, and comparing {len(texts)} answers", flush=True)
+    expected = parity.reference(checkpoint, mixed)
+    print(f"exporting in precision {options.precision}, and comparing {len(mixed)} answers", flush=True)
     choice = precision.choose(checkpoint, options.precision, expected, staging)
     precision.file_of(staging, choice.chosen.precision).rename(staging / "model.pt")
     for rejected in staging.glob("model.*.pt"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from build_scripts.build.checkpoint import Checkpoint
+from build_scripts.build.checkpoint import Checkpoint, Text
 from build_scripts.build.export import PACKED, export
 from build_scripts.build.parity import Parity, Reference, measure
 from build_scripts.machine import cpu_precisions
@@ -85,7 +85,7 @@ def passes(parity: Parity, precision: str) -> bool:
     return parity.wrong == 0 and parity.max_probability_error <= MAX_PROBABILITY_ERROR[precision]
 
 
-def timings(files: dict[str, Path], checkpoint: Checkpoint, texts: list[str], device: str) -> dict[str, float]:
+def timings(files: dict[str, Path], checkpoint: Checkpoint, texts: list[Text], device: str) -> dict[str, float]:
     """Median milliseconds for one pass over the same batches, the files taking turns."""
     models = {name: torch.jit.load(str(file), map_location=device).eval() for name, file in files.items()}
     batches = [
