@@ -170,6 +170,7 @@ def test_metrics_that_hang_hold_nobody_up(admission, metrics, monkeypatch):
     assert metrics.readings <= 1  # the first is still under way
     metrics.answering.set()
     wait_for(lambda: gate.reading is None, 60, "the reading never ended")
+    gate.next_reading = float("inf")
     assert gate.admit(200) == 100
 
 
@@ -186,6 +187,18 @@ def test_while_a_reading_is_under_way_the_room_of_the_last_one_counts_for_a_mome
     assert gate.reading is not None
     now[0] += admission.OLD_S
     assert gate.admit(5) == 5
+
+
+def test_a_server_that_is_fast_and_idle_refuses_nobody_while_a_reading_takes_long(admission, metrics, monkeypatch):
+    monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: 10.0))
+    gate = admission.Admission(100, metrics.address, warn=pytest.fail)
+    gate.refresh()
+    wait_for(lambda: gate.room == 100, 60, "the reading never ended")
+    gate.next_reading = 0.0
+    assert [gate.admit(1) for _ in range(100)] == [1] * 100
+    metrics.answering.clear()  # the next reading is under way for the whole rest
+    assert [gate.admit(1) for _ in range(100)] == [1] * 100
+    assert gate.admit(1) == 0  # a flood is refused all the same
 
 
 def test_an_answer_without_end_is_given_up(admission, monkeypatch):

@@ -39,7 +39,7 @@ class Admission:
         self.limit = limit
         self.address = address
         self.warn = warn
-        self.room = 0
+        self.room = self.left = 0  # now, and when the gauge was last read
         self.read_at = None  # when the gauge was last read; None if it could not be
         self.next_reading = 0.0
         self.failures = 0
@@ -54,7 +54,10 @@ class Admission:
             late = self.reading is not None and time.monotonic() - (self.read_at or 0.0) > OLD_S
             if self.read_at is None or late:
                 return count
-            admitted = min(count, self.room)
+            # A busy server may serve all that a reading left room for before the next one is done, without a queue. So
+            # the last one's room counts once more meanwhile; more than twice the limit never waits.
+            spare = self.left if self.reading is not None else 0
+            admitted = min(count, max(self.room + spare, 0))
             self.room -= admitted
             return admitted
 
@@ -77,7 +80,8 @@ class Admission:
         with self.lock:
             self.reading = None
             if problem is None:
-                self.failures, self.room, self.read_at = 0, max(self.limit - waiting, 0), now
+                self.failures, self.read_at = 0, now
+                self.room = self.left = max(self.limit - waiting, 0)
                 self.next_reading = now + READ_EVERY_S
                 return
             self.failures, self.room, self.read_at = self.failures + 1, 0, None
