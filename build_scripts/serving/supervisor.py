@@ -31,7 +31,7 @@ from build_scripts.serving.monitor import broken_process, last_error
 from build_scripts.serving.run_state import RunState, beat, write_state
 from build_scripts.serving.stopping import stop as stop_server
 from build_scripts.serving.triton import LOAD_LIMIT_S, TritonProcess, launch
-from build_scripts.serving.watch import Watch, interruptible
+from build_scripts.serving.watch import PROBE_TIMEOUT_S, Watch, interruptible
 from build_scripts.settings import ENSEMBLE, Address, ServingError
 
 # A server that answered for so long is a success, whatever ended it. Otherwise its end counts as one more failure in a
@@ -185,7 +185,7 @@ class Supervisor:
             # Until it listens there, it is another server that answers, if any.
             if not listens(server.process.pid, self.address.http_port):
                 continue
-            found = interruptible(self.stop, health.probe, self.address.http_url, 5.0)
+            found = interruptible(self.stop, health.probe, self.address.http_url, PROBE_TIMEOUT_S)
             if found and found.well:
                 fcntl.flock(self.reading, fcntl.LOCK_UN)
                 return None

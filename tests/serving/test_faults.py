@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from build_scripts.serving import health
+from build_scripts.serving.supervisor import READY
 from build_scripts.settings import PROJECT
 from tests.support.servers import embedded, post, running, start, wait_for
 
@@ -150,6 +151,8 @@ def test_repeated_failure_ends_with_a_clear_message(default_repository, tmp_path
     repository = tmp_path / "with blanks, and \u00fc \u4e2d" / "repository"  # which the first start has to survive
     shutil.copytree(default_repository, repository, symlinks=True)
     with running(repository, tmp_path / "output.txt", *FP32) as server:
+        # A first start that fails ends at once; the supervisor has to have seen this one succeed.
+        wait_for(lambda: READY in server.said(), 60, server.said())
         model = (repository / "classifier" / "1" / "model.pt").resolve()
         model.write_bytes(model.read_bytes()[:1000])
         server.find("bin/tritonserver").kill()
