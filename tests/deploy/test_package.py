@@ -23,13 +23,18 @@ TEXT, CLASS_ID = "Midfielder scores twice as champions win away", 7
 
 
 def same_files(one: Path, other: Path) -> bool:
-    """Whether two directories hold the same, and hold it as ordinary files."""
-    names = sorted(path.relative_to(one) for path in one.rglob("*"))
+    """Whether two directories hold the same, and hold it as ordinary files; a server may have left bytecode beside."""
+
+    def content(directory: Path) -> list[Path]:
+        paths = (path.relative_to(directory) for path in directory.rglob("*"))
+        return sorted(path for path in paths if "__pycache__" not in path.parts)
+
+    names = content(one)
     assert names
     links = [path for path in other.rglob("*") if path.is_symlink()]
     return (
         not links
-        and names == sorted(path.relative_to(other) for path in other.rglob("*"))
+        and names == content(other)
         and all(filecmp.cmp(one / name, other / name, shallow=False) for name in names if (one / name).is_file())
     )
 

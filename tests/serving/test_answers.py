@@ -114,6 +114,7 @@ def test_pairs_and_single_texts_of_many_clients_at_once(default_server, default_
     assert np.abs(np.concatenate([rows for _, rows in found]) - expected).max() <= 1e-4
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("kind", ["bert-chinese", "roberta", "albert"])
 def test_other_checkpoints_through_the_real_server(kind, subject, tmp_path):
     with server_of(subject, kind, tmp_path) as (server, oracle, labels):

@@ -178,7 +178,7 @@ def test_a_server_that_ends_in_the_middle_comes_back_with_one_release(server, re
     for one in releases.values():
         release(one.options, port)
 
-    def kill(log):
+    def kill(*_):
         server.find("bin/tritonserver").send_signal(signal.SIGKILL)
 
     with monkeypatch.context() as patch:
