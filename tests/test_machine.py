@@ -52,7 +52,7 @@ def test_the_tightest_quota_of_either_version_is_found(tmp_path, own, files, quo
 
 
 @pytest.mark.parametrize(("quota", "cores"), [(None, 64), (2.0, 2), (1.5, 2), (0.2, 1), (100.0, 64)])
-def test_a_pod_with_a_quota_on_a_big_node_starts_as_many_threads_as_it_has_cpus_but_16_at_most(monkeypatch, quota, cores):
+def test_a_pod_with_a_quota_on_a_big_node_starts_a_thread_for_each_of_its_cpus_16_at_most(monkeypatch, quota, cores):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setattr(machine, "cpu_quota", lambda: quota)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -108,8 +108,8 @@ def hostile_requests(vocab_size: int, max_length: int, max_batch_size: int) -> l
         binary("fewer texts than said", [b"a", b"b"], 400, "expected 3 string elements", shape=[3, 1]),
         binary("more texts than said", [b"a", b"b"], 400, "unexpected number of string elements 2", shape=[1, 1]),
         binary("wrong type", [b"\0" * 8], 400, "data-type is 'INT64'", shape=[1, 1], datatype="INT64"),
-        generate("missing input", {"TXT": "a"}, 400, "expected number of inputs between 1 and 2 but got 0 inputs"),
-        Hostile("no inputs", INFER, b'{"inputs": []}', 400, "expected number of inputs between 1 and 2 but got 0 inputs"),
+        generate("missing input", {"TXT": "a"}, 400, "inputs between 1 and 2 but got 0 inputs"),
+        Hostile("no inputs", INFER, b'{"inputs": []}', 400, "inputs between 1 and 2 but got 0 inputs"),
         Hostile("unknown model", "/v2/models/nobody/infer", b"{}", 404, "'nobody' is not found"),
         # straight to the classifier
         tokens("id past the vocabulary", [vocab_size], [1], 400, f"token id {vocab_size} in column 0", NO_CLASS),

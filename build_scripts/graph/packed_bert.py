@@ -23,8 +23,10 @@ from build_scripts.graph.packing import Bucket, Packed, parts_of, plan_buckets, 
 
 
 def add_rows(x: Tensor, spare: int) -> Tensor:
-    """(rows, hidden) -> (rows + spare, hidden), zeros at the end; see round_up."""
-    return F.pad(x, [0, 0, 0, spare]) if spare > 0 else x
+    """(rows, …) -> (rows + spare, …), zeros at the end; see round_up."""
+    if spare == 0:
+        return x
+    return F.pad(x, [0, spare] if x.dim() == 1 else [0, 0, 0, spare])
 
 
 def softmax_bias(scores: Tensor, bias: Tensor, uniform: bool) -> Tensor:
@@ -47,15 +49,18 @@ def attention(query_key_value: Tensor, bucket: Bucket) -> Tensor:
         fused = bucket.uniform and seqlen >= 256
     else:
         fused = texts * seqlen < 80
-    if not fused and seqlen < 64:
+    if dtype != torch.float32 and not fused and seqlen < 64:
         query_key_value = query_key_value.float()
     query, key, value = query_key_value.unbind(0)
     if fused:
         return F.scaled_dot_product_attention(query, key, value, None if bucket.uniform else bucket.bias, scale=1.0)
     flat = (texts * heads, seqlen, head_size)
-    scores = torch.bmm(query.reshape(flat), key.reshape(flat).transpose(1, 2)).view(texts, heads, seqlen, seqlen)
-    weights = softmax_bias(scores, bucket.bias, bucket.uniform)
-    return torch.bmm(weights.view(-1, seqlen, seqlen), value.reshape(flat)).view(query.shape).to(dtype)
+    scores = torch.bmm(query.reshape(flat), key.reshape(flat).transpose(1, 2))
+    if bucket.uniform:
+        weights = torch.softmax(scores, -1)
+    else:
+        weights = softmax_bias(scores.view(texts, heads, seqlen, seqlen), bucket.bias, False).view(scores.shape)
+    return torch.bmm(weights, value.reshape(flat)).view(query.shape).to(dtype)
 
 
 class PackedLayer(nn.Module):
@@ -74,6 +79,8 @@ class PackedLayer(nn.Module):
 
     def forward(self, x: Tensor, buckets: list[Bucket]) -> Tensor:
         query_key_value = self.query_key_value(x)
+        if len(buckets) == 1 and buckets[0].tokens == x.size(0):
+            return self.feed_forward(self.attend(query_key_value, buckets[0]), x)
         attended: list[Tensor] = []
         for bucket in buckets:
             rows = query_key_value.narrow(0, bucket.first_token, bucket.tokens)
@@ -81,7 +88,7 @@ class PackedLayer(nn.Module):
         spare = x.size(0) - sum([bucket.tokens for bucket in buckets])
         if spare > 0:
             attended.append(x.new_zeros(spare, x.size(1)))
-        return self.feed_forward(attended[0] if len(attended) == 1 else torch.cat(attended), x)
+        return self.feed_forward(torch.cat(attended), x)
 
     def attend(self, rows: Tensor, bucket: Bucket) -> Tensor:
         """rows: (tokens, 3 * hidden) of one bucket -> (tokens, hidden)."""
@@ -123,7 +130,7 @@ class FirstTokenLayer(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor, buckets: list[Bucket]) -> Tensor:
         batch, hidden = lengths.size(0), x.size(1)
         spare = round_up(batch) - batch
-        first = add_rows(x[lengths.cumsum(0) - lengths], spare)
+        first = x.narrow(0, 0, 1) if batch == 1 else add_rows(x[lengths.cumsum(0) - lengths], spare)
         query = self.query(first).narrow(0, 0, batch).float().view(batch, self.heads, -1).transpose(0, 1)
         exact = x.float()
         # (heads, batch, head_size) x (heads, head_size, hidden) -> (batch, heads, hidden)
@@ -195,9 +202,9 @@ class PackedBert(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         packed = unpad_input(input_ids, attention_mask, self.skipped_position_id, self.second_from)
-        logits = torch.cat([self.logits(part) for part in parts_of(packed)])
         if input_ids.size(0) == 1:
-            return logits
+            return self.logits(packed)
+        logits = torch.cat([self.logits(part) for part in parts_of(packed)])
         return torch.empty_like(logits).index_copy_(0, packed.order, logits)
 
     def logits(self, packed: Packed) -> Tensor:
@@ -205,8 +212,8 @@ class PackedBert(nn.Module):
         dtype = self.embedding_norm.weight.dtype
         buckets = plan_buckets(packed.lengths, self.heads, dtype)
         spare = round_up(packed.ids.size(0)) - packed.ids.size(0)
-        words = F.embedding(F.pad(packed.ids, [0, spare]), self.words).to(dtype)
-        x = self.embedding_norm(words + F.embedding(F.pad(packed.positions, [0, spare]), self.positions))
+        words = F.embedding(add_rows(packed.ids, spare), self.words).to(dtype)
+        x = self.embedding_norm(words + F.embedding(add_rows(packed.positions, spare), self.positions))
         x = self.embedding_projection(x)
         for layer in self.layers:
             x = layer(x, buckets)

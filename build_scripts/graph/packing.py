@@ -51,13 +51,13 @@ def unpad_input(input_ids: Tensor, attention_mask: Tensor, skipped_position_id: 
     real = attention_mask != 0
     real[:, 0] = True
     lengths = real.sum(1)
-    order = torch.zeros_like(lengths)
+    order = lengths  # of a lone text nobody asks for it
     if input_ids.size(0) > 1:
         lengths, order = lengths.sort(0, descending=True)
         input_ids, attention_mask, real = input_ids[order], attention_mask[order], real[order]
     flat = real.reshape(-1).nonzero().squeeze(1)
     ids = input_ids.reshape(-1)[flat]
-    positions = flat % input_ids.size(1)
+    positions = flat if input_ids.size(0) == 1 else flat % input_ids.size(1)
     if skipped_position_id >= 0:
         # fairseq numbering: a padding token that stands in the text itself has position 0 and pushes nobody back.
         counted = input_ids != skipped_position_id

@@ -199,12 +199,27 @@ def test_the_fallback_computes_padding_up_to_the_longest_text_only(subject, kind
     assert rows_multiplied(subject(kind), [3, 25, 2], width=128) == 3 * 25
 
 
+@pytest.mark.parametrize("kind", PACKED_KINDS)
+def test_a_lone_text_is_not_sorted_padded_or_joined_with_itself(subject, kind):
+    wasted = {"aten::sort", "aten::cat", "aten::pad", "aten::remainder"}
+    assert operators(subject(kind), [16]).isdisjoint(wasted)
+    assert operators(subject(kind), [16, 9]) >= {"aten::sort", "aten::cat"}
+
+
 def rows_multiplied(subject, lengths: list[int], width: int) -> int:
     """The largest number of rows that a linear layer of the file multiplies: counted, not timed."""
     file = subject.exported  # loading packs weights, which is counted otherwise
     with LinearRows() as counter:
         answers(file, *batch(subject, lengths, width))
     return max(counter.rows)
+
+
+def operators(subject, lengths: list[int]) -> set[str]:
+    """The names of all operators that run for a batch."""
+    file = subject.exported
+    with LinearRows() as watcher:
+        answers(file, *batch(subject, lengths, width=128))
+    return watcher.names
 
 
 class LinearRows(TorchDispatchMode):
@@ -219,9 +234,12 @@ class LinearRows(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.rows: list[int] = []
+        self.names: set[str] = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        operand = self.OPERANDS.get(function.name().split(".")[0])
+        name = function.name().split(".")[0]
+        self.names.add(name)
+        operand = self.OPERANDS.get(name)
         if operand is not None:
             self.rows.append(math.prod(args[operand].shape[:-1]))
         return function(*args, **(kwargs or {}))

@@ -123,9 +123,9 @@ def test_other_checkpoints_through_the_real_server(kind, subject, tmp_path):
         expected = oracle.probabilities(texts).numpy()
         assert class_ids == expected.argmax(1).tolist()
         assert np.abs(probabilities - expected).max() <= 1e-4
-        class_ids, probabilities = served(server, cut(PAIRS, [1, 3, len(PAIRS) - 4]))
+        pair_ids, probabilities = served(server, cut(PAIRS, [1, 3, len(PAIRS) - 4]))
         expected = oracle.probabilities(PAIRS).numpy()
-        assert class_ids == expected.argmax(1).tolist()
+        assert pair_ids == expected.argmax(1).tolist()
         assert np.abs(probabilities - expected).max() <= 1e-4
         with triton.InferenceServerClient(server.grpc) as client:
             outputs = [triton.InferRequestedOutput("PROBABILITIES", class_count=1)]
