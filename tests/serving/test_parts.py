@@ -212,6 +212,21 @@ def test_beyond_what_may_be_held_execute_waits_and_the_metric_tells_how_many_are
     assert max(values) == 3
 
 
+def test_execute_waits_for_the_part_that_is_computed_so_that_triton_joins_what_arrives(backend, subject, monkeypatch):
+    ids, mask = batch(subject("bert"), [20] * 2)
+    monkeypatch.setitem(backend.worker.hand_over.__globals__, "LARGE_S", LIMIT_S)
+    first, second = request(ids, mask), request(ids, mask)
+    hand_over(backend, first)  # its first row has begun
+    waiting = threading.Thread(target=backend.execute, args=[[second]])
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    backend.gate.open.set()
+    waiting.join(LIMIT_S)
+    assert not waiting.is_alive()
+    answers(first, second)
+
+
 def test_what_is_held_is_answered_before_the_model_is_unloaded(backend, subject):
     ids, mask = batch(subject("bert"), [20] * 6)
     held = [request(ids, mask) for _ in range(3)]

@@ -146,6 +146,13 @@ def test_parts_are_small_while_short_requests_come_and_large_otherwise(clock):
     assert clock.step().tokens > 2 * small.tokens
 
 
+def test_short_requests_among_themselves_are_one_part_though_a_long_text_with_them_would_not_be(clock):
+    several = [SHORT] * 64  # 32 ms
+    assert sum(map(sum, several)) > 1000 * SPEED * policy.SMALL_S
+    assert clock.schedule.is_one_part(several, clock.now)
+    assert not clock.schedule.is_one_part([*several, LONG], clock.now)
+
+
 def test_the_limit_follows_what_parts_were_measured_to_take(clock):
     clock.schedule.rate = policy.FIRST_RATE
     for _ in range(5):

@@ -103,9 +103,12 @@ class Schedule:
 
     def is_one_part(self, costs: list[list[int]], now: float) -> bool:
         """Whether requests that just came, with so many tokens in their rows, may be computed at once and together."""
-        if any(sum(tokens) <= LINES[0] for tokens in costs):
+        totals = [sum(tokens) for tokens in costs]
+        if min(totals) <= LINES[0]:
             self.last_short = now
-        return sum(map(len, costs)) == 1 or sum(map(sum, costs)) <= self.limit(now)
+        # Short requests among themselves have nobody to overtake.
+        limit = self.rate * LARGE_S if max(totals) <= LINES[0] else self.limit(now)
+        return sum(map(len, costs)) == 1 or sum(totals) <= limit
 
     def take(self, now: float) -> Part:
         """The next part; at least one row."""

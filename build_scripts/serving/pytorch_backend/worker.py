@@ -1,7 +1,8 @@
 """A thread that computes what `execute` handed over, part by part, and answers each request when its rows are done.
 
-`execute` has returned by then: Triton goes on to hand in what arrives, and a short text overtakes a long one's next
-part. A response sender may be used after `execute` in models that are not decoupled too (tried with 2.51).
+`execute` returns when the part that is being computed ends: nothing can overtake that one, and meanwhile Triton joins
+what arrives into one batch, which it then hands in. So a short text overtakes a long one's next part. A response sender
+may be used after `execute` in models that are not decoupled too (tried with 2.51).
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
-from schedule import Entry, Part, Piece, Schedule
+from schedule import LARGE_S, Entry, Part, Piece, Schedule
 
 # Asking Triton whether a caller has gone costs as much as a few tokens, so it is asked before expensive rows only.
 TOKENS_WORTH_ASKING = 256
 
 
+# So long after a part, while more waits, for Triton to hand in what came meanwhile.
+LISTENING_S = 0.001
 # Setting the gauge costs as much, so it is set at most so often; to 0 always.
 GAUGE_INTERVAL_S = 0.005
 
@@ -81,6 +84,7 @@ class Worker:
         self.pause = pause
         self.changed = threading.Condition()
         self.busy = self.ending = False
+        self.handed_over = 0
         self.thread = threading.Thread(target=self.run, name="parts", daemon=True)
         self.thread.start()
 
@@ -93,13 +97,19 @@ class Worker:
             return self.schedule.is_one_part(costs, time.monotonic()) and not self.busy and not self.schedule
 
     def hand_over(self, entries: list[Entry]) -> None:
-        """Returns once there is room for them: until then Triton's own queue grows, and its gauge shows it."""
+        """Returns once there is room for them, and the part that is being computed has ended or takes long.
+
+        Until then Triton's own queue grows, and its gauge shows it. Handed in one by one while a part is computed, on
+        the same cores, 16 clients with short texts got 0.6 of the requests/s.
+        """
         with self.changed:
             self.changed.wait_for(lambda: self.schedule.has_room_for(entries))
             for entry in entries:
                 self.schedule.add(entry, time.monotonic())
+            self.handed_over += 1
             self.gauge.show(self.schedule.requests)
             self.changed.notify_all()
+            self.changed.wait_for(lambda: not self.busy, LARGE_S)
 
     def finish(self) -> None:
         """Compute what is held, and end."""
@@ -112,7 +122,6 @@ class Worker:
         torch.set_num_threads(torch.get_num_threads())  # OpenMP keeps the number a thread, and this one is new
         while True:
             with self.changed:
-                self.busy = False
                 self.changed.wait_for(lambda: self.schedule or self.ending)
                 if not self.schedule:
                     return
@@ -125,8 +134,17 @@ class Worker:
             seconds = time.monotonic() - began
             with self.changed:
                 self.schedule.done(part, seconds)
+                self.busy = False
+                self.changed.notify_all()
                 waiting = bool(self.schedule)
+                if waiting:
+                    self.listen()
             self.pause(seconds, 0 if waiting else answered)
+
+    def listen(self) -> None:
+        """A moment in which `execute`, which waited for the part, hands in what came meanwhile."""
+        heard = self.handed_over
+        self.changed.wait_for(lambda: self.handed_over > heard, LISTENING_S)
 
     def work(self, part: Part) -> int:
         """Compute a part and answer whose last rows it held; returns how many requests that were."""
