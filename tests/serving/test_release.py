@@ -105,7 +105,8 @@ def test_what_is_live_already_is_left_alone(server, releases, port, capsys):
     before = {process.pid for process in server.family()}
     release(releases["chinese"].options, port)
     assert "live already, nothing to do" in capsys.readouterr().out
-    assert {process.pid for process in server.family()} == before
+    # None is new. Some may be gone: a process that an earlier release replaced ends in its own time.
+    assert {process.pid for process in server.family()} <= before
 
 
 def test_status_tells_the_server_from_the_disk(server, releases, port, repository):
