@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import psutil
 import pytest
 
 from build_scripts import machine
 from build_scripts.serving.environment import tuning
+from build_scripts.settings import PROJECT
 
 
 def layout(tmp_path, own: str, files: dict[str, str]):
@@ -63,6 +66,17 @@ def test_a_pod_with_a_quota_on_a_big_node_starts_a_thread_for_each_of_its_cpus_1
 def test_the_users_own_number_of_threads_wins(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert "OMP_NUM_THREADS" not in tuning()
+
+
+@pytest.mark.parametrize(("own", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_threads_that_wait_for_each_other_leave_the_cores_to_others_soon_unless_the_user_says_otherwise(own, spins):
+    """Said before torch is there: its OpenMP reads the variable when it is loaded."""
+    command = "import sys, os, build_scripts.settings; print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
+    others = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    run = subprocess.run(
+        [sys.executable, "-c", command], env={**others, **own}, cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == [spins, "False"]
 
 
 @pytest.mark.parametrize(

@@ -34,13 +34,10 @@ def passed_on() -> dict[str, str]:
 def tuning() -> dict[str, str]:
     """Environment that was chosen by measurement; what the user has set wins.
 
-    GOMP_SPINCOUNT: the classifier's threads spin while they wait for each other and take the cores from everybody else.
-    On 2 cores with short texts, requests/s at concurrency 1, 4 and 16 were 193, 320, 550 with a limit of 400; 268, 383,
-    585 with 1000; 262, 371, 551 with 3000; without a limit 85, 128, 413, and on a busy machine a tenth of that.
-    Two classifiers with one thread each gave 190, 422, 640: more when busy, and 1.4 times the latency alone.
     OMP_WAIT_POLICY: the embedded backend computes on two threads, in turns, and each brings OpenMP threads of its own.
-    Once there are more than cores, libgomp spins 100 times instead, but with this policy up to 1000 times. A lone
-    client, after traffic that was computed in parts, got 0.60 of the requests/s without it and 0.92 with it.
+    Once there are more than cores, libgomp spins 100 times only, but with this policy up to 1000 times, if
+    GOMP_SPINCOUNT allows it (see build_scripts/__init__.py). A lone client, after traffic that was computed in parts,
+    got 0.60 of the requests/s without it and 0.92 with it.
     TOKENIZERS_PARALLELISM: a text takes 15 us, less than handing it to another thread would cost.
     OMP_NUM_THREADS: torch, in both backends, takes as many threads, and would count the host's cores in a container. No
     more than MOST_THREADS: a short text's products would be split into pieces that are done before their threads have
@@ -48,7 +45,6 @@ def tuning() -> dict[str, str]:
     """
     chosen = {
         "OMP_NUM_THREADS": str(min(cores(), MOST_THREADS)),
-        "GOMP_SPINCOUNT": "1000",
         "OMP_WAIT_POLICY": "active",
         "TOKENIZERS_PARALLELISM": "false",
     }
