@@ -7,12 +7,13 @@ Each option can also be given as an environment variable with the prefix TRITON_
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from build_scripts.lines import read_lines
 from build_scripts.settings import (
     PACKAGE,
     PRECISIONS,
@@ -169,7 +170,7 @@ def classify(
     if text is not None and file is None:
         texts = [text if pair is None else (text, pair)]
     elif file is not None and text is None and pair is None:
-        texts = map(pair_or_text, read_lines(file))
+        texts = map(pair_or_text, read_lines("FILE", file))
     else:
         raise ServingError('expected either TEXT="…", with or without PAIR="…", or FILE=path (- for standard input)')
     url = Address(host, grpc_port=grpc_port).grpc_url
@@ -187,18 +188,6 @@ def pair_or_text(line: str) -> Text:
     """A tab separates the two texts of a pair."""
     first, tab, second = line.partition("\t")
     return (first, second) if tab else line
-
-
-def read_lines(file: str) -> Iterator[str]:
-    """Lines of a UTF-8 file or of standard input, as they come. LF or CR LF ends a line; a lone CR is text."""
-    try:
-        source = sys.stdin.fileno() if file == "-" else file
-        with open(source, encoding="utf-8", newline="\n", closefd=file != "-") as lines:
-            yield from (line.removesuffix("\n").removesuffix("\r") for line in lines)
-    except OSError as error:
-        raise ServingError(f"FILE={file}: {error.strerror}; expected a text file, one text a line") from error
-    except UnicodeDecodeError as error:
-        raise ServingError(f"FILE={file} is not UTF-8 (byte {error.start}); convert it first") from error
 
 
 @app.command(epilog="Example: python -m build_scripts health --http-port 9000")
@@ -293,7 +282,7 @@ def tune(
     from build_scripts.benchmarks.corpus import corpus
     from build_scripts.benchmarks.tune import tune as find
 
-    texts = corpus() if file is None else [line for line in read_lines(file) if line.strip()]
+    texts = corpus() if file is None else [line for line in read_lines("FILE", file) if line.strip()]
     if not texts:
         raise ServingError(f"FILE={file} holds no text; expected one a line")
     print(f"\nwritten: {find(model_repository.absolute(), texts, aim, p99_ms, seconds)}")

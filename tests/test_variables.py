@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 import pytest
 import typer
 
-from build_scripts.__main__ import app, read_lines
+from build_scripts.__main__ import app
 from build_scripts.benchmarks import soak
 from build_scripts.benchmarks.subprocesses import running
+from build_scripts.build.parity import calibration_texts
+from build_scripts.lines import read_lines
 from build_scripts.settings import PROJECT, VARIABLE_PREFIX
 
 MAKEFILE = (PROJECT / "Makefile").read_text(encoding="utf-8")
@@ -135,13 +137,14 @@ class StubBuilt:
         self.manifest = {"max_length": max_length}
 
 
-def test_a_file_and_standard_input_have_the_same_lines(tmp_path):
+def test_every_file_of_texts_and_standard_input_have_the_same_lines(tmp_path):
     content = "LF\nCR LF\r\nlone\rCR\n\nform\ffeed\u2028\x85\ntwo\r\r\nlast"
     expected = ["LF", "CR LF", "lone\rCR", "", "form\ffeed\u2028\x85", "two\r", "last"]
     path = tmp_path / "texts.txt"
     path.write_bytes(content.encode())
-    assert list(read_lines(str(path))) == expected
-    code = "from build_scripts.__main__ import read_lines; print(list(read_lines('-')))"
+    assert list(read_lines("FILE", str(path))) == expected
+    assert calibration_texts(path)[: len(expected) - 1] == [line for line in expected if line]
+    code = "from build_scripts.lines import read_lines; print(list(read_lines('FILE', '-')))"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=PROJECT, input=content.encode(), capture_output=True, timeout=60)
     assert (done.returncode, done.stdout.decode().strip()) == (0, str(expected)), done.stderr

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from build_scripts.build.checkpoint import Checkpoint, Text
+from build_scripts.lines import read_lines
 from build_scripts.settings import CALIBRATION, LONGEST_MAX_LENGTH, ServingError
 
 # Two classes whose probabilities differ by less are a near tie: any rounding may decide it.
@@ -64,11 +65,7 @@ def calibration_texts(file: Path | None = None) -> list[str]:
 
     Raises ServingError if the file holds none.
     """
-    try:
-        lines = (file or CALIBRATION).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ServingError(f"CALIBRATION={file} is not UTF-8 (byte {error.start}); convert it first") from error
-    texts = [line for line in lines if line.strip()]
+    texts = [line for line in read_lines("CALIBRATION", file or CALIBRATION) if line.strip()]
     if not texts:
         raise ServingError(f"CALIBRATION={file} holds no text; expected texts, one a line")
     return texts + HOSTILE_TEXTS

@@ -16,7 +16,7 @@ from build_scripts.machine import cpu_precisions, has_gpu
 from build_scripts.settings import CALIBRATION, OURS, SOURCE_REPOSITORY, BuildOptions, ServingError
 
 # Changing one of these changes what a build writes, or could.
-INGREDIENTS = (OURS / "graph", OURS / "build", OURS / "settings.py", OURS / "machine.py")
+INGREDIENTS = (OURS / "graph", OURS / "build", *(OURS / name for name in ("settings.py", "machine.py", "lines.py")))
 INGREDIENT_PACKAGES = ("torch", "transformers", "tokenizers")
 
 

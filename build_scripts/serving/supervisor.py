@@ -43,6 +43,18 @@ MAX_FAILURES, MAX_FAILED_STARTS = 12, 4
 REASON_S = 1.0
 # How the message begins that a server is loaded, answers, and is warm.
 READY = "ready: a real inference answered on "
+EXAMPLE = json.dumps(
+    {
+        "inputs": [
+            {
+                "name": "TEXT",
+                "shape": [1, 1],
+                "datatype": "BYTES",
+                "data": ["Midfielder scores twice as champions win away"],
+            }
+        ]
+    }
+)
 
 
 def serve(installation: Installation, repository: Path, address: Address, directory: Path, drain_s: float) -> int:
@@ -240,8 +252,8 @@ def start_message(installation: Installation, repository: Path, address: Address
         f"  HTTP       {address.http_url}/v2/models/{ENSEMBLE}",
         f"  gRPC       {address.grpc_url}",
         f"  metrics    http://{address.metrics_address}/metrics",
-        f"  try        curl -s {address.http_url.removeprefix('http://')}/v2/models/{ENSEMBLE}/generate "
-        """-d '{"TEXT": "Midfielder scores twice as champions win away"}'""",
+        # Not `generate`, which answers 400 where this answers 503: whoever builds on the example may retry.
+        f"  try        curl -s {address.http_url.removeprefix('http://')}/v2/models/{ENSEMBLE}/infer -d '{EXAMPLE}'",
         "",
     ]
     if manifest["precision"] not in cpu_precisions() and not has_gpu():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,13 @@ def test_the_start_message_names_what_is_served_and_where(monkeypatch):
         "HTTP       http://127.0.0.1:9000/v2/models/text_classifier",
         "gRPC       127.0.0.1:9001",
         "metrics    http://127.0.0.1:9002/metrics",
-        "curl -s 127.0.0.1:9000/v2/models/text_classifier/generate",
     ):
         assert line in said
+
+
+def test_the_command_to_try_is_the_one_whose_errors_may_be_retried(monkeypatch):
+    """`infer` says 503 under overload, `generate` 400. (That a server answers it: see the examples of the docs.)"""
+    (line,) = [line for line in message(monkeypatch, ["fp32"]).splitlines() if line.startswith("  try ")]
+    curl, silent, url, data, body = shlex.split(line.removeprefix("  try "))
+    assert (curl, silent, url, data) == ("curl", "-s", "127.0.0.1:9000/v2/models/text_classifier/infer", "-d")
+    assert json.loads(body)["inputs"][0]["name"] == "TEXT"
