@@ -25,7 +25,7 @@ from build_scripts.benchmarks.overload import Overload, overload, resident
 from build_scripts.benchmarks.overload import report as overload_report
 from build_scripts.benchmarks.subprocesses import free_ports, running, wait_until
 from build_scripts.benchmarks.traffic import CLIENTS, Findings, Traffic, clients, make_traffic
-from build_scripts.benchmarks.under_attack import RECOVERY_LIMIT_S, Attacked, attack_all, attack_report
+from build_scripts.benchmarks.under_attack import RECOVERY_LIMIT_S, Attacked, attack_all, attack_report, is_back
 from build_scripts.build.pipeline import build
 from build_scripts.serving.health import probe
 from build_scripts.serving.installation import find_installation
@@ -63,7 +63,9 @@ def soak(model: str, max_length: int | None, duration_s: float) -> bool:
     print(f"written to {directory / 'report.md'}; the server's log is {log}")
     unanswered = course.flood.flood.unanswered + course.flood.others
     bad = sum(course.findings.counts[what] for what in ("wrong", "hung", "failed"))
-    return not unanswered and not bad and all(attacked.survived for attacked in course.attacked)
+    return (
+        not unanswered and not bad and all(attacked.survived for attacked in course.attacked) and memory_is_back(course)
+    )
 
 
 @dataclass
@@ -93,7 +95,13 @@ def drive(supervisor: int, address: Address, traffic: Traffic, duration_s: float
         stack.enter_context(clients(address, traffic, findings))
         rest = 1 - CALM_SHARE - ATTACK_SHARE - FLOOD_SHARE
         storm(supervisor, address, findings, rest * duration_s, progress)
+        memory["end"] = resident(supervisor)
     return Course(findings, memory, attacked, flood)
+
+
+def memory_is_back(course: Course) -> bool:
+    """At the end, compared with early in the calm phase, if that sent enough to compare with."""
+    return "early" not in course.memory or is_back(course.memory["early"], course.memory["end"])
 
 
 def calm(supervisor: int, findings: Findings, seconds: float, progress: tqdm) -> dict[str, float]:
@@ -174,11 +182,15 @@ def report(course: Course, duration_s: float) -> str:
         lines += [
             "",
             f"Resident memory of the server: {memory['early']:.0f} MiB after {WARM_REQUESTS} requests, "
-            f"{memory['late']:.0f} MiB after {memory['requests']:.0f} ({growth:+.1%}).",
+            f"{memory['late']:.0f} MiB after {memory['requests']:.0f} ({growth:+.1%}), "
+            f"{memory['end']:.0f} MiB at the end.",
         ]
     lines += ["", "## Attacks", "", *attack_report(course.attacked)]
     lines += ["", "## Flood", "", *overload_report(course.flood)]
-    lines += ["", *(f"- {example}" for example in findings.examples)]
+    if findings.examples:
+        lines += ["", "## Findings, by kind", ""]
+        by_count = sorted(findings.examples.items(), key=lambda one: -one[1][0])
+        lines += [f"- {count} times {kind}; the first: {example}" for kind, (count, example) in by_count]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -24,22 +25,26 @@ class Findings:
     """What happened; shared by all threads, changed under the lock.
 
     counts: requests by what they were worth, and the texts that were answered.
+    examples: how often what was not as it should be was seen, by its kind, each with one in full.
     window_until: requests may fail until then, in monotonic seconds, because a process was killed or stopped.
     """
 
     counts: Counter = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
+    examples: dict[str, tuple[int, str]] = field(default_factory=dict)
     recoveries: list[tuple[str, float]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     window_until: float = 0.0
 
-    def note(self, what: str, example: str = "", texts: int = 0) -> None:
+    def note(self, what: str, example: str = "", texts: int = 0, kind: str = "") -> None:
+        """example: in full. kind: what it has in common with others, by default all of it."""
         with self.lock:
             self.counts["sent"] += 1
             self.counts[what] += 1
             self.counts["texts"] += texts
-            if example and len(self.examples) < 20:
-                self.examples.append(f"{what}: {example}")
+            if example:
+                key = f"{what}: {kind or example}"
+                count, first = self.examples.get(key, (0, example))
+                self.examples[key] = (count + 1, first)
 
 
 @dataclass(frozen=True)
@@ -156,11 +161,17 @@ def send(connection: http.client.HTTPConnection, path: str, body: bytes, headers
 def judge(
     findings: Findings, name: str, path: str, status: int, body: str, right: bool, good: str, texts: int = 0
 ) -> None:
-    """`generate` says 400 where `infer` says 500 or 503 (Triton 2.51), so there a 400 may be the server's fault too."""
+    """`generate` says 400 where `infer` says 500 or 503 (Triton 2.51), so there a 400 may be the server's fault too.
+
+    Findings of a kind have endpoint, status and words in common, but for the numbers in them; hostile ones, their name.
+    """
     servers = status >= 500 or (path == GENERATE and status == 400)
     if right:
         findings.note(good, texts=texts)
     elif servers and time.monotonic() < findings.window_until:
         findings.note("lost in a recovery")
     else:
-        findings.note("failed" if servers else "wrong", f"{name}: {status} {body[:200]}")
+        subject = "a valid request" if texts else name
+        said = re.sub(r"[\d.]+", "#", body[:80]) if status != 200 else ""
+        example = f"{name}: {status} {body[:200]}"
+        findings.note("failed" if servers else "wrong", example, kind=f"{subject}, {path}, {status} {said}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import psutil
 
 from build_scripts.serving.local_http import open_url
 from build_scripts.serving.triton import TritonProcess
-from build_scripts.settings import ENSEMBLE
+from build_scripts.settings import CLASSIFIER, ENSEMBLE
 
 
 class Worker(NamedTuple):
@@ -24,6 +25,9 @@ class Worker(NamedTuple):
 
 # How lines of Triton's log tell why a model does not load.
 REASONS = ("failed to load '", "Failed to initialize Python stub")
+
+# Some are held by the Python-based backend, out of Triton's queue.
+WAITING = re.compile(r"^(?:nv_inference_pending_request_count|text_classifier_held_requests)(?:{.*})? ([\d.e+]+)", re.M)
 
 CpuSeconds = dict[Worker, float]
 
@@ -70,6 +74,38 @@ def success_count(url: str) -> int:
         return sum(int(model["inference_stats"]["success"]["count"]) for model in models)
     except (OSError, http.client.HTTPException, ValueError, KeyError):
         return -1
+
+
+class Executions(NamedTuple):
+    """What the classifiers have computed since the start. seconds_a_text: of the batches' time."""
+
+    batches: int
+    seconds_a_text: float
+
+
+def executions(url: str) -> Executions | None:
+    """None if the server does not say. During a release there are two classifiers."""
+    try:
+        with open_url(f"{url}/v2/models/stats", timeout_s=0.5) as response:
+            models = [one for one in json.load(response)["model_stats"] if one["name"].startswith(CLASSIFIER)]
+        batches = sum(int(one["execution_count"]) for one in models)
+        texts = sum(int(one["inference_count"]) for one in models)
+        # For each size, of its batches: an inference's own time is counted once for each request of its batch.
+        sizes = [size["compute_infer"] for one in models for size in one["batch_stats"]]
+        seconds = sum(int(size["ns"]) for size in sizes) / 1e9
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        return None
+    return Executions(batches, seconds / max(texts, 1))
+
+
+def waiting_requests(metrics_address: str) -> int | None:
+    """How many wait, at the ensemble and at each of its models; None if the server does not say."""
+    try:
+        with open_url(f"http://{metrics_address}/metrics", timeout_s=0.2) as response:
+            found = WAITING.findall(response.read(1 << 20).decode("utf-8", "replace"))
+    except (OSError, http.client.HTTPException):
+        return None
+    return sum(map(int, map(float, found))) if found else None
 
 
 def last_error(log: Path) -> str:

@@ -125,7 +125,7 @@ class Supervisor:
         first = True
         while not self.stop.is_set():
             failed_at = time.monotonic()
-            with self.started() as server, MemoryWatch(server) as memory:
+            with self.started() as server, MemoryWatch(server, self.address.metrics_address) as memory:
                 failure = self.wait_until_ready(server)
                 ready_at = time.monotonic() if failure is None else None
                 if failure is None and not self.stop.is_set():

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from build_scripts.serving import health
-from build_scripts.serving.monitor import CpuSeconds, broken_process, cpu_seconds, success_count
+from build_scripts.serving.monitor import CpuSeconds, Executions, broken_process, cpu_seconds, executions, success_count
 from build_scripts.serving.run_state import beat
 from build_scripts.serving.triton import TritonProcess
 from build_scripts.settings import CLASSIFIER, Address
@@ -23,6 +23,10 @@ from build_scripts.settings import CLASSIFIER, Address
 PROBE_EVERY_S, PROBE_TIMEOUT_S = 0.4, 1.0
 # A model that computes is left alone even if nothing was answered for this long: a full batch of long texts.
 BUSY_LIMIT_S = 60.0
+# In NVIDIA's backend tritonserver itself computes, and what else it does, such as to refuse, looks the same. So what
+# counts there is what the classifier finishes, and how long a full batch may take: of texts that each take this many
+# times as long as they did on average, as one of 512 tokens after headlines.
+FULL_BATCH, LONG_TEXT = 64, 40.0
 # What tritonserver does beside its models, such as to unpack a body, takes seconds at most.
 FRONTEND_LIMIT_S = 10.0
 # Below this share of one core over a failed probe, a process does nothing.
@@ -39,6 +43,8 @@ class Watch:
         self.stop = stop
         self.successes = -1
         self.last_success = time.monotonic()
+        self.executions: Executions | None = None
+        self.last_execution = time.monotonic()
 
     def run(self, limit_s: float = float("inf")) -> str | None:
         """Returns why the server must be replaced, or None when it is asked to stop or the time is over."""
@@ -99,12 +105,25 @@ class Watch:
         # A process that ended meanwhile, as at the end of a release, must not make the others look idle.
         worked = {who for who, seconds in after.items() if seconds - before.get(who, 0.0) >= IDLE_SHARE * period_s}
         classifiers = {who for who in after if who.model.startswith(CLASSIFIER)}  # a release loads a second one
-        models = {who for who in after if who.model} if classifiers else set(after)  # else tritonserver runs it
-        if overloaded and classifiers:
-            worked &= classifiers
+        models = {who for who in after if who.model}
+        if overloaded:
+            worked -= models - classifiers
         if worked & models:
             return BUSY_LIMIT_S
-        return FRONTEND_LIMIT_S if worked else PROBE_TIMEOUT_S
+        if worked and not classifiers:
+            return self.patience_inside()
+        return FRONTEND_LIMIT_S if worked and not overloaded else PROBE_TIMEOUT_S
+
+    def patience_inside(self) -> float:
+        """The same where tritonserver runs the classifier, and has worked at this or at something else."""
+        found, now = executions(self.url), time.monotonic()
+        if found and (self.executions is None or found.batches != self.executions.batches):
+            self.last_execution = now
+        self.executions = found or self.executions
+        if self.executions is None:
+            return BUSY_LIMIT_S
+        batch = min(max(FULL_BATCH * LONG_TEXT * self.executions.seconds_a_text, FRONTEND_LIMIT_S), BUSY_LIMIT_S)
+        return BUSY_LIMIT_S if now - self.last_execution <= batch else batch
 
 
 def interruptible(stop: threading.Event, function: Callable, *arguments: Any) -> Any:

@@ -9,8 +9,12 @@ import pytest
 
 from build_scripts.benchmarks.attacks import ATTACKS, Attack, answers, infer_body, request
 from build_scripts.benchmarks.hostile import GENERATE, INFER
+from build_scripts.benchmarks.http_load import Answers
+from build_scripts.benchmarks.overload import Overload
+from build_scripts.benchmarks.soak import Course, report
 from build_scripts.benchmarks.traffic import Findings, class_ids, judge
 from build_scripts.benchmarks.under_attack import RECOVERY_LIMIT_S, Attacked
+from build_scripts.serving.memory import GROWTH_BYTES
 
 
 @pytest.mark.parametrize(
@@ -62,6 +66,7 @@ def test_a_request_says_how_long_it_is():
     assert json.loads(body)["inputs"][0]["data"] == ["é"]
 
 
+NOBODY = Answers(1.0, {}, 0)
 CALM, DEADLY = Attack("calm", Counter), Attack("deadly", Counter, may_restart=True)
 
 
@@ -80,6 +85,30 @@ CALM, DEADLY = Attack("calm", Counter), Attack("deadly", Counter, may_restart=Tr
 )
 def test_who_survived_an_attack(attack, outcomes, seconds, restarted, survived):
     assert Attacked(attack, Counter(outcomes), seconds, (500.0, 500.0), restarted).survived == survived
+
+
+@pytest.mark.parametrize("attack", [CALM, DEADLY])
+def test_an_attack_whose_memory_stays_is_not_survived(attack):
+    kept = GROWTH_BYTES / 2**20 + 1
+    assert Attacked(attack, Counter(), 0.1, (500.0, 500.0 + kept - 2), False).survived
+    assert not Attacked(attack, Counter(), 0.1, (500.0, 500.0 + kept), False).survived
+
+
+def test_every_kind_of_finding_is_listed_with_how_often_it_was_seen():
+    findings = Findings()
+    for turn in range(60):
+        judge(
+            findings, f"text {turn}", INFER, 503, f"overload: {turn} requests wait", False, "valid, answered", texts=1
+        )
+    judge(findings, "a bad id", INFER, 404, "no such model", False, "hostile, refused")
+    judge(findings, "a text", INFER, 200, '{"outputs": []}', False, "valid, answered", texts=1)
+    assert sorted((kind.split(":")[0], count) for kind, (count, _) in findings.examples.items()) == [
+        ("failed", 60), ("wrong", 1), ("wrong", 1),
+    ]  # fmt: skip
+    course = Course(findings, {"requests": 62}, [], Overload(NOBODY, NOBODY, 1.0, NOBODY, (1.0, 1.0)))
+    listed = report(course, 30.0)
+    for words in ("60 times failed: a valid request", "1 times wrong: a bad id", "text 0: 503 overload: 0 requests"):
+        assert words in listed
 
 
 def test_only_attacks_that_exhaust_the_server_excuse_its_end():

@@ -86,7 +86,7 @@ def test_inference_that_fails_while_nothing_computes_hangs(frontend, idle, statu
 def test_what_a_classifier_has_computed_before_does_not_count(frontend, with_stubs, tmp_path):
     done = tmp_path / "done"
     server = with_stubs(classifier=f"i=0; while [ $i -lt 1000000 ]; do i=$((i+1)); done; touch '{done}'; sleep 60\n")
-    wait_for(done.exists, GIVEN_UP_WITHIN_S, "still computing")
+    wait_for(done.exists, 60.0, "still computing")
     found = failure(server, frontend(None).server_port)
     assert found.startswith("inference hangs: nothing was answered for ")
 
@@ -132,6 +132,33 @@ def test_a_tokenizer_that_computes_is_left_alone(frontend, with_stubs, monkeypat
 def test_a_tokenizer_that_is_busy_with_refusals_does_not_hide_an_idle_classifier(frontend, with_stubs):
     found = failure(with_stubs(tokenizer=COMPUTES, classifier=SLEEPS), frontend(503).server_port)
     assert "HTTP 503: overload" in found
+
+
+@pytest.fixture
+def inside(with_stubs, monkeypatch) -> TritonProcess:
+    """NVIDIA's backend: tritonserver runs the classifier, and here it works, at that or at refusals."""
+    monkeypatch.setattr(monitor, "model_of", lambda stub: "tokenizer" if "tokenizer" in stub.cmdline()[-1] else "")
+    return with_stubs(tokenizer=COMPUTES, other=COMPUTES)
+
+
+@pytest.mark.parametrize("status", [503, None], ids=["overloaded", "no answer"])
+def test_a_classifier_inside_tritonserver_that_finishes_nothing_hangs(frontend, inside, monkeypatch, status):
+    """However much tritonserver computes meanwhile. While it refuses nobody, a tokenizer that computes counts, too."""
+    monkeypatch.setattr(watch, "FRONTEND_LIMIT_S", 1.5)
+    monkeypatch.setattr(watch, "BUSY_LIMIT_S", 60.0 if status else 1.5)
+    assert failure(inside, frontend(status).server_port).startswith("inference hangs")
+
+
+@pytest.mark.parametrize(
+    ("computes", "seconds"), [(True, 0.001), (False, 0.1)], ids=["finishes batches", "a full batch takes long"]
+)
+def test_a_classifier_inside_tritonserver_that_may_compute_is_left_alone(
+    frontend, inside, monkeypatch, computes, seconds
+):
+    monkeypatch.setattr(watch, "FRONTEND_LIMIT_S", 0.8)
+    front = frontend(503)
+    front.computes, front.seconds = computes, seconds
+    assert left_alone(inside, front, for_seconds(LEFT_ALONE_S))
 
 
 @pytest.mark.parametrize(("limit_s", "hangs"), [(0.0, True), (60.0, False)])

@@ -15,11 +15,13 @@ class Frontend(ThreadingHTTPServer):
     """statuses: of the answers to inferences in turn, the last one for ever; None is no answer.
 
     successes: what the statistics count, unless `busy`: then another is answered whenever it is asked.
+    executions: the classifier's batches, of one text and `seconds` each, or one more at each look: `computes`.
     """
 
     def __init__(self, *statuses: int | None):
         self.statuses = list(statuses)
         self.asked, self.successes, self.busy = 0, 5, False
+        self.executions, self.seconds, self.computes = 5, 0.001, False
         self.closing = threading.Event()
         super().__init__(("127.0.0.1", 0), Handler)
 
@@ -33,7 +35,16 @@ class Handler(BaseHTTPRequestHandler):
     server: Frontend
 
     def do_GET(self):
-        self.reply(200, {"model_stats": [{"inference_stats": {"success": {"count": self.server.successes}}}]})
+        ensemble = {"name": "text_classifier", "inference_stats": {"success": {"count": self.server.successes}}}
+        if self.path != "/v2/models/stats":
+            self.reply(200, {"model_stats": [ensemble]})
+            return
+        front = self.server
+        front.executions += front.computes
+        times = {"count": front.executions, "ns": int(front.executions * front.seconds * 1e9)}
+        counts = {"execution_count": front.executions, "inference_count": front.executions}
+        classifier = {"name": "classifier", **counts, "batch_stats": [{"batch_size": 1, "compute_infer": times}]}
+        self.reply(200, {"model_stats": [ensemble, classifier, {"name": "tokenizer", **counts, "batch_stats": []}]})
 
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
