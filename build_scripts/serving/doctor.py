@@ -25,7 +25,8 @@ from pathlib import Path
 
 from build_scripts import machine
 from build_scripts.build import releases
-from build_scripts.settings import SOURCE_REPOSITORY, Address
+from build_scripts.serving.run_state import read_state
+from build_scripts.settings import SOURCE_REPOSITORY, Address, ServingError
 
 # A file of torch 2.13 was read and run by these; 1.13 refuses it: it knows neither of the operators.
 TORCH_READS, TORCH_READ_BY = (2, 1), "2.1.2, 2.5.1 and 2.13"
@@ -163,14 +164,20 @@ def cores() -> Finding:
 
 
 def ports(address: Address) -> Iterator[Finding]:
+    pid, held = 0, set[int]()
+    with contextlib.suppress(ServingError):  # nobody serves there, or another user does
+        running = read_state(address.http_port)
+        pid, held = running.pid, running.ports
     for name, port in address.ports.items():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((address.host, port))
             except OSError as error:
-                advice = f"if that is not the service itself, choose another with {name}=…"
-                yield Finding("port", f"{address.host}:{port} ({error.strerror})", advice)
+                if port in held:
+                    yield Finding("port", f"{address.host}:{port} is the running server's own, process {pid}")
+                else:
+                    yield Finding("port", f"{address.host}:{port} ({error.strerror})", f"choose another with {name}=…")
             else:
                 yield Finding("port", f"{address.host}:{port} is free for {name}")
 

@@ -41,6 +41,13 @@ class RunState:
     control_key: str
     draining: bool = False
     embedded: bool = False
+    metrics_address: str = ""
+
+    @property
+    def ports(self) -> set[int]:
+        """All that the server listens on."""
+        places = (self.http_url, self.grpc_url, self.metrics_address)
+        return {int(port) for place in places if (port := place.rpartition(":")[2]).isdecimal()}
 
 
 def run_directory(http_port: int) -> Path:

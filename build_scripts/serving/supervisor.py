@@ -111,6 +111,7 @@ class Supervisor:
             control_key=self.control_key,
             draining=self.draining,
             embedded=self.installation.embedded,
+            metrics_address=self.address.metrics_address,
         )
 
     def note_state(self) -> None:

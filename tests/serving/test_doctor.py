@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from build_scripts.benchmarks.subprocesses import free_ports
 from build_scripts.build.package import package
 from build_scripts.serving import doctor
 from build_scripts.settings import PROJECT, Address
+from tests.support.servers import running
 
 
 @pytest.fixture
@@ -112,3 +114,17 @@ def test_a_port_that_is_taken(models, address):
         taken.bind(("127.0.0.1", address.http_port))
         taken.listen()
         assert "HTTP_PORT=" in advised(models, address)["port"]
+
+
+@pytest.mark.server
+def test_the_ports_of_the_running_server_are_well_and_nobody_elses(models, tmp_path):
+    """Of the one on that HTTP port: another server's would be in the way of this one."""
+    with running(models, tmp_path / "output.txt") as server:
+        (port,) = free_ports(1)
+        assert advised(models, server.address) == {}
+        lines = [str(finding) for finding in doctor.examine(models, server.address) if finding.name == "port"]
+        assert len(lines) == 3
+        assert all("is the running server's own, process " in line for line in lines), lines
+        beside = replace(server.address, http_port=port)
+        taken = [str(finding) for finding in doctor.examine(models, beside) if finding.advice]
+        assert [line.rpartition("choose another with ")[2] for line in taken] == ["GRPC_PORT=…", "METRICS_PORT=…"]
