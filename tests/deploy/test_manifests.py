@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -90,6 +91,17 @@ def test_a_typo_is_caught(kind):
     (line,) = validate([document], need_definitions() if kind in CUSTOM else "")
     assert line.startswith(f"wrong {kind}")
     assert key in line
+
+
+@pytest.mark.parametrize("file", sorted(KUBERNETES.rglob("kustomization.yaml")), ids=lambda file: file.parent.name)
+def test_a_typo_in_a_kustomization_is_caught(file, tmp_path):
+    copied = shutil.copytree(KUBERNETES, tmp_path / "kubernetes") / file.relative_to(KUBERNETES)
+    text = copied.read_text(encoding="utf-8")
+    key = re.search(r"(?m)^(resources|patches):", text)[1]
+    copied.write_text(text.replace(f"{key}:", f"{key}s:", 1), encoding="utf-8")
+    kubectl, root = tool("kubernetes", "kubectl"), tmp_path / "kubernetes"
+    said = [run(kubectl, "kustomize", root / whole, check=False).stderr for whole in WHOLES]
+    assert any("unknown field" in stderr and f"{key}s" in stderr for stderr in said), said
 
 
 @pytest.mark.parametrize("whole", WHOLES[:3])
