@@ -19,7 +19,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from build_scripts.benchmarks import corpus, report, subprocesses
+from build_scripts.benchmarks import corpus, report, starting, subprocesses
 from build_scripts.benchmarks.corpus import Workload
 from build_scripts.benchmarks.perf_analyzer import WINDOWS, Level, measure
 from build_scripts.build.pipeline import build
@@ -39,7 +39,7 @@ ROUNDS_A_WINDOW = 3
 def perf(options: BuildOptions, address: Address, seconds: float) -> Path:
     """Sweep every workload over every level, `seconds` each; returns the report. Raises ServingError."""
     subprocesses.end_on_sigterm()
-    with server(options, address) as found:
+    with server(options, address) as (found, starts):
         state = read_state(found.http_port)
         release = served_release(state)
         manifest = read_manifest(release)
@@ -55,7 +55,7 @@ def perf(options: BuildOptions, address: Address, seconds: float) -> Path:
                     level = measure(found, workload.texts, concurrency, max(seconds, needed))
                     levels[workload.name].append(level)
                     progress.update()
-        return write(found, state, manifest, workloads, levels, seconds)
+        return write(found, starts, state, manifest, workloads, levels, seconds)
 
 
 def served_release(state: RunState) -> Path:
@@ -67,8 +67,11 @@ def served_release(state: RunState) -> Path:
 
 
 @contextlib.contextmanager
-def server(options: BuildOptions, address: Address) -> Iterator[Address]:
-    """Where to find the server that runs on `address`, or one that is started now and stopped afterwards."""
+def server(options: BuildOptions, address: Address) -> Iterator[tuple[Address, str]]:
+    """Where to find the server that runs on `address`, or one that is started now and stopped afterwards.
+
+    And how long it takes to start, in words.
+    """
     if health.probe(address.http_url, 5.0).well:
         state = read_state(address.http_port)
         served = read_manifest(served_release(state))["checkpoint"]
@@ -78,7 +81,7 @@ def server(options: BuildOptions, address: Address) -> Iterator[Address]:
                 "stop it, or name a free HTTP_PORT"
             )
         print(f"measuring the server that runs on {address.http_url}", file=sys.stderr)
-        yield replace(address, grpc_port=int(state.grpc_url.rpartition(":")[2]))
+        yield replace(address, grpc_port=int(state.grpc_url.rpartition(":")[2])), "not measured, the server ran already"
         return
     # Built here, so that the supervisor that is measured below never had to load torch.
     build(options)
@@ -97,12 +100,13 @@ def server(options: BuildOptions, address: Address) -> Iterator[Address]:
     arguments = [str(part) for option, value in asked.items() if value for part in (option, value)]
     log = OUTPUT / "serve.log"
     print(f"no server runs on {address.http_url}; starting one", file=sys.stderr)
+    starts = starting.describe(arguments, own, options.repository, log, READY_LIMIT_S)
     with subprocesses.running("build_scripts", ["serve", *arguments], log) as process:
         # Not only until it answers: it then warms up, which would be measured too.
         subprocesses.wait_until(
             lambda: READY in log.read_text(encoding="utf-8", errors="replace"), process.poll, log, READY_LIMIT_S
         )
-        yield own
+        yield own, starts
 
 
 def token_counter(file: Path):
@@ -119,6 +123,7 @@ def longest_round(levels: list[Level], concurrency: int) -> float:
 
 def write(
     address: Address,
+    starts: str,
     state: RunState,
     manifest: dict,
     workloads: list[Workload],
@@ -139,6 +144,7 @@ def write(
             measured=f"{WINDOWS} windows a level, {seconds:g} s or more together",
             peak_memory=f"{memory:.0f} MiB tritonserver with its models' processes, {supervisor:.0f} MiB its "
             "supervisor (sum of each process's peak resident memory)",
+            start=starts,
         ),
         "![latency over throughput](latency.png)",
     ]
