@@ -47,12 +47,12 @@ class Image:
 @pytest.fixture(scope="session")
 def base_system() -> Path:
     """Debian 12 with most of what the Containerfile asks for, in place of the base image of a registry."""
-    need("debootstrap", root=True)
+    need("mmdebstrap", root=True)
     if not (BASE / "complete").exists():
         shutil.rmtree(BASE, ignore_errors=True)
         sources = run("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages").stdout.split()
         packages = "ca-certificates,python3.11,libpython3.11"
-        run("debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", BASE, *sources[:1])
+        run("mmdebstrap", "--variant=minbase", f"--include={packages}", "bookworm", BASE, *sources[:1])
         (BASE / "complete").touch()
     return BASE
 

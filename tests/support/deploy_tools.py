@@ -23,7 +23,8 @@ PROGRAMS = {
     "skopeo": "skopeo",
     "umoci": "umoci",
     "runc": "runc",
-    "debootstrap": "debootstrap",
+    # debootstrap's work in a third of its time
+    "mmdebstrap": "mmdebstrap",
     "haproxy": "haproxy",
     "nginx-light": "nginx",
     "prometheus": "promtool",
