@@ -109,10 +109,10 @@ def waiting_requests(metrics_address: str) -> int | None:
 
 
 def last_error(log: Path) -> str:
-    """The most telling line of a server's log."""
+    """The most telling line of a server's log, or its last: a container's log is gone with the container."""
     with contextlib.suppress(OSError):
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        for line in reversed(lines):
-            if line.startswith("error:") or any(words in line for words in REASONS):
-                return f"{line} (all of it: {log})"
+        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        telling = [line for line in lines if line.startswith("error:") or any(words in line for words in REASONS)]
+        if lines:
+            return f"{(telling or lines)[-1]} (all of it: {log})"
     return f"see {log}"

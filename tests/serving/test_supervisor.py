@@ -15,6 +15,7 @@ from build_scripts.benchmarks.subprocesses import free_ports
 from build_scripts.build.releases import SWITCH_LOCK
 from build_scripts.serving import health, run_state, supervisor
 from build_scripts.serving.installation import Installation
+from build_scripts.serving.monitor import last_error
 from build_scripts.serving.supervisor import MAX_FAILURES, Supervisor
 from build_scripts.serving.triton import TritonProcess
 from build_scripts.settings import Address
@@ -176,3 +177,13 @@ def test_a_full_disk_does_not_end_the_watch(supervisor_of, monkeypatch):
     supervisor_of(free_ports(1)[0]).note_state()
     assert len(said) == 1
     assert "No space left on device" in said[0]
+
+
+def test_a_log_without_a_known_reason_is_quoted_all_the_same(tmp_path):
+    """A container's log is gone with the container."""
+    log = tmp_path / "tritonserver.log"
+    assert last_error(log) == f"see {log}"
+    log.write_text("I1 started\nE2 the library is missing\n\n", encoding="utf-8")
+    assert last_error(log) == f"E2 the library is missing (all of it: {log})"
+    log.write_text("E1 failed to load 'classifier'\nI2 waiting\n", encoding="utf-8")
+    assert last_error(log).startswith("E1 failed to load 'classifier' (")
