@@ -113,7 +113,7 @@ test: $(VENV)/installed-bench ## run all tests
 
 test-deploy: $(VENV)/installed-bench ## package, image, proxies, replicas, alerts for real; as root it installs what they need
 	@$(VENV)/bin/python -m tests.support.deploy_tools
-	@$(VENV)/bin/python -m pytest tests/deploy
+	@$(VENV)/bin/python -m pytest tests/deploy --timeout 1800 --durations 20
 
 lint: $(VENV)/installed-bench ## check style, formatting and types; changes nothing
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

@@ -95,7 +95,7 @@ class Proxy:
         """Status and body of a request from inside the network. The path is sent as it is."""
         done = run(
             *self.network.enter(self.network.balancer),
-            *("curl", "-sS", "--path-as-is", "--max-time", "20", version, "-w", "\n%{http_code}"),
+            *("curl", "-sS", "--path-as-is", "--max-time", "60", version, "-w", "\n%{http_code}"),
             *("--cacert", self.directory / "certificate.pem", *arguments, f"https://{HOST}:{PORT}{path}"),
         )
         body, _, status = done.stdout.rpartition("\n")
