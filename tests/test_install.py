@@ -12,6 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from build_scripts.settings import PROJECT
+from tests.support.servers import wait_for
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,7 +28,7 @@ OTHER = {
     "no libpython": "import sysconfig; sysconfig.get_config_var = lambda name: 'libpython3.11.a'",
     "broken": "sys.exit(1)",
 }
-TOOLS = ("sh", "sed", "tail", "timeout", "mkdir", "cp", "sleep", "tr", "grep", "paste")
+TOOLS = ("sh", "sed", "tail", "timeout", "mkdir", "cp", "sleep", "tr", "grep", "paste", "flock", "touch", "cat")
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
@@ -38,6 +39,7 @@ class Machine:
     bin: Path
     log: Path
     venv: Path
+    install: Path
 
     def script(self, name: str, body: str) -> Path:
         path = self.bin / name
@@ -58,10 +60,17 @@ esac
 """,
         )
 
-    def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    def start(self, *arguments: str, **variables: str) -> subprocess.Popen:
         environment = {"PATH": str(self.bin), "HOME": str(self.bin), **variables}
-        command = ["sh", "build_scripts/install.sh", str(self.venv), *arguments]
-        return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=60)
+        command = ["sh", str(self.install), str(self.venv), *arguments]
+        return subprocess.Popen(
+            command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+        process = self.start(*arguments, **variables)
+        output, errors = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     def calls(self) -> str:
         return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
@@ -74,7 +83,9 @@ esac
 @pytest.fixture
 def machine(tmp_path) -> Machine:
     """No Python, no uv, no GPU, and an index for torch's CPU build that answers."""
-    found = Machine(tmp_path / "bin", tmp_path / "log", tmp_path / "venv")
+    # A copy, because the script is what is locked.
+    install = Path(shutil.copy(PROJECT / "build_scripts" / "install.sh", tmp_path))
+    found = Machine(tmp_path / "bin", tmp_path / "log", tmp_path / "venv", install)
     found.bin.mkdir()
     for tool in TOOLS:
         (found.bin / tool).symlink_to(shutil.which(tool))
@@ -220,6 +231,27 @@ def test_everything_is_installed_under_the_constraints(machine, arguments):
     installs = [line for line in machine.calls().splitlines() if "pip install" in line]
     free = [line for line in installs if "--constraint constraints.txt" not in line and "--no-deps" not in line]
     assert all(" pip==" in line for line in free), free
+
+
+@pytest.mark.parametrize(("end", "made"), [("exit 0", 1), ("exit 1", 2)], ids=["and it succeeds", "and it fails"])
+def test_while_one_installs_the_next_waits_and_takes_what_it_made(machine, end, made):
+    """If it made nothing, the next one does the work."""
+    machine.python("python3")
+    began, go_on = machine.bin / "began", machine.bin / "go-on"
+    # The first to come here waits; the next finds `began`.
+    wait = f"[ -e {began} ] || {{ touch {began}; while [ ! -e {go_on} ]; do sleep 0.02; done; {end}; }}"
+    machine.script("in-venv", f'case "$*" in *--editable*) {wait} ;; esac\n')
+    first = machine.start()
+    wait_for(began.exists, 60, "the first does not install")
+    second = machine.start()
+    assert second.stderr is not None
+    assert second.stderr.readline() == "Another make installs here; waiting for it.\n"
+    go_on.touch()
+    first.communicate(timeout=60)
+    second.communicate(timeout=60)
+    assert (first.returncode, second.returncode) == (int(end[-1]), 0)
+    assert machine.calls().count(" -m venv --clear ") == made
+    assert (machine.venv / "installed").exists()
 
 
 def test_another_python_makes_another_environment(tmp_path):
