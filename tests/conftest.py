@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 
 from tests.support import servers
-from tests.support.checkpoints import make_checkpoint
+from tests.support.checkpoints import LIKE_ANOTHER, make_checkpoint
 
 # What the caller's shell, or the `make test` that runs this, would hand on to the commands and clients of the tests.
 FOREIGN = ("TRITON_", "MAKE", "MFLAGS", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "AIP_")
@@ -30,6 +30,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("server")
         if "default_oracle" in getattr(item, "fixturenames", ()):  # the first of them trains the default model
             item.add_marker("slow")
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            if item.callspec.params.get("kind") in LIKE_ANOTHER:
+                item.add_marker("slow")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -17,7 +17,7 @@ from build_scripts.settings import BuildOptions, ServingError
 from tests.support.oracle import HuggingFace
 from tests.support.token_batches import MAX_LOGIT_ERROR
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 
 def batches(checkpoint, texts: list[str]) -> list[tuple[list[str], torch.Tensor, torch.Tensor]]:

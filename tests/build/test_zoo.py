@@ -26,7 +26,15 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize("row", zoo.ROWS, ids=lambda row: row.name)
+# Two that take seconds.
+SLOW = ("longformer", "t5")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, marks=pytest.mark.slow if row.family in SLOW else ()) for row in zoo.ROWS],
+    ids=lambda row: row.name,
+)
 def test_it_becomes_what_the_documentation_says_and_answers_like_transformers(row, tmp_path):
     directory = zoo.make(row, tmp_path / "checkpoint")
     if row.becomes == zoo.REFUSED:

@@ -48,6 +48,7 @@ class OneBucket:
         return [Bucket(0, texts, 0, self.tokens, longest, False, *indices, bias)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "distilbert"])
 def test_the_graph_without_its_planning_is_exported_and_equals_hugging_face(subject, monkeypatch, kind):
     own = subject(kind)

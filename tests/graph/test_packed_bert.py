@@ -75,7 +75,7 @@ def test_other_configurations_equal_hugging_face(subject, options):
     assert_equals_hugging_face(subject("bert", **hashable), *batch(subject("bert", **hashable), [5, 128, 17, 17, 1]))
 
 
-@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+@pytest.mark.parametrize("kind", ["bert", pytest.param("distilbert", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["gelu_python", "gelu_new", "gelu_pytorch_tanh", "silu", "swish", "quick_gelu", "mish",
                                   "tanh", "sigmoid", "leaky_relu", "relu2", "relu6", "linear"])  # fmt: skip
 def test_every_activation_with_a_name_is_packed_and_equals_hugging_face(subject, kind, name):

@@ -248,6 +248,7 @@ with torch.inference_mode():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "precision", "kernels"),
     [
