@@ -30,9 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("server")
         if "default_oracle" in getattr(item, "fixturenames", ()):  # the first of them trains the default model
             item.add_marker("slow")
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
-            if item.callspec.params.get("kind") in LIKE_ANOTHER:
-                item.add_marker("slow")
+        if getattr(item, "callspec", None) and item.callspec.params.get("kind") in LIKE_ANOTHER:
+            item.add_marker("slow")
 
 
 @pytest.hookimpl(tryfirst=True)

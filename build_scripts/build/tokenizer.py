@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -11,8 +13,10 @@ from build_scripts.settings import ServingError
 
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 SAVE_IT = "save the tokenizer beside the model with tokenizer.save_pretrained"
+# Not among the packages that are installed: most checkpoints have tokenizer.json, and this is needed once.
 CONVERT_IT = (
-    "where sentencepiece is installed, AutoTokenizer.from_pretrained(…).save_pretrained(…) writes it from that file"
+    "transformers reads that file where sentencepiece is installed: "
+    f"`{sys.executable} -m pip install sentencepiece==0.2.1`, then build again"
 )
 # A tokenizer that knows so much fewer tokens than the model was read from files of another kind.
 LEAST_SHARE = 0.1
@@ -76,8 +80,9 @@ def pad_id(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, rows: i
 
 
 def _what_to_do(path: Path) -> str:
-    """For a directory without a tokenizer that could be read: transformers reads SentencePiece's file with its help."""
-    return CONVERT_IT if list(path.glob("*.model")) and not (path / "tokenizer.json").is_file() else SAVE_IT
+    """For a directory without a tokenizer that could be read."""
+    unread = list(path.glob("*.model")) and not (path / "tokenizer.json").is_file()
+    return CONVERT_IT if unread and find_spec("sentencepiece") is None else SAVE_IT
 
 
 def _can_be_written(tokenizer: PreTrainedTokenizerBase, index: int, token: str) -> bool:

@@ -131,7 +131,7 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     ),
     "SentencePiece only, by a name that is not looked for": (
         both(remove("tokenizer.json"), write("other.model", b"\x0a\x0e")),
-        ["where sentencepiece is installed", "save_pretrained"],
+        ["where sentencepiece is installed", "-m pip install sentencepiece==", "then build again"],
     ),
     "SentencePiece only": (
         both(
@@ -139,7 +139,7 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
             write("sentencepiece.bpe.model", b"\x0a\x0e"),
             tokenizer_config(tokenizer_class="XLMRobertaTokenizer"),
         ),
-        ["where sentencepiece is installed", "save_pretrained"],
+        ["where sentencepiece is installed", "-m pip install sentencepiece==", "then build again"],
     ),
     "missing unknown token": (unknown_words, ["cannot classify", "Missing [UNK] token"]),
     "custom code": (
