@@ -192,7 +192,9 @@ class Supervisor:
                 return f"could not start: tritonserver ended with code {server.poll()}: {last_error(self.log)}"
             if broken := broken_process(server):
                 self.stop.wait(REASON_S)
-                return f"could not start: {broken}: {last_error(self.log)}"
+                # Triton first runs a stub without arguments; that one, too, is dead until it is collected.
+                if broken_process(server) == broken:
+                    return f"could not start: {broken}: {last_error(self.log)}"
             if time.monotonic() > deadline:
                 return f"could not start: no inference answered within {LOAD_LIMIT_S:.0f} s; see {self.log}"
             # Until it listens there, it is another server that answers, if any.

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -125,6 +126,13 @@ def test_a_process_that_dies_ends_the_wait_for_an_answer_with_tritons_reason(sup
     starting.log.write_text("I1 loading\nI2 pb_stub.cc:366] Failed to initialize Python stub: no file\nI3 unloading\n")
     failure = starting.wait_until_ready(server)
     assert "was killed: I2 pb_stub.cc:366] Failed to initialize Python stub: no file" in failure
+
+
+def test_a_process_that_ends_and_is_collected_a_moment_later_is_none_that_died(supervisor_of, process):
+    """As the one that Triton runs before each stub: beside busy neighbours it was taken for a failed start."""
+    code = "import subprocess as s, time; p = s.Popen(['true']); time.sleep(0.7); p.wait(); time.sleep(1.5)"
+    server, starting = process(sys.executable, "-c", code), supervisor_of(free_ports(1)[0])
+    assert starting.wait_until_ready(server).startswith("could not start: tritonserver ended with code 0")
 
 
 @pytest.fixture
