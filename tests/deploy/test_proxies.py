@@ -77,8 +77,9 @@ def test_compressed_bodies_are_refused(front, tmp_path):
 
 def test_a_body_says_its_length_and_is_not_too_long(front, tmp_path):
     assert front.curl(INFER, "-d", BODY, "-H", "Transfer-Encoding: chunked")[0] == 411
+    # curl asks (Expect: 100-continue) before it sends so much; otherwise the answer may be lost with the connection.
     (tmp_path / "large").write_bytes(b" " * (9 << 20))
-    assert front.curl(INFER, "--data-binary", f"@{tmp_path}/large", "-H", "Expect:")[0] == 413
+    assert front.curl(INFER, "--data-binary", f"@{tmp_path}/large")[0] == 413
     texts = ["word " * 24_000] * 8
     (tmp_path / "allowed").write_text(json.dumps({"TEXT": texts}), encoding="utf-8")
     status, body = front.curl("/v2/models/text_classifier/generate", "--data-binary", f"@{tmp_path}/allowed")
