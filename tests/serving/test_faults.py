@@ -1,6 +1,7 @@
 """Killed, hung and stopped processes: the service heals itself, tells the truth, and leaves nothing behind."""
 
 import contextlib
+import os
 import re
 import shutil
 import signal
@@ -137,6 +138,24 @@ def test_a_stop_answers_what_is_in_flight_and_refuses_the_rest(number, default_r
         assert server.is_gone()
         with pytest.raises(httpx.ConnectError):
             post(server.http + GENERATE, {"TEXT": "a"})
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the kernel's log is root's")
+def test_no_process_crashes_when_the_server_stops(default_repository, tmp_path):
+    """The exit code is Triton's secret; a crash is in the kernel's log."""
+    kernel_log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with running(default_repository, tmp_path / "output.txt", *FP32) as server:
+            assert post(server.http + GENERATE, {"TEXT": "a"})[0] == 200
+            pids = [process.pid for process in server.family()]
+            os.lseek(kernel_log, 0, os.SEEK_END)
+        said = ""
+        with contextlib.suppress(BlockingIOError):  # after the last record
+            while True:
+                said += os.read(kernel_log, 8192).decode("utf-8", "replace")
+    finally:
+        os.close(kernel_log)
+    assert not [line for line in said.splitlines() if any(f"[{pid}]: segfault" in line for pid in pids)]
 
 
 def test_a_killed_supervisor_leaves_no_server_behind(default_repository, tmp_path):

@@ -41,6 +41,10 @@ class Gauge:
         self.metric = self.family.Metric(labels={"model": model, "instance": instance})
         self.shown, self.next = 0, 0.0
 
+    def end(self) -> None:
+        """Both are given up while Triton still listens: the stub crashed when the interpreter did so at its end."""
+        del self.metric, self.family
+
     def show(self, number: int) -> None:
         now = time.monotonic()
         if number != self.shown and (number == 0 or now >= self.next):
@@ -117,6 +121,7 @@ class Worker:
             self.ending = True
             self.changed.notify_all()
         self.thread.join()
+        self.gauge.end()
 
     def run(self) -> None:
         torch.set_num_threads(torch.get_num_threads())  # OpenMP keeps the number a thread, and this one is new
