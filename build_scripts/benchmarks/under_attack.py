@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from build_scripts.benchmarks.attacks import ATTACKS, Attack, Target
 from build_scripts.benchmarks.overload import resident
-from build_scripts.benchmarks.traffic import Findings, Traffic
+from build_scripts.benchmarks.traffic import CLIENTS, Findings, Traffic
 from build_scripts.serving.health import probe
-from build_scripts.serving.memory import GROWTH_BYTES, HOLD_S
+from build_scripts.serving.memory import GROWTH_BYTES, HOLD_S, REQUEST_BYTES
 from build_scripts.settings import Address
 
 # Within so many seconds of whatever ended it, the service must answer again.
@@ -98,8 +98,8 @@ def settle(target: Target, supervisor: int, memory: float) -> tuple[float, float
 
 
 def is_back(before: float, after: float) -> bool:
-    """MiB of the whole server. It may keep as much as is left to tritonserver."""
-    return after - before < GROWTH_BYTES / 2**20
+    """MiB of the whole server. It may keep as much as is left to tritonserver, beside the clients of the soak."""
+    return after - before < (GROWTH_BYTES + CLIENTS * REQUEST_BYTES) / 2**20
 
 
 def server_of(supervisor: int) -> int | None:

@@ -61,7 +61,7 @@ def held(http_port: int) -> Iterator[Path]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o700)
-        lock = (directory / LOCK_FILE).open("a+", encoding="utf-8")
+        lock = (directory / LOCK_FILE).open("ab+", buffering=0)
     except OSError as error:
         raise ServingError(
             f"{directory} cannot be used ({error.strerror}); the server's state and log lie there: expected a "
@@ -72,16 +72,16 @@ def held(http_port: int) -> Iterator[Path]:
         while not _locked(lock, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
                 lock.seek(0)
+                holder = lock.read().decode() or "unknown"
                 raise ServingError(
-                    f"HTTP_PORT={http_port} is served already, by process {lock.read() or 'unknown'}; stop it, or "
+                    f"HTTP_PORT={http_port} is served already, by process {holder}; stop it, or "
                     "choose other ports with HTTP_PORT=… GRPC_PORT=… METRICS_PORT=…"
                 )
             time.sleep(0.02)
         forget(http_port)  # what a killed supervisor left
         lock.truncate(0)
         with contextlib.suppress(OSError):  # on a full disk the message above says less
-            lock.write(str(os.getpid()))
-            lock.flush()
+            lock.write(str(os.getpid()).encode())
         try:
             yield directory
         finally:

@@ -12,9 +12,9 @@ from build_scripts.benchmarks.hostile import GENERATE, INFER
 from build_scripts.benchmarks.http_load import Answers
 from build_scripts.benchmarks.overload import Overload
 from build_scripts.benchmarks.soak import Course, report
-from build_scripts.benchmarks.traffic import Findings, class_ids, judge
+from build_scripts.benchmarks.traffic import CLIENTS, Findings, class_ids, judge
 from build_scripts.benchmarks.under_attack import RECOVERY_LIMIT_S, Attacked
-from build_scripts.serving.memory import GROWTH_BYTES
+from build_scripts.serving.memory import GROWTH_BYTES, REQUEST_BYTES
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_who_survived_an_attack(attack, outcomes, seconds, restarted, survived):
 
 @pytest.mark.parametrize("attack", [CALM, DEADLY])
 def test_an_attack_whose_memory_stays_is_not_survived(attack):
-    kept = GROWTH_BYTES / 2**20 + 1
+    kept = (GROWTH_BYTES + CLIENTS * REQUEST_BYTES) / 2**20 + 1
     assert Attacked(attack, Counter(), 0.1, (500.0, 500.0 + kept - 2), False).survived
     assert not Attacked(attack, Counter(), 0.1, (500.0, 500.0 + kept), False).survived
 

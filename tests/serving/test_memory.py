@@ -61,7 +61,7 @@ def test_a_server_below_the_limit_is_left_alone(growing):
         ("classifier", 0, 0.3, True),
         ("classifier", 0, 60.0, False),
         ("classifier", 2, 0.3, True),
-        ("classifier", 20, 0.3, False),
+        ("classifier", 60, 0.3, False),
         ("classifier", None, 0.3, False),
         ("", 0, 0.3, False),
     ],

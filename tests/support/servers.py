@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,11 +88,14 @@ class RunningServer:
         return self.process.wait(timeout_s)
 
 
-def start(repository: Path, output: Path, *arguments: str, address: Address | None = None) -> RunningServer:
-    """`python -m build_scripts serve`, not waited for."""
+def start(
+    repository: Path, output: Path, *arguments: str, address: Address | None = None, within: Sequence[str] = ()
+) -> RunningServer:
+    """`python -m build_scripts serve`, not waited for. within: a command that becomes the one that stands behind it."""
     assert may_start, "this test starts a server: mark it with @pytest.mark.server, so that `make check` leaves it out"
     address = address or Address("127.0.0.1", *free_ports(3))
     command = [
+        *within,
         *(sys.executable, "-m", "build_scripts", "serve", "--model-repository", str(repository)),
         *("--http-port", str(address.http_port), "--grpc-port", str(address.grpc_port)),
         *("--metrics-port", str(address.metrics_port), *arguments),
@@ -103,9 +106,9 @@ def start(repository: Path, output: Path, *arguments: str, address: Address | No
 
 
 @contextlib.contextmanager
-def running(repository: Path, output: Path, *arguments: str) -> Iterator[RunningServer]:
+def running(repository: Path, output: Path, *arguments: str, within: Sequence[str] = ()) -> Iterator[RunningServer]:
     """A server that answers; when the block ends, it, its processes and its shared memory are proven gone."""
-    server = start(repository, output, *arguments)
+    server = start(repository, output, *arguments, within=within)
     try:
         deadline = time.monotonic() + START_LIMIT_S
         while not wait_until_well(server.http, 1.0).well:

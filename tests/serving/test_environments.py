@@ -1,0 +1,85 @@
+"""Where `make serve` may be started: it works, or says in one line what is missing.
+
+Two supervisors, and one that was killed: test_run_state and test_faults. Paths with blanks and other letters: the same
+and test_plain_paths.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+
+import pytest
+
+from build_scripts.settings import BUILD, PROJECT
+from tests.support.servers import post, running, start
+
+INFER = "/v2/models/text_classifier/infer"
+BODY = {"inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": ["a text"]}]}
+RUNS = BUILD / "serve"
+
+pytestmark = pytest.mark.server
+
+
+def prepared(script: str, *namespaces: str) -> list[str]:
+    """A command that runs a shell script, in namespaces of its own, and becomes the command behind it."""
+    enter = ["unshare", *namespaces] if namespaces else []
+    if enter and not (
+        shutil.which("unshare") and subprocess.run([*enter, "true"], capture_output=True).returncode == 0
+    ):
+        pytest.skip(f"`{' '.join(enter)}` is not allowed here; root may")
+    return [*enter, "sh", "-ec", f'{script}\nexec "$@"', "sh"]
+
+
+OF_MOUNTS = ("--mount",)
+NO_ROOM = f"mkdir -p '{RUNS}'; mount -t tmpfs -o size=64k tmpfs '{RUNS}'; cat /dev/zero > '{RUNS}/full' 2>&- || true"
+# The user has no name, no home and no capabilities; the files are still its own.
+NOBODY = ("--user", "--map-user=4321", "--map-group=4321")
+
+
+@pytest.fixture
+def serving(tiny_repository, subject, tmp_path) -> Callable:
+    """serving(start or running, within): a server of the tiny model."""
+    where = (tiny_repository, tmp_path / "output.txt", "--model", str(subject("bert").directory), "--precision", "fp32")
+    return lambda how, within: how(*where, within=within)
+
+
+@pytest.mark.parametrize(
+    ("script", "namespaces"),
+    [
+        pytest.param(NO_ROOM, OF_MOUNTS, id="a full disk for state and log"),
+        pytest.param("mount -t tmpfs -o size=64m tmpfs /dev/shm", OF_MOUNTS, id="64 MiB of /dev/shm"),
+        pytest.param("unset HOME", NOBODY, id="no root and no HOME"),
+        pytest.param("ulimit -n 256", (), id="256 open files"),
+        pytest.param("export LC_ALL=C; unset PYTHONUTF8 PYTHONIOENCODING", (), id="LC_ALL=C"),
+        pytest.param(
+            "export http_proxy=http://127.0.0.1:9 HTTPS_PROXY=http://127.0.0.1:9 ALL_PROXY=http://127.0.0.1:9",
+            (),
+            id="proxies",
+        ),
+    ],
+)
+def test_it_serves(serving, script, namespaces):
+    with serving(running, prepared(script, *namespaces)) as server:
+        assert post(server.http + INFER, BODY)[0] == 200
+        assert "Traceback" not in server.said()
+
+
+@pytest.mark.parametrize(
+    ("script", "namespaces", "words"),
+    [
+        pytest.param("mount -t tmpfs -o size=1m tmpfs /dev/shm", OF_MOUNTS, "shared memory", id="1 MiB of /dev/shm"),
+        pytest.param(f"mount --bind -o ro '{PROJECT}' '{PROJECT}'", OF_MOUNTS, "", id="a read-only checkout"),
+    ],
+)
+def test_it_says_in_one_line_what_is_missing(serving, script, namespaces, words):
+    server = serving(start, prepared(script, *namespaces))
+    try:
+        assert server.process.wait(120) == 1
+        said = [line for line in server.said().splitlines() if line.startswith("error:")]
+        assert len(said) == 1
+        assert words in said[0]
+        assert "Traceback" not in server.said()
+    finally:
+        server.remove()
