@@ -40,6 +40,14 @@ def with_stubs(process, tmp_path) -> Iterator[Callable[..., TritonProcess]]:
         children = "".join(f"sh '{tmp_path / model / '1' / 'model.py'}' & " for model in scripts)
         # The limit ends it where this test was killed and cannot.
         servers.append(process("sh", "-c", f"ulimit -t 20; {children}wait"))
+        parent = psutil.Process(servers[-1].process.pid)
+        # Before that a stub is a copy of its parent, by its name too.
+        stubs = [str(tmp_path / model / "1" / "model.py") for model in scripts]
+        wait_for(
+            lambda: sorted(one.cmdline()[-1] for one in parent.children()) == sorted(stubs),
+            GIVEN_UP_WITHIN_S,
+            "no stubs",
+        )
         return servers[-1]
 
     yield start
@@ -138,6 +146,7 @@ def test_a_tokenizer_that_is_busy_with_refusals_does_not_hide_an_idle_classifier
 def inside(with_stubs, monkeypatch) -> TritonProcess:
     """NVIDIA's backend: tritonserver runs the classifier, and here it works, at that or at refusals."""
     monkeypatch.setattr(monitor, "model_of", lambda stub: "tokenizer" if "tokenizer" in stub.cmdline()[-1] else "")
+    monkeypatch.setattr(watch, "IDLE_SHARE", 0.001)  # two that compute get little of a busy machine
     return with_stubs(tokenizer=COMPUTES, other=COMPUTES)
 
 
