@@ -165,6 +165,7 @@ def test_a_classifier_inside_tritonserver_that_may_compute_is_left_alone(
     frontend, inside, monkeypatch, computes, seconds
 ):
     monkeypatch.setattr(watch, "FRONTEND_LIMIT_S", 0.8)
+    monkeypatch.setattr(watch, "PROBE_TIMEOUT_S", 60.0)  # of the looks in which a busy machine let nobody compute
     front = frontend(503)
     front.computes, front.seconds = computes, seconds
     assert left_alone(inside, front, for_seconds(LEFT_ALONE_S))
