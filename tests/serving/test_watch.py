@@ -159,7 +159,7 @@ def test_a_classifier_inside_tritonserver_that_finishes_nothing_hangs(frontend, 
 
 
 @pytest.mark.parametrize(
-    ("computes", "seconds"), [(True, 0.001), (False, 0.1)], ids=["finishes batches", "a full batch takes long"]
+    ("computes", "seconds"), [(True, 0.0001), (False, 0.1)], ids=["finishes batches", "a full batch takes long"]
 )
 def test_a_classifier_inside_tritonserver_that_may_compute_is_left_alone(
     frontend, inside, monkeypatch, computes, seconds
