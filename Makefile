@@ -8,7 +8,7 @@ RUN   = $(hint)$(VENV)/bin/python -m build_scripts
 # environments use for other things. (make itself drops blanks at the start of a value.)
 # To add one: its name here, and `variable("NAME", "help")` in build_scripts/__main__.py. A test compares the two.
 VARIABLES := MODEL MAX_LENGTH PRECISION CALIBRATION MODEL_REPOSITORY
-VARIABLES += HOST HTTP_PORT GRPC_PORT METRICS_PORT DRAIN LIVE TRACE
+VARIABLES += HOST HTTP_PORT GRPC_PORT METRICS_PORT DRAIN LIVE TRACE CACHE
 VARIABLES += TLS_CERT TLS_KEY TLS_CA
 VARIABLES += TEXT PAIR FILE
 VARIABLES += SECONDS_PER_LEVEL DURATION
@@ -67,7 +67,7 @@ repo: install ## build the model repository: MODEL= MAX_LENGTH= PRECISION= CALIB
 package: install ## the live release without links, for a bucket, a volume or an image: OUTPUT= MODEL_REPOSITORY=
 	@$(RUN) package
 
-serve: install ## build if needed and run tritonserver: HOST= HTTP_PORT= GRPC_PORT= METRICS_PORT= DRAIN= TRACE= TLS_CERT= TLS_KEY= TLS_CA= and those of repo
+serve: install ## build if needed and run tritonserver: HOST= HTTP_PORT= GRPC_PORT= METRICS_PORT= DRAIN= TRACE= CACHE= TLS_CERT= TLS_KEY= TLS_CA= and those of repo
 	@exec $(RUN) serve
 
 classify: install ## class id, label and probability of TEXT="…" (PAIR="…"), or of every line of FILE=path (- for stdin): HOST= GRPC_PORT= TLS_CA=

@@ -49,6 +49,7 @@ MetricsPort = Annotated[int, variable("METRICS_PORT", "Metrics port.")]
 Drain = Annotated[
     float, variable("DRAIN", "Seconds before a stop in which health says no already, and requests are answered.", min=0)
 ]
+Cache = Annotated[str, variable("CACHE", "Memory for answers to texts that come again, such as 64M; default: none.")]
 Trace = Annotated[str, variable("TRACE", "OTLP receiver for Triton's traces, such as http://127.0.0.1:4318.")]
 Certificate = Annotated[Path | None, variable("TLS_CERT", "This side's certificate for gRPC, a PEM file.")]
 Key = Annotated[Path | None, variable("TLS_KEY", "Its key.")]
@@ -99,6 +100,7 @@ def serve(
     metrics_port: MetricsPort = DEFAULT.metrics_port,
     drain: Drain = 0.0,
     trace: Trace = "",
+    cache: Cache = "",
     tls_cert: Certificate = None,
     tls_key: Key = None,
     tls_ca: Authority = None,
@@ -106,6 +108,7 @@ def serve(
     """Build if needed, then run and supervise a real tritonserver in the foreground."""
     from build_scripts.build.pipeline import build
     from build_scripts.build.releases import is_package
+    from build_scripts.serving.caching import cache_arguments
     from build_scripts.serving.installation import find_installation
     from build_scripts.serving.listening import check_ports, resolved
     from build_scripts.serving.run_state import held
@@ -117,6 +120,9 @@ def serve(
     options = build_options(model, max_length, precision, calibration, model_repository)
     installation = find_installation()
     installation.arguments.extend(trace_arguments(trace))
+    installation.arguments.extend(cache_arguments(cache))
+    if cache and tls_cert:
+        raise ServingError("CACHE is switched on over gRPC without TLS; leave out CACHE, or TLS_CERT")
     installation.arguments.extend(tls_arguments(Tls(tls_cert, tls_key, tls_ca), address.host))
     with held(http_port) as directory:
         check_ports(address)
@@ -127,7 +133,7 @@ def serve(
             from build_scripts.build.summary import print_build
 
             print_build(build(options))
-        raise typer.Exit(run(installation, options.repository, address, directory, drain))
+        raise typer.Exit(run(installation, options.repository, address, directory, drain, bool(cache)))
 
 
 @app.command(epilog="Example: python -m build_scripts package --output build/package")

@@ -15,6 +15,8 @@ SOURCE_REPOSITORY = PROJECT / "model_repository"
 PACKAGE = BUILD / "package"
 
 ENSEMBLE, TOKENIZER, CLASSIFIER = "text_classifier", "tokenizer", "classifier"
+# How the names of ensembles begin whose answers are kept.
+CACHED = "cached"
 
 # The longest input any BERT-shaped checkpoint takes, and the shortest that holds a token between the special ones.
 LONGEST_MAX_LENGTH, SHORTEST_MAX_LENGTH = 512, 3

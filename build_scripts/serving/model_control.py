@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 from build_scripts.serving.client import connect, is_overload, text_input
 from build_scripts.serving.run_state import read_state
 from build_scripts.serving.triton import CONTROL_HEADER, LOAD_LIMIT_S
-from build_scripts.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, ServingError
+from build_scripts.settings import CACHED, CLASSIFIER, ENSEMBLE, TOKENIZER, ServingError
 
 # Triton's own prefix for headers that its gRPC service reads.
 GRPC_HEADER = f"triton-grpc-protocol-{CONTROL_HEADER}"
@@ -32,10 +32,14 @@ OVERLOAD_LIMIT_S, ASK_AGAIN_S = 60.0, 0.05
 
 @dataclass(frozen=True)
 class Running:
-    """release: whose answers the server gives. models: the two that a request passes through."""
+    """release: whose answers the server gives. models: the two that a request passes through.
+
+    cached: the ensemble between `text_classifier` and them whose answers are kept, if any.
+    """
 
     release: str
     models: tuple[str, ...]
+    cached: str = ""
 
     @property
     def settled(self) -> bool:
@@ -75,7 +79,11 @@ class Control:
         """What the server says of itself; a model that it loaded when it started carries no release."""
         config = self._call(self.client.get_model_config, ENSEMBLE).config
         release = config.parameters[RELEASE_PARAMETER].string_value or read_state(self.http_port).release
-        return Running(release, tuple(step.model_name for step in config.ensemble_scheduling.step))
+        models = tuple(step.model_name for step in config.ensemble_scheduling.step)
+        if not models[0].startswith(CACHED):
+            return Running(release, models)
+        inner = self._call(self.client.get_model_config, models[0]).config.ensemble_scheduling
+        return Running(release, tuple(step.model_name for step in inner.step), models[0])
 
     def labels_of(self, ensemble: str, count: int) -> list[str]:
         """Ask an ensemble for answers; returns its labels in the order of class ids. count: how many to expect."""

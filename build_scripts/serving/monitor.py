@@ -13,7 +13,7 @@ import psutil
 
 from build_scripts.serving.local_http import open_url
 from build_scripts.serving.triton import TritonProcess
-from build_scripts.settings import CLASSIFIER, ENSEMBLE
+from build_scripts.settings import CACHED, CLASSIFIER, ENSEMBLE
 
 
 class Worker(NamedTuple):
@@ -67,11 +67,20 @@ def model_of(stub: psutil.Process) -> str:
 
 
 def success_count(url: str) -> int:
-    """How many ensemble requests were answered since the start; -1 if the server does not say."""
+    """How many ensemble requests were computed since the start; -1 if the server does not say.
+
+    An answer from the response cache tells nothing of the models, however dead they are.
+    """
     try:
-        with open_url(f"{url}/v2/models/{ENSEMBLE}/stats", timeout_s=0.5) as response:
+        with open_url(f"{url}/v2/models/stats", timeout_s=0.5) as response:
             models = json.load(response)["model_stats"]
-        return sum(int(model["inference_stats"]["success"]["count"]) for model in models)
+        count = 0
+        for model in models:
+            if model["name"] == ENSEMBLE:
+                count += int(model["inference_stats"]["success"]["count"])
+            elif model["name"].startswith(CACHED):
+                count -= int(model["inference_stats"]["cache_hit"]["count"])
+        return count
     except (OSError, http.client.HTTPException, ValueError, KeyError):
         return -1
 

@@ -33,6 +33,7 @@ from pathlib import Path
 from build_scripts.build import releases
 from build_scripts.build.pipeline import build_release
 from build_scripts.build.summary import print_build
+from build_scripts.serving.caching import load_cached
 from build_scripts.serving.model_control import Control, Running
 from build_scripts.serving.staging import candidate_names, configured, refuse_what_ends_the_server, stage
 from build_scripts.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, BuildOptions, ServingError
@@ -136,14 +137,18 @@ def settle(control: Control, repository: Path, release_id: str, alive: int) -> N
         ]
     for load in loads:
         load.result()
-    control.load(ENSEMBLE, configured(repository, release_id, ENSEMBLE))
+    if control.state.caches:
+        load_cached(control, repository, release_id)
+    else:
+        control.load(ENSEMBLE, configured(repository, release_id, ENSEMBLE))
     await_stragglers(log, alive)
     remove_candidates(control)
 
 
 def remove_candidates(control: Control) -> None:
     """Unload and delete everything in the staging directory that no request passes through, whoever left it."""
-    used = control.running().models
+    running = control.running()
+    used = (*running.models, running.cached)
     # "text_classifier_…" before the models that it is made of.
     for directory in sorted(Path(control.state.staging).iterdir(), key=lambda path: not path.name.startswith(ENSEMBLE)):
         if directory.name not in used:

@@ -29,6 +29,7 @@ class RunState:
 
     release: what tritonserver read from the disk when it last started. log: of the running tritonserver. draining:
     whether it was asked to stop, and answers requests that come all the same. embedded: see `triton.Installation`.
+    caches: whether answers are kept for texts that come again.
     """
 
     pid: int
@@ -42,6 +43,7 @@ class RunState:
     draining: bool = False
     embedded: bool = False
     metrics_address: str = ""
+    caches: bool = False
 
     @property
     def ports(self) -> set[int]:

@@ -38,7 +38,7 @@ def configured(
     if config.response_cache.enable:
         raise ServingError(
             f"{file} enables response_cache: Triton keeps cached answers by the model's name, and would give those of "
-            "the old release; remove it, or change the release with `make repo` and a restart"
+            "the old release; remove it, and use `make serve CACHE=64M`"
         )
     config.parameters[RELEASE_PARAMETER].string_value = release_id
     if rename:

@@ -23,10 +23,12 @@ from build_scripts.build.pipeline import require_release
 from build_scripts.build.releases import SWITCH_LOCK, is_package
 from build_scripts.machine import cpu_precisions, has_gpu
 from build_scripts.serving import health
+from build_scripts.serving.caching import load_cached
 from build_scripts.serving.installation import Installation
 from build_scripts.serving.listening import check_open_files, check_ports, listens
 from build_scripts.serving.local_http import open_url
 from build_scripts.serving.memory import MemoryWatch
+from build_scripts.serving.model_control import Control
 from build_scripts.serving.monitor import broken_process, last_error
 from build_scripts.serving.run_state import RunState, beat, write_state
 from build_scripts.serving.stopping import stop as stop_server
@@ -57,11 +59,13 @@ EXAMPLE = json.dumps(
 )
 
 
-def serve(installation: Installation, repository: Path, address: Address, directory: Path, drain_s: float) -> int:
+def serve(
+    installation: Installation, repository: Path, address: Address, directory: Path, drain_s: float, caches: bool
+) -> int:
     """Run until SIGTERM or SIGINT; returns the exit code. Raises ServingError if the server cannot be kept alive.
 
     directory: the run directory, which the caller holds. drain_s: for how long health says no, and requests are still
-    answered, before it stops.
+    answered, before it stops. caches: whether tritonserver was given a response cache.
     """
     check_ports(address)
     check_open_files()
@@ -72,7 +76,7 @@ def serve(installation: Installation, repository: Path, address: Address, direct
     staging = directory / "staging"
     staging.mkdir(exist_ok=True)
     log = directory / "tritonserver.log"
-    return Supervisor(installation, repository, staging, address, log, stop, drain_s).run()
+    return Supervisor(installation, repository, staging, address, log, stop, drain_s, caches).run()
 
 
 class Supervisor:
@@ -87,6 +91,7 @@ class Supervisor:
         log: Path,
         stop: threading.Event,
         drain_s: float = 0.0,
+        caches: bool = False,
     ):
         self.installation = installation
         self.repository = repository
@@ -95,6 +100,7 @@ class Supervisor:
         self.log = log
         self.stop = stop
         self.drain_s = drain_s
+        self.caches = caches
         self.draining = False
         self.control_key = secrets.token_hex(16)
         self.failures = self.failed_starts = 0
@@ -112,6 +118,7 @@ class Supervisor:
             draining=self.draining,
             embedded=self.installation.embedded,
             metrics_address=self.address.metrics_address,
+            caches=self.caches,
         )
 
     def note_state(self) -> None:
@@ -202,9 +209,19 @@ class Supervisor:
                 continue
             found = interruptible(self.stop, health.probe, self.address.http_url, PROBE_TIMEOUT_S)
             if found and found.well:
+                if self.caches:
+                    self.start_to_cache()
                 fcntl.flock(self.reading, fcntl.LOCK_UN)
                 return None
         return None
+
+    def start_to_cache(self) -> None:
+        """Without it the server answers as well, and only computes more."""
+        try:
+            with Control(self.address.http_port) as control:
+                load_cached(control, self.repository, control.state.release)
+        except (ServingError, OSError) as error:
+            say(f"answers are not kept for texts that come again: {error}")
 
     def announce(self) -> None:
         """Warm up, then say that all is ready; in the background, because the server is to be watched meanwhile."""

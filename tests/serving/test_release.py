@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import shutil
 import signal
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -23,7 +26,7 @@ from build_scripts.serving.release import go_live, history, release, rollback, s
 from build_scripts.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, BuildOptions, ServingError
 from tests.support.checkpoints import make_checkpoint
 from tests.support.release_clients import TEXTS, TOLERANCE, Clients, Release
-from tests.support.servers import RunningServer, running
+from tests.support.servers import RunningServer, post, running, wait_for
 
 pytestmark = pytest.mark.server
 
@@ -244,3 +247,53 @@ def test_the_key_lies_in_a_file_of_its_owner_only(port):
     from build_scripts.serving.run_state import STATE_FILE, run_directory
 
     assert (run_directory(port) / STATE_FILE).stat().st_mode & 0o777 == 0o600
+
+
+def cache_hits(server: RunningServer) -> int:
+    """Of the ensemble that is loaded now; Triton's count begins anew with each."""
+    with urllib.request.urlopen(f"{server.http}/v2/models/stats") as response:
+        return sum(int(one["inference_stats"]["cache_hit"]["count"]) for one in json.load(response)["model_stats"])
+
+
+def outputs_of(server: RunningServer, text: str, *names: str) -> set[str]:
+    body: dict = {"inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": [text]}]}
+    if names:
+        body["outputs"] = [{"name": name} for name in names]
+    status, answer = post(f"{server.http}/v2/models/{ENSEMBLE}/infer", body)
+    assert status == 200, answer
+    return {output["name"] for output in json.loads(answer)["outputs"]}
+
+
+def test_cached_answers_are_those_of_the_release_that_answers(releases, tmp_path):
+    """Every text was asked before, of both releases; then a classifier dies while all answers come from the cache."""
+    arguments = ["--model", releases["chinese"].options.model, "--precision", "fp32", "--cache", "16M"]
+    with running(tmp_path / "repository", tmp_path / "output.txt", *arguments) as server:
+        port = server.address.http_port
+        wait_for(lambda: "ready:" in server.said(), 60, server.said())
+        assert outputs_of(server, "news", "CLASS_ID") == {"CLASS_ID"}
+        assert outputs_of(server, "news") == {"CLASS_ID", "PROBABILITIES", "TOKENS", "TRUNCATED"}
+        assert cache_hits(server) == 1
+        with Clients(server, releases) as clients:
+            for name, change in (
+                ("english", lambda: release(releases["english"].options, port)),
+                ("chinese", lambda: rollback(port)),
+            ):
+                assert answering(server, releases) != name
+                change()
+                assert answering(server, releases) == name
+                wait_for(lambda: cache_hits(server) > 20, 30, server.said())
+        assert clients.wrong == []
+        assert len(staged_models(port)) == 1
+        with contextlib.closing(clients.connect()) as connection:
+            # Those of earlier releases end in their own time.
+            classifiers = [one for one in server.family() if "/classifier/1/" in " ".join(one.cmdline()[:2])]
+            max(classifiers, key=lambda one: one.create_time()).send_signal(signal.SIGKILL)
+            deadline = time.monotonic() + 30
+            while "restarting" not in server.said():  # cached answers do not hide what died
+                assert time.monotonic() < deadline, server.said()
+                with contextlib.suppress(OSError, http.client.HTTPException, AssertionError):
+                    clients.infer_http("cached", connection, 0)
+        wait_for(lambda: "answering again" in server.said(), 60, server.said())
+        for _ in range(2):
+            assert answering(server, releases) == "chinese"
+        assert cache_hits(server) >= len(TEXTS)
