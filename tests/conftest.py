@@ -107,7 +107,7 @@ def subject(tmp_path_factory) -> Callable[..., Subject]:
 
 @contextlib.contextmanager
 def single_thread() -> Iterator[None]:
-    """For models so small that a second thread only spins, on the core that something else needs."""
+    """For small models: a second thread would only spin, and take a core from something else."""
     import torch
 
     threads = torch.get_num_threads()

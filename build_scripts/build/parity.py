@@ -38,7 +38,7 @@ PAIRS: list[Text] = [
     ("", "two"),
     ("", ""),
 ]
-# So many special tokens are written into texts; some tokenizers have hundreds, all alike.
+# At most so many special tokens are tried; some tokenizers have hundreds, all alike.
 SPECIAL_TOKENS = 8
 
 

@@ -71,7 +71,7 @@ def choose(checkpoint: Checkpoint, asked: str, expected: Reference, directory: P
         Attempt(name, graphs[name], parities[name], times[name], passes(parities[name], name)) for name in names
     ]
     _refuse_wrong_graph(checkpoint, attempts)
-    # A precision that was asked for is obeyed, passed or not.
+    # The user's own choice is kept, whether it passes or not.
     eligible = [attempt for attempt in attempts if (attempt.passed if asked == "auto" else attempt.precision == asked)]
     return Choice(min(eligible, key=lambda attempt: attempt.milliseconds), attempts, device)
 

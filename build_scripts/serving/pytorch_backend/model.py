@@ -4,7 +4,7 @@ NVIDIA's containers have a C++ backend for this; the embedded server has none, s
 "Python-based backend"). It honours what the C++ one honours for models like ours and refuses, at load, what it does
 not. Five things it adds: if the model exports `check_inputs`, a request with bad values gets a 400 of its own; after a
 batch of several requests it waits a moment for the next batch to fill; it keeps freed memory for a while; and on a CPU
-it lets those go first who take requests in and refuse them, and computes what would take long in parts, between which
+it gives way to the processes that take requests and refuse them, and splits long work into parts, between which
 short texts overtake (`schedule` says which, `worker` does it; a GPU is done with any batch soon).
 """
 
