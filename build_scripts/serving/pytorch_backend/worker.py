@@ -43,7 +43,7 @@ class Gauge:
 
     def end(self) -> None:
         """Both are given up while Triton still listens: the stub crashed when the interpreter did so at its end."""
-        del self.metric, self.family
+        self.metric = self.family = None
 
     def show(self, number: int) -> None:
         now = time.monotonic()
