@@ -45,9 +45,10 @@ def test_a_process_that_has_loaded_torch_tells_of_warm_starts_only(tmp_path, mon
 
 @pytest.mark.server
 def test_a_server_that_was_timed_has_answered_and_is_gone(tiny_repository, subject, tmp_path):
+    repository = shutil.copytree(tiny_repository, tmp_path / "repository", symlinks=True)  # a server writes into it
     address = Address("127.0.0.1", *free_ports(3))
     ports = {"--http-port": address.http_port, "--grpc-port": address.grpc_port, "--metrics-port": address.metrics_port}
-    arguments = ["--model-repository", str(tiny_repository), "--model", str(subject("bert").directory)]
+    arguments = ["--model-repository", str(repository), "--model", str(subject("bert").directory)]
     arguments += ["--precision", "fp32"]
     arguments += [str(part) for option in ports.items() for part in option]
     assert starting.seconds_to_answer(arguments, address, tmp_path / "log", 120.0) > 0
