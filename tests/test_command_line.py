@@ -111,3 +111,18 @@ def test_classify_refuses_what_it_cannot_send_in_one_line(tmp_path, arguments, s
     message = done.stderr.decode()
     assert (done.returncode, message.count("\n")) == (1, 1), message
     assert said in message
+
+
+def test_to_serve_needs_no_package_that_the_embedded_image_lacks():
+    """deploy/Containerfile.embedded installs what serving needs; a package is served without a build and a client."""
+    code = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(["tritonclient", "google", "grpc", "tokenizers", "transformers"]))
+sys.argv = ["build_scripts", "serve", "--http-port", "99999"]
+runpy.run_module("build_scripts", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "99999" in done.stderr
+    assert "No module" not in done.stderr
+    assert "Traceback" not in done.stderr

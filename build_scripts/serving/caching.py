@@ -1,28 +1,11 @@
-"""Triton's own response cache: whole answers of the ensemble, kept in memory for texts that come again.
-
-Triton finds an answer by the model's name, its version and the inputs. Two things of a request are missing there:
-
-- The release. It changes neither name nor version.
-- The outputs that were asked for. Whoever asked for class ids alone would leave an answer without probabilities to the
-  next, who asked for everything.
-
-So the cached ensemble stands behind `text_classifier`, which asks it for everything and hands on what was asked for.
-Each one that is loaded has a name of its own, under which no answer of another can be found.
-"""
+"""Triton's own response cache, as arguments for tritonserver. What is kept there: see `cached_ensemble`."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
-import time
-from pathlib import Path
 
-from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig
-
-from build_scripts.build.releases import CONFIG
-from build_scripts.serving.model_control import Control
-from build_scripts.serving.staging import configured
-from build_scripts.settings import CACHED, ENSEMBLE, ServingError
+from build_scripts.settings import ServingError
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 # An answer takes hundreds of bytes, with thousands of labels tens of thousands.
@@ -30,32 +13,13 @@ LEAST = 1 << 20
 
 
 def cache_arguments(size: str) -> list[str]:
-    """size: such as 64M, "" for no cache. Raises ServingError if it is none."""
+    """size: such as 64M, "" for no cache. Raises ServingError if it is none, or if the cache cannot be switched on."""
     if not size:
         return []
+    if importlib.util.find_spec("tritonclient") is None:
+        raise ServingError("CACHE needs the package tritonclient, which is not installed here; leave out CACHE")
     found = re.fullmatch(r"(\d+)([KMG]?)", size.strip().upper())
     count = int(found[1]) * UNITS[found[2]] if found else 0
     if count < LEAST:
         raise ServingError(f"CACHE={size}: expected the bytes that answers may take, 1M at least, such as 64M or 1G")
     return [f"--cache-config=local,size={count}"]
-
-
-def load_cached(control: Control, repository: Path, release_id: str) -> None:
-    """Let the live ensemble answer through a cached one, which is made of the tokenizer and the classifier."""
-    inner = configured(repository, release_id, ENSEMBLE)
-    inner.name = f"{CACHED}_{release_id}_{time.time_ns()}"
-    inner.response_cache.enable = True
-    directory = Path(control.state.staging) / inner.name
-    (directory / "1").mkdir(parents=True)
-    (directory / CONFIG).write_text(text_format.MessageToString(inner), encoding="utf-8")
-    control.load(inner.name)
-    control.load(ENSEMBLE, through(configured(repository, release_id, ENSEMBLE), inner.name))
-
-
-def through(config: ModelConfig, name: str) -> ModelConfig:
-    """The ensemble with one step, the model of that name, which has the same inputs and outputs."""
-    del config.ensemble_scheduling.step[:]
-    step = config.ensemble_scheduling.step.add(model_name=name, model_version=1)
-    step.input_map.update({tensor.name: tensor.name for tensor in config.input})
-    step.output_map.update({tensor.name: tensor.name for tensor in config.output})
-    return config

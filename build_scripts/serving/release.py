@@ -33,7 +33,7 @@ from pathlib import Path
 from build_scripts.build import releases
 from build_scripts.build.pipeline import build_release
 from build_scripts.build.summary import print_build
-from build_scripts.serving.caching import load_cached
+from build_scripts.serving.cached_ensemble import load_cached
 from build_scripts.serving.model_control import Control, Running
 from build_scripts.serving.staging import candidate_names, configured, refuse_what_ends_the_server, stage
 from build_scripts.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, BuildOptions, ServingError

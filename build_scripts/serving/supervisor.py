@@ -23,12 +23,10 @@ from build_scripts.build.pipeline import require_release
 from build_scripts.build.releases import SWITCH_LOCK, is_package
 from build_scripts.machine import cpu_precisions, has_gpu
 from build_scripts.serving import health
-from build_scripts.serving.caching import load_cached
 from build_scripts.serving.installation import Installation
 from build_scripts.serving.listening import check_open_files, check_ports, listens
 from build_scripts.serving.local_http import open_url
 from build_scripts.serving.memory import MemoryWatch
-from build_scripts.serving.model_control import Control
 from build_scripts.serving.monitor import broken_process, last_error
 from build_scripts.serving.run_state import RunState, beat, write_state
 from build_scripts.serving.stopping import stop as stop_server
@@ -217,6 +215,10 @@ class Supervisor:
 
     def start_to_cache(self) -> None:
         """Without it the server answers as well, and only computes more."""
+        # Not above: an image that serves a package has no tritonclient, which this needs.
+        from build_scripts.serving.cached_ensemble import load_cached
+        from build_scripts.serving.model_control import Control
+
         try:
             with Control(self.address.http_port) as control:
                 load_cached(control, self.repository, control.state.release)

@@ -6,7 +6,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from build_scripts.serving.caching import cache_arguments, through
+from build_scripts.serving.cached_ensemble import through
+from build_scripts.serving.caching import cache_arguments
 from build_scripts.settings import ENSEMBLE, SOURCE_REPOSITORY, ServingError
 
 
@@ -25,6 +26,12 @@ def test_there_is_no_cache_unless_it_is_asked_for():
 def test_what_is_no_size_is_refused_in_one_line(size):
     with pytest.raises(ServingError, match=r"^CACHE=.*: expected .*64M or 1G$"):
         cache_arguments(size)
+
+
+def test_where_it_cannot_be_switched_on_one_line_says_so(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ServingError, match=r"^CACHE needs the package tritonclient, .*; leave out CACHE$"):
+        cache_arguments("64M")
 
 
 def test_the_outer_ensemble_asks_for_everything_and_hands_everything_in():

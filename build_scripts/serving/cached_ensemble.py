@@ -1,0 +1,45 @@
+"""The ensemble whose answers Triton's response cache keeps, for texts that come again.
+
+Triton finds an answer by the model's name, its version and the inputs. Two things of a request are missing there:
+
+- The release. It changes neither name nor version.
+- The outputs that were asked for. Whoever asked for class ids alone would leave an answer without probabilities to the
+  next, who asked for everything.
+
+So the cached ensemble stands behind `text_classifier`, which asks it for everything and hands on what was asked for.
+Each one that is loaded has a name of its own, under which no answer of another can be found.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from build_scripts.build.releases import CONFIG
+from build_scripts.serving.model_control import Control
+from build_scripts.serving.staging import configured
+from build_scripts.settings import CACHED, ENSEMBLE
+
+
+def load_cached(control: Control, repository: Path, release_id: str) -> None:
+    """Let the live ensemble answer through a cached one, which is made of the tokenizer and the classifier."""
+    inner = configured(repository, release_id, ENSEMBLE)
+    inner.name = f"{CACHED}_{release_id}_{time.time_ns()}"
+    inner.response_cache.enable = True
+    directory = Path(control.state.staging) / inner.name
+    (directory / "1").mkdir(parents=True)
+    (directory / CONFIG).write_text(text_format.MessageToString(inner), encoding="utf-8")
+    control.load(inner.name)
+    control.load(ENSEMBLE, through(configured(repository, release_id, ENSEMBLE), inner.name))
+
+
+def through(config: ModelConfig, name: str) -> ModelConfig:
+    """The ensemble with one step, the model of that name, which has the same inputs and outputs."""
+    del config.ensemble_scheduling.step[:]
+    step = config.ensemble_scheduling.step.add(model_name=name, model_version=1)
+    step.input_map.update({tensor.name: tensor.name for tensor in config.input})
+    step.output_map.update({tensor.name: tensor.name for tensor in config.output})
+    return config
