@@ -7,7 +7,7 @@ RUN   = $(hint)$(VENV)/bin/python -m build_scripts
 # TRITON_TC_NAME, and only if the name stood on make's command line: TEXT, FILE, HOST and MODEL are names that
 # environments use for other things. (make itself drops blanks at the start of a value.)
 # To add one: its name here, and `variable("NAME", "help")` in build_scripts/__main__.py. A test compares the two.
-VARIABLES := MODEL MAX_LENGTH PRECISION CALIBRATION MODEL_REPOSITORY
+VARIABLES := MODEL NAME MAX_LENGTH PRECISION CALIBRATION MODEL_REPOSITORY
 VARIABLES += HOST HTTP_PORT GRPC_PORT METRICS_PORT DRAIN LIVE TRACE CACHE
 VARIABLES += TLS_CERT TLS_KEY TLS_CA
 VARIABLES += TEXT PAIR FILE
@@ -61,7 +61,7 @@ lock: ## pin what the direct dependencies bring along, for every Python, in cons
 	@$(VENV)/bin/uv pip compile pyproject.toml --group dev --group bench --universal --python-version 3.10 --quiet \
 	  --no-python-downloads --no-annotate --custom-compile-command "make lock" --output-file constraints.txt
 
-repo: install ## build the model repository: MODEL= MAX_LENGTH= PRECISION= CALIBRATION= MODEL_REPOSITORY=
+repo: install ## build the model repository: MODEL= NAME= MAX_LENGTH= PRECISION= CALIBRATION= MODEL_REPOSITORY=
 	@$(RUN) repo
 
 package: install ## the live release without links, for a bucket, a volume or an image: OUTPUT= MODEL_REPOSITORY=
@@ -70,10 +70,10 @@ package: install ## the live release without links, for a bucket, a volume or an
 serve: install ## build if needed and run tritonserver: HOST= HTTP_PORT= GRPC_PORT= METRICS_PORT= DRAIN= TRACE= CACHE= TLS_CERT= TLS_KEY= TLS_CA= and those of repo
 	@exec $(RUN) serve
 
-classify: install ## class id, label and probability of TEXT="…" (PAIR="…"), or of every line of FILE=path (- for stdin): HOST= GRPC_PORT= TLS_CA=
+classify: install ## class id, label and probability of TEXT="…" (PAIR="…"), or of every line of FILE=path (- for stdin): NAME= HOST= GRPC_PORT= TLS_CA=
 	@$(RUN) classify
 
-health: install ## exit 0 only if a real inference answers; with LIVE=1, as long as the server lives: HOST= HTTP_PORT=
+health: install ## exit 0 only if a real inference answers; with LIVE=1, as long as the server lives: NAME= HOST= HTTP_PORT=
 	@$(RUN) health
 
 doctor: install ## can the repository be served on this machine? One line a check: MODEL_REPOSITORY= and the ports
@@ -82,10 +82,10 @@ doctor: install ## can the repository be served on this machine? One line a chec
 status: install ## what the running server serves, and what could be rolled back to: HTTP_PORT=
 	@$(RUN) status
 
-release: install ## build MODEL=… and put it live in the running server, without a failed request: HTTP_PORT=
+release: install ## build MODEL=… and put it live in the running server, without a failed request: NAME= HTTP_PORT=
 	@$(RUN) release
 
-rollback: install ## put the release that was live before back: HTTP_PORT=
+rollback: install ## put the release that was live before back: NAME= HTTP_PORT=
 	@$(RUN) rollback
 
 perf: $(VENV)/installed-bench ## perf_analyzer sweep over the ensemble, with report and plots in build/perf: MODEL=
@@ -119,4 +119,5 @@ lint: $(VENV)/installed-bench ## check style, formatting and types; changes noth
 clean: ## remove what was built: artefacts, reports, caches, the environment
 	rm -rf build $(VENV) $(VENV)-uv .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	rm -rf model_repository/.*.lock model_repository/text_classifier/live model_repository/text_classifier/releases
+	rm -rf $(dir $(wildcard model_repository/*/config.pbtxt.copied))
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,6 +15,7 @@ import typer
 
 from build_scripts.lines import read_lines
 from build_scripts.settings import (
+    ENSEMBLE,
     PACKAGE,
     PRECISIONS,
     SOURCE_REPOSITORY,
@@ -22,6 +23,7 @@ from build_scripts.settings import (
     Address,
     BuildOptions,
     ServingError,
+    check_name,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ def variable(name: str, help: str, **more: Any) -> Any:
 
 
 Model = Annotated[str, variable("MODEL", "Checkpoint directory or hub id; default: the embedded one.")]
+Name = Annotated[str, variable("NAME", "Which of the repository's classifiers.")]
 MaxLength = Annotated[
     int | None, variable("MAX_LENGTH", "Tokens a text; default: what the checkpoint takes, at most 512.")
 ]
@@ -63,18 +66,19 @@ DEFAULT = Address()
 
 
 def build_options(
-    model: str, max_length: int | None, precision: str, calibration: Path | None, repository: Path
+    model: str, max_length: int | None, precision: str, calibration: Path | None, repository: Path, name: str = ENSEMBLE
 ) -> BuildOptions:
     if precision not in PRECISIONS:
         raise ServingError(f"PRECISION={precision}; expected one of {', '.join(PRECISIONS)}")
     if calibration is not None and not calibration.is_file():
         raise ServingError(f"CALIBRATION={calibration}: no such file; expected texts, one a line")
-    return BuildOptions(model, max_length, precision, calibration, repository.absolute())
+    return BuildOptions(model, max_length, precision, calibration, repository.absolute(), check_name(name))
 
 
 @app.command(epilog="Example: python -m build_scripts repo --model ./my-checkpoint --precision fp32")
 def repo(
     model: Model = "",
+    name: Name = ENSEMBLE,
     max_length: MaxLength = None,
     precision: Precision = "auto",
     calibration: Calibration = None,
@@ -84,12 +88,13 @@ def repo(
     from build_scripts.build.pipeline import build
     from build_scripts.build.summary import print_build
 
-    print_build(build(build_options(model, max_length, precision, calibration, model_repository)))
+    print_build(build(build_options(model, max_length, precision, calibration, model_repository, name)))
 
 
 @app.command(epilog="Example: python -m build_scripts serve --http-port 9000")
 def serve(
     model: Model = "",
+    name: Name = "",
     max_length: MaxLength = None,
     precision: Precision = "auto",
     calibration: Calibration = None,
@@ -106,8 +111,8 @@ def serve(
     tls_ca: Authority = None,
 ) -> None:
     """Build if needed, then run and supervise a real tritonserver in the foreground."""
-    from build_scripts.build.pipeline import build
-    from build_scripts.build.releases import is_package
+    from build_scripts.build.pipeline import build, update_sources
+    from build_scripts.build.releases import is_package, locked, names
     from build_scripts.serving.caching import cache_arguments
     from build_scripts.serving.installation import find_installation
     from build_scripts.serving.listening import check_ports, resolved
@@ -117,7 +122,7 @@ def serve(
     from build_scripts.serving.tracing import trace_arguments
 
     address = resolved(Address(host, http_port, grpc_port, metrics_port))
-    options = build_options(model, max_length, precision, calibration, model_repository)
+    options = build_options(model, max_length, precision, calibration, model_repository, name or ENSEMBLE)
     installation = find_installation()
     installation.arguments.extend(trace_arguments(trace))
     installation.arguments.extend(cache_arguments(cache))
@@ -127,8 +132,13 @@ def serve(
     with held(http_port) as directory:
         check_ports(address)
         if is_package(options.repository):
-            if model:
-                raise ServingError(f"MODEL={model}: {options.repository} is a package and serves what it was made from")
+            if model or name:
+                asked = f"MODEL={model}" if model else f"NAME={name}"
+                raise ServingError(f"{asked}: {options.repository} is a package and serves what it was made from")
+        elif not (model or name) and ENSEMBLE not in (names(options.repository) or [ENSEMBLE]):
+            # It was never built, and is not asked for, in a repository that has others.
+            with locked(options.repository):
+                update_sources(options.repository)
         else:
             from build_scripts.build.summary import print_build
 
@@ -141,12 +151,12 @@ def package(
     model_repository: Repository = SOURCE_REPOSITORY,
     output: Annotated[Path, variable("OUTPUT", "Where to write; an earlier package there is replaced.")] = PACKAGE,
 ) -> None:
-    """Pack the live release for a bucket, a volume or an image: a directory, a tar and an OCI image layout."""
+    """Pack the live releases for a bucket, a volume or an image: a directory, a tar and an OCI image layout."""
     from build_scripts.build.package import package as pack
 
     packed = pack(model_repository.absolute(), output.absolute())
     print(
-        f"release {packed.release}: {packed.files} files, {packed.size / 1e6:.1f} MB\n"
+        f"release {' '.join(packed.releases.values())}: {packed.files} files, {packed.size / 1e6:.1f} MB\n"
         f"  directory  {packed.directory}/model_repository\n"
         f"  tar        {packed.directory}/model_repository.tar\n"
         f"  image      {packed.directory}/oci ({packed.digest})"
@@ -160,6 +170,7 @@ def classify(
     file: Annotated[
         str | None, variable("FILE", "One text a line, a tab before the second of a pair; - for standard input.")
     ] = None,
+    name: Name = ENSEMBLE,
     host: Host = DEFAULT.host,
     grpc_port: GrpcPort = DEFAULT.grpc_port,
     tls_cert: Certificate = None,
@@ -181,7 +192,7 @@ def classify(
         raise ServingError('expected either TEXT="…", with or without PAIR="…", or FILE=path (- for standard input)')
     url = Address(host, grpc_port=grpc_port).grpc_url
     progress = tqdm(
-        answers(texts, url, tls=Tls(tls_cert, tls_key, tls_ca)),
+        answers(texts, url, tls=Tls(tls_cert, tls_key, tls_ca), name=check_name(name)),
         unit="text",
         disable=True if text is not None else None,
         leave=False,
@@ -197,11 +208,16 @@ def pair_or_text(line: str) -> Text:
 
 
 @app.command(epilog="Example: python -m build_scripts health --http-port 9000")
-def health(host: Host = DEFAULT.host, http_port: HttpPort = DEFAULT.http_port, live: Live = False) -> None:
-    """Exit 0 only if a real inference answers within 2 seconds; 3 if the server lives but is overloaded or draining."""
+def health(
+    host: Host = DEFAULT.host, http_port: HttpPort = DEFAULT.http_port, live: Live = False, name: Name = ""
+) -> None:
+    """Exit 0 only if a real inference answers within 2 seconds; 3 if the server lives but is overloaded or draining.
+
+    Asks every classifier, or the one that NAME names.
+    """
     from build_scripts.serving.health import report
 
-    code, line = report(Address(host, http_port).http_url, 2.0, live=live)
+    code, line = report(Address(host, http_port).http_url, 2.0, live=live, names=[check_name(name)] if name else [])
     print(line)
     raise typer.Exit(code)
 
@@ -241,6 +257,7 @@ def perf(
 @app.command(epilog="Example: python -m build_scripts release --model ./my-checkpoint")
 def release(
     model: Model = "",
+    name: Name = ENSEMBLE,
     max_length: MaxLength = None,
     precision: Precision = "auto",
     calibration: Calibration = None,
@@ -249,20 +266,20 @@ def release(
     """Build a release into the running server's repository and put it live, without a failed request."""
     from build_scripts.serving.release import release as put_live
 
-    put_live(build_options(model, max_length, precision, calibration, SOURCE_REPOSITORY), http_port)
+    put_live(build_options(model, max_length, precision, calibration, SOURCE_REPOSITORY, name), http_port)
 
 
 @app.command(epilog="Example: python -m build_scripts rollback --http-port 9000")
-def rollback(http_port: HttpPort = DEFAULT.http_port) -> None:
+def rollback(name: Name = ENSEMBLE, http_port: HttpPort = DEFAULT.http_port) -> None:
     """Put the release that was live before back, without a failed request."""
     from build_scripts.serving.release import rollback as put_back
 
-    put_back(http_port)
+    put_back(http_port, check_name(name))
 
 
 @app.command(epilog="Example: python -m build_scripts status --http-port 9000")
 def status(http_port: HttpPort = DEFAULT.http_port) -> None:
-    """Print what the running server answers with, and what could be rolled back to."""
+    """Print what the running server answers with, classifier by classifier, and what could be rolled back to."""
     from build_scripts.serving.release import status as describe
 
     print(describe(http_port))

@@ -1,4 +1,4 @@
-"""Pack the live release as a plain model repository, for a bucket, a volume or an image. Builds and changes nothing.
+"""Pack the live releases as a plain model repository, for a bucket, a volume or an image. Builds and changes nothing.
 
     python -m build_scripts package --output build/package
 
@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from build_scripts.build import releases
-from build_scripts.settings import TOKENIZER, ServingError
+from build_scripts.settings import ENSEMBLE, Models, ServingError
 
-CHECKSUMS = "SHA256SUMS"
 # A working repository's own; a package's models are complete without them.
 LEFT_OUT = {"live", "releases", "__pycache__", releases.COPIED_CONFIG}
 # What a copied package owes to its authors and to scanners. Not RECORD: the copy leaves out what it lists.
@@ -40,37 +39,38 @@ OCI = "application/vnd.oci.image"
 
 @dataclass(frozen=True)
 class Package:
-    """A written package. digest: of the image's manifest; the same for the same release."""
+    """A written package. digest: of the image's manifest; the same for the same releases. releases: name -> id."""
 
     directory: Path
     digest: str
-    release: str
+    releases: dict[str, str]
     files: int
     size: int
 
 
 def package(repository: Path, output: Path) -> Package:
-    """Write the live release to `output`, whose earlier package it replaces.
+    """Write the live release of every classifier to `output`, whose earlier package it replaces.
 
     Raises ServingError if nothing was built yet, if `output` holds something else, or if another tokenizers package is
     installed than the release was built with.
     """
-    live = _live_release(repository)
-    if output.is_dir() and any(output.iterdir()) and not (output / "model_repository" / releases.MANIFEST).is_file():
+    live = _live_releases(repository)
+    if output.is_dir() and any(output.iterdir()) and not releases.is_package(output / "model_repository"):
         raise ServingError(f"OUTPUT={output} holds something that is no package; name a new or an empty directory")
     new = output.with_name(f".{output.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     try:
         models = new / "model_repository"
         with releases.locked(repository):  # a build would remove releases
-            for name, source in model_files(repository):
-                _copy(source, models / name)
-        for name, source in dist_info(releases.read_manifest(live)["versions"]["tokenizers"]):
-            _copy(source, models / TOKENIZER / "1" / name)
-        _copy(live / releases.MANIFEST, models / releases.MANIFEST)
+            for path, source in model_files(repository, unbuilt(live)):
+                _copy(source, models / path)
+        for name, directory in live.items():
+            for path, source in dist_info(releases.read_manifest(directory)["versions"]["tokenizers"]):
+                _copy(source, models / Models(name).tokenizer / "1" / path)
+            _copy(directory / releases.MANIFEST, models / name / releases.MANIFEST)
         write_checksums(models)
         write_tar(models, new / "model_repository.tar", "model_repository")
-        digest = write_image(models, new / "oci", release=live.name)
+        digest = write_image(models, new / "oci", release="-".join(directory.name for directory in live.values()))
         shutil.rmtree(output, ignore_errors=True)
         new.rename(output)
     except OSError as error:
@@ -80,21 +80,31 @@ def package(repository: Path, output: Path) -> Package:
     finally:
         shutil.rmtree(new, ignore_errors=True)
     files = _files(output / "model_repository")
-    return Package(output, digest, live.name, len(files), sum(path.stat().st_size for path in files))
+    ids = {name: directory.name for name, directory in live.items()}
+    return Package(output, digest, ids, len(files), sum(path.stat().st_size for path in files))
 
 
-def _live_release(repository: Path) -> Path:
-    live = releases.live_release(repository)
-    if live is None:
-        raise ServingError(f"{repository} holds no built release; run `make repo` first")
+def _live_releases(repository: Path) -> dict[str, Path]:
+    """Name of a classifier -> directory of its release."""
     if releases.is_package(repository):
         raise ServingError(f"{repository} is a package already; copy it, or name the repository that it was made from")
-    return live
+    live = {name: releases.live_release(repository, name) for name in releases.names(repository)}
+    found = {name: directory for name, directory in live.items() if directory}
+    if not found:
+        raise ServingError(f"{repository} holds no built release; run `make repo` first")
+    return found
 
 
-def model_files(repository: Path) -> Iterator[tuple[Path, Path]]:
+def unbuilt(live: dict[str, Path]) -> set[str]:
+    """The default's models, where only others were built: their links lead nowhere."""
+    return set() if ENSEMBLE in live else set(Models().all)
+
+
+def model_files(repository: Path, left_out: set[str]) -> Iterator[tuple[Path, Path]]:
     """(name in the package, file) of every model in the repository, links followed, empty files left out."""
     for config in sorted(repository.glob(f"*/{releases.CONFIG}")):
+        if config.parent.name in left_out:
+            continue
         for directory, folders, names in os.walk(config.parent, followlinks=True):
             folders[:] = sorted(name for name in folders if name not in LEFT_OUT)
             for name in sorted(names):
@@ -118,8 +128,8 @@ def dist_info(version: str) -> Iterator[tuple[Path, Path]]:
 def write_checksums(models: Path) -> None:
     """SHA256SUMS, for `sha256sum --check`; whoever changes a file in transit is found out."""
     lines = [f"{sha256(file)}  {file.relative_to(models).as_posix()}\n" for file in _files(models)]
-    (models / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
-    _normalise(models / CHECKSUMS)
+    (models / releases.CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+    _normalise(models / releases.CHECKSUMS)
     for directory in [models, *(path for path in models.rglob("*") if path.is_dir())]:
         _normalise(directory)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,7 +15,7 @@ from build_scripts.build import releases
 from build_scripts.build.demo import demo_checkpoint, headlines
 from build_scripts.build.refusal import refusing
 from build_scripts.machine import cpu_precisions, has_gpu
-from build_scripts.settings import CALIBRATION, OURS, SOURCE_REPOSITORY, BuildOptions, ServingError
+from build_scripts.settings import CALIBRATION, ENSEMBLE, OURS, SOURCE_REPOSITORY, BuildOptions, ServingError
 
 # Changing one of these changes what a build writes, or could.
 INGREDIENTS = (OURS / "graph", OURS / "build", *(OURS / name for name in ("settings.py", "machine.py", "lines.py")))
@@ -36,10 +38,10 @@ def build(options: BuildOptions) -> Built:
     # One lock for both steps: a release that is not live yet is the first that another build would remove.
     with releases.locked(options.repository):
         release = _make_release(options, source)
-        changed = releases.live_release(options.repository) != release.resolve()
+        changed = releases.live_release(options.repository, options.name) != release.resolve()
         if changed:
-            releases.switch(options.repository, release.name)
-            releases.prune(options.repository)
+            releases.switch(options.repository, release.name, options.name)
+            releases.prune(options.repository, options.name)
         return Built(release, releases.read_manifest(release), changed)
 
 
@@ -49,7 +51,7 @@ def build_release(options: BuildOptions) -> Built:
     source = _checkpoint_directory(options)
     with releases.locked(options.repository):
         release = _make_release(options, source)
-        changed = releases.live_release(options.repository) != release.resolve()
+        changed = releases.live_release(options.repository, options.name) != release.resolve()
         return Built(release, releases.read_manifest(release), changed)
 
 
@@ -57,12 +59,47 @@ def _make_release(options: BuildOptions, source: Path) -> Path:
     """The release's directory, filled now if it is not there. The caller holds the lock."""
     with refusing(source, "reading it"):
         release_id = fingerprint(options, source)
-    releases.copy_sources(options.repository)
-    release = releases.releases_directory(options.repository) / release_id
+    update_sources(options.repository, options.name)
+    release = releases.releases_directory(options.repository, options.name) / release_id
     if not (release / releases.MANIFEST).is_file():
-        with releases.staged(options.repository, release_id) as staging, refusing(source, "building a release of it"):
+        with (
+            releases.staged(options.repository, release_id, options.name) as staging,
+            refusing(source, "building a release of it"),
+        ):
             _fill(staging, options, source, release_id)
     return release
+
+
+def copy_package(package: Path, target: Path, repository: Path) -> None:
+    """A copy of the tokenizers package. Its files are those of another release's copy, if they are the same: 10 MB that
+    lie on the disk once, and in the memory of all tokenizers once.
+    """
+    earlier = sorted(repository.glob(f"*/releases/*/{target.name}"))
+
+    def copy(source: str, file: str) -> None:
+        inside = Path(source).relative_to(package)
+        for copied in earlier:
+            if releases.same(Path(source), copied / inside):
+                with contextlib.suppress(OSError):  # a file system without hard links
+                    os.link(copied / inside, file)
+                    return
+        shutil.copy2(source, file)
+
+    shutil.copytree(package, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyi"), copy_function=copy)
+
+
+def update_sources(repository: Path, *more: str) -> None:
+    """Bring code and configs of all classifiers in the repository, and of those named, to what the project's are now.
+
+    The caller holds the lock.
+    """
+    releases.copy_sources(repository)
+    further = {*releases.names(repository), *more} - {ENSEMBLE}
+    if further:
+        from build_scripts.build import models  # needs protobuf, which is not there where packages are served
+
+        for name in sorted(further):
+            models.add(repository, name)
 
 
 def fingerprint(options: BuildOptions, source: Path) -> str:
@@ -118,8 +155,7 @@ def _fill(staging: Path, options: BuildOptions, source: Path, release_id: str) -
         rejected.unlink()
     serving_tokenizer(checkpoint).save(str(staging / "tokenizer.json"))
     write_labels(checkpoint.labels, staging / "labels.txt")
-    package = Path(tokenizers.__file__).parent
-    shutil.copytree(package, staging / "tokenizers", ignore=shutil.ignore_patterns("__pycache__", "*.pyi"))
+    copy_package(Path(tokenizers.__file__).parent, staging / "tokenizers", options.repository)
     manifest = {
         "release": release_id,
         "checkpoint": options.model or f"embedded default ({source})",
@@ -134,10 +170,11 @@ def _fill(staging: Path, options: BuildOptions, source: Path, release_id: str) -
     (staging / releases.MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def require_release(repository: Path) -> dict:
-    """The manifest of the live release. Raises ServingError if the repository cannot be served yet."""
-    live = releases.live_release(repository)
+def require_release(repository: Path, name: str = ENSEMBLE) -> dict:
+    """The manifest of the live release. Raises ServingError if the classifier cannot be served yet."""
+    live = releases.live_release(repository, name)
     if live is None:
         where = "" if repository.resolve() == SOURCE_REPOSITORY else f" MODEL_REPOSITORY={repository}"
+        where += "" if name == ENSEMBLE else f" NAME={name}"
         raise ServingError(f"{repository} holds no built release; run `make repo{where}` first")
     return releases.read_manifest(live)

@@ -3,7 +3,7 @@
 Everything that a build adds lies in one directory, `text_classifier/releases/<id>/`; the models' files are links that
 lead there through one more link, `text_classifier/live`. Renaming a new link over `live` is the only step that changes
 what is served, and the file system does it at once. The id is a fingerprint of all inputs, so a release that exists
-never has to be built again.
+never has to be built again. Another classifier has such a directory under its own name; `names` tells which there are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from build_scripts.settings import ENSEMBLE, SOURCE_REPOSITORY, ServingError
+from build_scripts.settings import ENSEMBLE, SOURCE_REPOSITORY, Models, ServingError
 
 # Live, the one before (for a rollback), and one in reserve.
 KEPT_RELEASES = 3
@@ -30,16 +30,18 @@ COPIED_CONFIG = "config.pbtxt.copied"
 HISTORY = "history"
 # BUILD_LOCK is held by whoever builds. SWITCH_LOCK is held for the instant of a switch, and by a server while it loads.
 BUILD_LOCK, SWITCH_LOCK = ".build.lock", ".switch.lock"
+# Only a package has it.
+CHECKSUMS = "SHA256SUMS"
 DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
-def releases_directory(repository: Path) -> Path:
-    return repository / ENSEMBLE / "releases"
+def releases_directory(repository: Path, name: str = ENSEMBLE) -> Path:
+    return repository / name / "releases"
 
 
 def is_package(repository: Path) -> bool:
-    """Whether it is a package, which is one release for good: nothing is built, switched or written there."""
-    return (repository / MANIFEST).is_file()
+    """Whether it is a package, which is as it is for good: nothing is built, switched or written there."""
+    return (repository / CHECKSUMS).is_file()
 
 
 def refuse_package(repository: Path) -> None:
@@ -48,12 +50,16 @@ def refuse_package(repository: Path) -> None:
         raise ServingError(f"{repository} is a package, which is replaced as a whole; make and deploy another one")
 
 
-def live_release(repository: Path) -> Path | None:
-    """The directory of the live release, for a package its own; None if nothing was built yet."""
-    if is_package(repository):
-        return repository.resolve()
-    link = repository / ENSEMBLE / "live"
-    return link.resolve() if (link / MANIFEST).is_file() else None
+def live_release(repository: Path, name: str = ENSEMBLE) -> Path | None:
+    """The directory that holds the live release's manifest; None if nothing was built yet."""
+    directory = repository / name if is_package(repository) else repository / name / "live"
+    return directory.resolve() if (directory / MANIFEST).is_file() else None
+
+
+def names(repository: Path) -> list[str]:
+    """The classifiers that can be served, the default first."""
+    found = {path.name for path in repository.glob("*") if live_release(repository, path.name)}
+    return sorted(found, key=lambda name: (name != ENSEMBLE, name))
 
 
 def read_manifest(release: Path) -> dict:
@@ -97,8 +103,9 @@ def copy_sources(repository: Path) -> None:
     """
     if repository.resolve() == SOURCE_REPOSITORY:
         return
-    ignored = shutil.ignore_patterns("releases", "live", ".*.lock", "__pycache__")
-    links = [path.relative_to(SOURCE_REPOSITORY) for path in SOURCE_REPOSITORY.rglob("*") if path.is_symlink()]
+    ignored = shutil.ignore_patterns("releases", "live", "__pycache__")
+    sources = [SOURCE_REPOSITORY / model for model in Models().all]
+    links = [path.relative_to(SOURCE_REPOSITORY) for one in sources for path in one.rglob("*") if path.is_symlink()]
     for link in (Path(ENSEMBLE, "live"), *links):
         if (repository / link).exists() and not (repository / link).is_symlink():
             raise ServingError(
@@ -117,11 +124,10 @@ def copy_sources(repository: Path) -> None:
             kept.add(CONFIG)
         return kept
 
-    shutil.copytree(
-        SOURCE_REPOSITORY, repository, symlinks=True, ignore=not_copied, dirs_exist_ok=True, copy_function=copy_whole
-    )
-    for config in SOURCE_REPOSITORY.glob(f"*/{CONFIG}"):
-        copy_whole(config, repository / config.parent.name / COPIED_CONFIG)
+    for source in sources:
+        there = repository / source.name
+        shutil.copytree(source, there, symlinks=True, ignore=not_copied, dirs_exist_ok=True, copy_function=copy_whole)
+        copy_whole(source / CONFIG, there / COPIED_CONFIG)
 
 
 def same(one: Path, other: Path) -> bool:
@@ -138,13 +144,25 @@ def copy_whole(source: str | Path, target: str | Path) -> None:
         new.unlink(missing_ok=True)
 
 
+def write_whole(target: Path, text: str) -> None:
+    """As `copy_whole`; a file that says so already keeps its time."""
+    if target.exists() and target.read_text(encoding="utf-8") == text:
+        return
+    new = target.with_name(f".{target.name}.new")
+    try:
+        new.write_text(text, encoding="utf-8")
+        os.replace(new, target)
+    finally:
+        new.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
-def staged(repository: Path, release_id: str) -> Iterator[Path]:
+def staged(repository: Path, release_id: str, name: str = ENSEMBLE) -> Iterator[Path]:
     """A directory to fill; when the block ends well, it becomes the complete release `release_id`.
 
     On any error, a full disk included, it is removed again and the repository is as it was.
     """
-    directory = releases_directory(repository)
+    directory = releases_directory(repository, name)
     directory.mkdir(parents=True, exist_ok=True)
     for leftover in directory.glob(".building-*"):  # of a killed build; we hold the lock
         shutil.rmtree(leftover)
@@ -160,12 +178,12 @@ def staged(repository: Path, release_id: str) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def switch(repository: Path, release_id: str) -> None:
+def switch(repository: Path, release_id: str, name: str = ENSEMBLE) -> None:
     """Make a complete release the live one, at once."""
-    live = live_release(repository)
-    before = history(repository) or ([live.name] if live else [])
-    write_history(repository, [release_id, *(name for name in before if name != release_id)])
-    link = repository / ENSEMBLE / "live"
+    live = live_release(repository, name)
+    before = history(repository, name) or ([live.name] if live else [])
+    write_history(repository, [release_id, *(other for other in before if other != release_id)], name)
+    link = repository / name / "live"
     new = link.with_name(".live.new")
     new.unlink(missing_ok=True)
     new.symlink_to(Path("releases") / release_id)
@@ -175,34 +193,34 @@ def switch(repository: Path, release_id: str) -> None:
     sync(link.parent)
 
 
-def history(repository: Path) -> list[str]:
+def history(repository: Path, name: str = ENSEMBLE) -> list[str]:
     """The ids of the releases that were live, the last one first. Written down: a copy has file times of its own."""
     with contextlib.suppress(FileNotFoundError):
-        return (releases_directory(repository) / HISTORY).read_text(encoding="utf-8").split()
+        return (releases_directory(repository, name) / HISTORY).read_text(encoding="utf-8").split()
     return []
 
 
-def write_history(repository: Path, ids: list[str]) -> None:
+def write_history(repository: Path, ids: list[str], name: str = ENSEMBLE) -> None:
     """At once, and on the disk before anything that follows."""
-    file = releases_directory(repository) / HISTORY
+    file = releases_directory(repository, name) / HISTORY
     new = file.with_name(f".{HISTORY}.new")
-    new.write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
+    new.write_text("".join(f"{release_id}\n" for release_id in ids), encoding="utf-8")
     sync(new)
     os.replace(new, file)
     sync(file.parent)
 
 
-def releases(repository: Path) -> list[Path]:
+def releases(repository: Path, name: str = ENSEMBLE) -> list[Path]:
     """Complete releases, the one that went live last first; those that never were come last."""
-    complete = sorted(path.parent for path in releases_directory(repository).glob(f"[!.]*/{MANIFEST}"))
-    order = {name: place for place, name in enumerate(history(repository))}
+    complete = sorted(path.parent for path in releases_directory(repository, name).glob(f"[!.]*/{MANIFEST}"))
+    order = {release_id: place for place, release_id in enumerate(history(repository, name))}
     return sorted(complete, key=lambda path: order.get(path.name, len(order)))
 
 
-def prune(repository: Path) -> None:
+def prune(repository: Path, name: str = ENSEMBLE) -> None:
     """Remove all but the KEPT_RELEASES that were live last."""
-    live = live_release(repository)
-    for release in releases(repository)[KEPT_RELEASES:]:
+    live = live_release(repository, name)
+    for release in releases(repository, name)[KEPT_RELEASES:]:
         if release.resolve() != live:
             # Under another name first: killed half-way, what is left must not pass for a release.
             shutil.rmtree(release.rename(release.with_name(f".building-{release.name}")))

@@ -24,7 +24,8 @@ def print_build(built: Built) -> None:
         table.add_row(f"precision {attempt['precision']}", _attempt(attempt, manifest["precision"]))
     sizes = {name: (built.release / name).stat().st_size / 1e6 for name in ("model.pt", "tokenizer.json")}
     table.add_row("sizes", ", ".join(f"{name} {size:.1f} MB" for name, size in sizes.items()))
-    table.add_row("release", f"{manifest['release']} in {built.release.parents[2]}")
+    _, name, repository, *_ = built.release.parents
+    table.add_row("release", f"{manifest['release']} of {name.name} in {repository}")
     Console().print(table)
 
 

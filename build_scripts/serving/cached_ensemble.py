@@ -6,7 +6,7 @@ Triton finds an answer by the model's name, its version and the inputs. Two thin
 - The outputs that were asked for. Whoever asked for class ids alone would leave an answer without probabilities to the
   next, who asked for everything.
 
-So the cached ensemble stands behind `text_classifier`, which asks it for everything and hands on what was asked for.
+So the cached ensemble stands behind the classifier's own, which asks it for everything and hands on what was asked for.
 Each one that is loaded has a name of its own, under which no answer of another can be found.
 """
 
@@ -21,19 +21,19 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from build_scripts.build.releases import CONFIG
 from build_scripts.serving.model_control import Control
 from build_scripts.serving.staging import configured
-from build_scripts.settings import CACHED, ENSEMBLE
+from build_scripts.settings import CACHED
 
 
-def load_cached(control: Control, repository: Path, release_id: str) -> None:
-    """Let the live ensemble answer through a cached one, which is made of the tokenizer and the classifier."""
-    inner = configured(repository, release_id, ENSEMBLE)
-    inner.name = f"{CACHED}_{release_id}_{time.time_ns()}"
+def load_cached(control: Control, repository: Path, release_id: str, name: str) -> None:
+    """Let a classifier's ensemble answer through a cached one, which is made of the tokenizer and the classifier."""
+    inner = configured(repository, release_id, name)
+    inner.name = f"{CACHED}_{name}_{release_id}_{time.time_ns()}"
     inner.response_cache.enable = True
     directory = Path(control.state.staging) / inner.name
     (directory / "1").mkdir(parents=True)
     (directory / CONFIG).write_text(text_format.MessageToString(inner), encoding="utf-8")
     control.load(inner.name)
-    control.load(ENSEMBLE, through(configured(repository, release_id, ENSEMBLE), inner.name))
+    control.load(name, through(configured(repository, release_id, name), inner.name))
 
 
 def through(config: ModelConfig, name: str) -> ModelConfig:

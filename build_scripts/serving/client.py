@@ -40,17 +40,24 @@ class Answer:
 
 
 def classify(
-    texts: Iterable[Text], url: str = Address().grpc_url, timeout_s: float = 60.0, tls: Tls = PLAIN
+    texts: Iterable[Text],
+    url: str = Address().grpc_url,
+    timeout_s: float = 60.0,
+    tls: Tls = PLAIN,
+    name: str = ENSEMBLE,
 ) -> Iterator[Answer]:
-    """One answer a text, in order, as the batches come back. Raises ServingError if the server cannot answer."""
+    """One answer a text, in order, as the batches come back. Raises ServingError if the server cannot answer.
+
+    name: the classifier's.
+    """
     with connect(url, tls) as client:
         for batch in batches(texts):
             try:
-                rows = _ask(client, batch, 1, timeout_s)
+                rows = _ask(client, name, batch, 1, timeout_s)
                 # Two sigmoids so near to 1 that they are equal: the class id tells which logit was larger, but the
                 # class that is named first may be the other one.
                 if any(class_id not in named for class_id, named in rows):
-                    rows = _ask(client, batch, ALL_CLASSES, timeout_s)
+                    rows = _ask(client, name, batch, ALL_CLASSES, timeout_s)
             except InferenceServerException as error:
                 raise ServingError(_explain(error, url)) from error
             for class_id, named in rows:
@@ -58,14 +65,14 @@ def classify(
                 yield Answer(class_id, label, float(probability))
 
 
-def _ask(client: triton.InferenceServerClient, batch: list[Text], classes: int, timeout_s: float) -> list:
+def _ask(client: triton.InferenceServerClient, name: str, batch: list[Text], classes: int, timeout_s: float) -> list:
     """For each text its class id, and the most probable classes: class id -> probability, label."""
     outputs = [
         triton.InferRequestedOutput("CLASS_ID"),
         # They come back as "probability:class id:label"; the server knows the labels.
         triton.InferRequestedOutput("PROBABILITIES", class_count=classes),
     ]
-    result = client.infer(ENSEMBLE, inputs(batch), outputs=outputs, client_timeout=timeout_s)
+    result = client.infer(name, inputs(batch), outputs=outputs, client_timeout=timeout_s)
     rows = []
     for class_id, named in zip(result.as_numpy("CLASS_ID")[:, 0].tolist(), result.as_numpy("PROBABILITIES")):
         parts = (one.decode("utf-8").split(":", 2) for one in named)

@@ -57,16 +57,16 @@ class Finding:
 
 def examine(repository: Path, address: Address) -> Iterator[Finding]:
     """All findings, the repository's first."""
-    live = releases.live_release(repository)
-    if live is None:
+    live = [releases.live_release(repository, name) for name in releases.names(repository)]
+    if not live:
         yield Finding("repository", f"{repository} holds no built release", "run `make repo`, or name another")
-    else:
-        manifest = releases.read_manifest(live)
-        kind = "package" if releases.is_package(repository) else "repository"
+    kind = "package" if releases.is_package(repository) else "repository"
+    for manifest in [releases.read_manifest(directory) for directory in live if directory]:
         yield Finding("repository", f"{kind} {repository}, release {manifest['release']} of {manifest['checkpoint']}")
         yield torch_reads(manifest["versions"]["torch"])
-        yield from tokenizers_loads(repository)
         yield precision_is_native(manifest["precision"])
+    if live:
+        yield from tokenizers_loads(repository)
     yield from (shared_memory(), stack(), open_files(), cores())
     yield from ports(address)
     yield metrics(address)

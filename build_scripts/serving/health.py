@@ -16,6 +16,8 @@ import socket
 import sys
 import time
 import urllib.error
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -39,12 +41,12 @@ class Health:
     overloaded: bool = False
 
 
-def probe(url: str, timeout_s: float) -> Health:
+def probe(url: str, timeout_s: float, name: str = ENSEMBLE) -> Health:
     """One inference over HTTP, within the timeout."""
     text = f"{PROBE_TEXT} {time.monotonic_ns()}"  # one that no cache has an answer for
     body = {"inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": [text]}]}
     try:
-        with open_url(f"{url}/v2/models/{ENSEMBLE}/infer", json.dumps(body).encode(), timeout_s=timeout_s) as response:
+        with open_url(f"{url}/v2/models/{name}/infer", json.dumps(body).encode(), timeout_s=timeout_s) as response:
             outputs = {output["name"]: output for output in json.load(response)["outputs"]}
         return Health(True, f"class id {outputs['CLASS_ID']['data'][0]}")
     except urllib.error.HTTPError as error:
@@ -52,23 +54,24 @@ def probe(url: str, timeout_s: float) -> Health:
     except (OSError, http.client.HTTPException) as error:
         return Health(False, str(getattr(error, "reason", error)) or type(error).__name__)
     except (ValueError, KeyError, IndexError) as error:
-        return Health(False, f"not an answer of {ENSEMBLE}: {error!r}")
+        return Health(False, f"not an answer of {name}: {error!r}")
 
 
-def wait_until_well(url: str, timeout_s: float) -> Health:
+def wait_until_well(url: str, timeout_s: float, name: str = ENSEMBLE) -> Health:
     """Probe until an inference answers or the time is over; returns the last finding, or a refusal if there was one."""
     deadline, refusal = time.monotonic() + timeout_s, None
     while True:
-        health = probe(url, max(0.1, deadline - time.monotonic()))
+        health = probe(url, max(0.1, deadline - time.monotonic()), name)
         refusal = health if health.overloaded else refusal
         if health.well or time.monotonic() >= deadline:
             return health if health.well else refusal or health
         time.sleep(0.05)
 
 
-def report(url: str, timeout_s: float, *, live: bool) -> tuple[int, str]:
-    """The exit code and the line that a probe gives.
+def report(url: str, timeout_s: float, *, live: bool, names: Sequence[str] = ()) -> tuple[int, str]:
+    """The exit code and the line that a probe gives. The line names the classifiers that are not well.
 
+    names: the classifiers to ask; if there are none, all that a supervised server has, else the default.
     live: WELL, not UNREADY, for a server that lives. One whose supervisor is at work does, even while it loads or is
     started again: who kills them both then only makes it take longer.
     """
@@ -77,10 +80,23 @@ def report(url: str, timeout_s: float, *, live: bool) -> tuple[int, str]:
         return WELL, f"alive: its supervisor, process {state.pid}, is at work"
     if not live and state and state.draining:
         return UNREADY, "draining: it is about to stop, and still answers"
-    found = wait_until_well(url, timeout_s)
-    if found.overloaded:
-        return (WELL if live else UNREADY), f"overloaded: {found.reason}"
-    return (WELL, f"well: {found.reason}") if found.well else (UNWELL, f"not well: {found.reason}")
+    names = names or list(state.releases if state else ()) or [ENSEMBLE]
+    with ThreadPoolExecutor(len(names)) as pool:  # at once, so that one that hangs takes no time from the others
+        found = dict(zip(names, pool.map(lambda name: wait_until_well(url, timeout_s, name), names)))
+    unwell = {name: one for name, one in found.items() if not (one.well or one.overloaded)}
+    overloaded = {name: one for name, one in found.items() if one.overloaded}
+    if unwell:
+        return UNWELL, f"not well: {_reasons(unwell, names)}"
+    if overloaded:
+        return (WELL if live else UNREADY), f"overloaded: {_reasons(overloaded, names)}"
+    return WELL, f"well: {_reasons(found, names)}"
+
+
+def _reasons(found: dict[str, Health], asked: Sequence[str]) -> str:
+    """The names are left out where the default is all there is."""
+    if list(asked) == [ENSEMBLE]:
+        return found[ENSEMBLE].reason
+    return "; ".join(f"{name}: {one.reason}" for name, one in found.items())
 
 
 def _supervised(url: str) -> tuple[RunState | None, float]:
@@ -112,8 +128,9 @@ def main() -> int:
     parser.add_argument("--url", default=Address().http_url)
     parser.add_argument("--timeout", type=float, default=2.0, help="seconds (default: 2)")
     parser.add_argument("--live", action="store_true", help=f"exit {WELL} as long as it lives, for a liveness probe")
+    parser.add_argument("--name", action="append", default=[], help="a classifier to ask; default: all there are")
     arguments = parser.parse_args()
-    code, line = report(arguments.url, arguments.timeout, live=arguments.live)
+    code, line = report(arguments.url, arguments.timeout, live=arguments.live, names=arguments.name)
     print(line)
     return code
 

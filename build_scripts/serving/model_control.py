@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 from build_scripts.serving.client import connect, is_overload, text_input
 from build_scripts.serving.run_state import read_state
 from build_scripts.serving.triton import CONTROL_HEADER, LOAD_LIMIT_S
-from build_scripts.settings import CACHED, CLASSIFIER, ENSEMBLE, TOKENIZER, ServingError
+from build_scripts.settings import CACHED, ENSEMBLE, Models, ServingError
 
 # Triton's own prefix for headers that its gRPC service reads.
 GRPC_HEADER = f"triton-grpc-protocol-{CONTROL_HEADER}"
@@ -32,19 +32,21 @@ OVERLOAD_LIMIT_S, ASK_AGAIN_S = 60.0, 0.05
 
 @dataclass(frozen=True)
 class Running:
-    """release: whose answers the server gives. models: the two that a request passes through.
+    """release: whose answers the classifier gives. models: the two that a request passes through.
 
-    cached: the ensemble between `text_classifier` and them whose answers are kept, if any.
+    cached: the ensemble between the classifier's own and them whose answers are kept, if any.
     """
 
     release: str
     models: tuple[str, ...]
+    name: str = ENSEMBLE
     cached: str = ""
 
     @property
     def settled(self) -> bool:
         """Whether requests pass through the models of the repository, not those of an unfinished release."""
-        return self.models == (TOKENIZER, CLASSIFIER)
+        own = Models(self.name)
+        return self.models == (own.tokenizer, own.classifier)
 
 
 class Control:
@@ -75,15 +77,15 @@ class Control:
         """Requests in flight are answered first. It is no error if the model is not loaded."""
         self._call(self.client.unload_model, model, headers=self.headers)
 
-    def running(self) -> Running:
-        """What the server says of itself; a model that it loaded when it started carries no release."""
-        config = self._call(self.client.get_model_config, ENSEMBLE).config
-        release = config.parameters[RELEASE_PARAMETER].string_value or read_state(self.http_port).release
+    def running(self, name: str = ENSEMBLE) -> Running:
+        """What the server says of a classifier; a model that it loaded when it started carries no release."""
+        config = self._call(self.client.get_model_config, name).config
+        release = config.parameters[RELEASE_PARAMETER].string_value or read_state(self.http_port).releases[name]
         models = tuple(step.model_name for step in config.ensemble_scheduling.step)
         if not models[0].startswith(CACHED):
-            return Running(release, models)
+            return Running(release, models, name)
         inner = self._call(self.client.get_model_config, models[0]).config.ensemble_scheduling
-        return Running(release, tuple(step.model_name for step in inner.step), models[0])
+        return Running(release, tuple(step.model_name for step in inner.step), name, models[0])
 
     def labels_of(self, ensemble: str, count: int) -> list[str]:
         """Ask an ensemble for answers; returns its labels in the order of class ids. count: how many to expect."""

@@ -13,7 +13,7 @@ import psutil
 
 from build_scripts.serving.local_http import open_url
 from build_scripts.serving.triton import TritonProcess
-from build_scripts.settings import CACHED, CLASSIFIER, ENSEMBLE
+from build_scripts.settings import CLASSIFIER, ENSEMBLE, is_cached, is_model_or_candidate
 
 
 class Worker(NamedTuple):
@@ -66,8 +66,8 @@ def model_of(stub: psutil.Process) -> str:
     return path.parts[-3] if len(path.parts) >= 3 else ""
 
 
-def success_count(url: str) -> int:
-    """How many ensemble requests were computed since the start; -1 if the server does not say.
+def success_count(url: str, name: str = ENSEMBLE) -> int:
+    """How many requests of a classifier were computed since the start; -1 if the server does not say.
 
     An answer from the response cache tells nothing of the models, however dead they are.
     """
@@ -76,9 +76,9 @@ def success_count(url: str) -> int:
             models = json.load(response)["model_stats"]
         count = 0
         for model in models:
-            if model["name"] == ENSEMBLE:
+            if model["name"] == name:
                 count += int(model["inference_stats"]["success"]["count"])
-            elif model["name"].startswith(CACHED):
+            elif is_cached(model["name"], name):
                 count -= int(model["inference_stats"]["cache_hit"]["count"])
         return count
     except (OSError, http.client.HTTPException, ValueError, KeyError):
@@ -92,11 +92,12 @@ class Executions(NamedTuple):
     seconds_a_text: float
 
 
-def executions(url: str) -> Executions | None:
+def executions(url: str, classifier: str = CLASSIFIER) -> Executions | None:
     """None if the server does not say. During a release there are two classifiers."""
     try:
         with open_url(f"{url}/v2/models/stats", timeout_s=0.5) as response:
-            models = [one for one in json.load(response)["model_stats"] if one["name"].startswith(CLASSIFIER)]
+            models = json.load(response)["model_stats"]
+        models = [one for one in models if is_model_or_candidate(one["name"], classifier)]
         batches = sum(int(one["execution_count"]) for one in models)
         texts = sum(int(one["inference_count"]) for one in models)
         # For each size, of its batches: an inference's own time is counted once for each request of its batch.

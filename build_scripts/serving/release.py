@@ -19,24 +19,32 @@ Whatever is interrupted where, answers stay consistent: a server that is started
 that the link leads to, and a name that carries an id never means another release. The next release or rollback removes
 what an interrupted one left. For a while the server holds three classifiers: old, candidate and new.
 
+A classifier that the server does not have yet is switched to on the disk, and loaded. The others go on meanwhile.
+
 Nothing here starts or stops a server; without one, `make repo` switches.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
+
 from build_scripts.build import releases
 from build_scripts.build.pipeline import build_release
 from build_scripts.build.summary import print_build
 from build_scripts.serving.cached_ensemble import load_cached
+from build_scripts.serving.memory import MIB, private_bytes
 from build_scripts.serving.model_control import Control, Running
-from build_scripts.serving.staging import candidate_names, configured, refuse_what_ends_the_server, stage
-from build_scripts.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, BuildOptions, ServingError
+from build_scripts.serving.monitor import model_of
+from build_scripts.serving.run_state import write_state
+from build_scripts.serving.staging import candidate_names, configured, is_candidate, refuse_what_ends_the_server, stage
+from build_scripts.settings import ENSEMBLE, BuildOptions, Models, ServingError
 
 # A request is scheduled milliseconds after it looked up its model (a 60 MiB body: 0.8 s), however long it then waits.
 DRAIN_LIMIT_S = 5.0
@@ -47,116 +55,145 @@ def release(options: BuildOptions, http_port: int) -> None:
     with Control(http_port) as control:
         built = build_release(replace(options, repository=Path(control.state.repository)))
         print_build(built)
-        go_live(control, built.release.name)
+        if options.name in control.state.releases:
+            go_live(control, built.release.name, options.name)
+        else:
+            join(control, built.release.name, options.name)
 
 
-def rollback(http_port: int) -> None:
+def rollback(http_port: int, name: str = ENSEMBLE) -> None:
     """Put the previous release live again."""
     with Control(http_port) as control:
+        check_served(control, name)
         repository = Path(control.state.repository)
-        earlier = history(repository)[1:]
+        earlier = history(repository, name)[1:]
         if not earlier:
-            raise ServingError(f"{repository} holds no release that was live before; put one live with `make release`")
-        go_live(control, earlier[0].name)
+            raise ServingError(
+                f"{repository} holds no release of {name} that was live before; put one live with `make release`"
+            )
+        go_live(control, earlier[0].name, name)
 
 
-def history(repository: Path) -> list[Path]:
+def check_served(control: Control, name: str) -> None:
+    """Raises ServingError if the server has no such classifier."""
+    if name not in control.state.releases:
+        raise ServingError(f"NAME={name}: the server has none of that name, it has {', '.join(control.state.releases)}")
+
+
+def history(repository: Path, name: str = ENSEMBLE) -> list[Path]:
     """The releases that were live and are still there, the live one first."""
-    live, were_live = releases.live_release(repository), releases.history(repository)
+    live, were_live = releases.live_release(repository, name), releases.history(repository, name)
     return sorted(
-        (path for path in releases.releases(repository) if path.name in were_live or path.resolve() == live),
+        (path for path in releases.releases(repository, name) if path.name in were_live or path.resolve() == live),
         key=lambda path: path.resolve() != live,
     )
 
 
-def go_live(control: Control, release_id: str) -> None:
-    """Swap the running server and its repository to a complete release. Others that want to do the same wait."""
+def join(control: Control, release_id: str, name: str) -> None:
+    """Load a classifier that the server does not have yet."""
     repository = Path(control.state.repository)
     with releases.locked(repository):
-        remove_candidates(control)
-        before = control.running()
-        live = releases.live_release(repository)
+        refuse_what_ends_the_server(repository, Models(name), embedded=control.state.embedded)
+        releases.switch(repository, release_id, name)
+        control.load(name)
+        served = {**control.state.releases, name: release_id}
+        write_state(control.http_port, replace(control.state, releases=served))
+        if control.state.caches:
+            load_cached(control, repository, release_id, name)
+        print(f"release {release_id} is live as {name}", flush=True)
+
+
+def go_live(control: Control, release_id: str, name: str = ENSEMBLE) -> None:
+    """Swap the running server and its repository to a complete release. Others that want to do the same wait."""
+    repository, models = Path(control.state.repository), Models(name)
+    with releases.locked(repository):
+        remove_candidates(control, models)
+        before = control.running(name)
+        live = releases.live_release(repository, name)
         if before.settled and before.release == release_id and live and live.name == release_id:
             print(f"release {release_id} is live already, nothing to do", flush=True)
             return
         print(f"loading release {release_id} beside {before.release}", flush=True)
         try:
-            load_candidate(control, repository, release_id)
-            alive = ensembles_alive(Path(control.state.log))
-            control.load(ENSEMBLE, configured(repository, release_id, ENSEMBLE, models=candidate_names(release_id)))
+            load_candidate(control, repository, models, release_id)
+            alive = ensembles_alive(Path(control.state.log), name)
+            pair = candidate_names(models, release_id)
+            del pair[name]
+            control.load(name, configured(repository, release_id, name, pair))
         except ServingError as error:
-            remove_candidates(control)
+            remove_candidates(control, models)
             raise ServingError(f"{before.release} is still live, {release_id} could not be loaded: {error}") from error
         print(f"release {release_id} answers; settling it", flush=True)
         try:
-            settle(control, repository, release_id, alive)
+            settle(control, repository, models, release_id, alive)
         except (ServingError, OSError) as error:
             raise ServingError(
                 f"release {release_id} answered, but could not be completed: {error}. `make status` tells what answers "
                 "now; `make release` or `make rollback` completes or undoes it, and a restart clears what is left"
             ) from error
-        releases.prune(repository)
+        releases.prune(repository, name)
         print(f"release {release_id} is live; `make rollback` goes back", flush=True)
 
 
-def load_candidate(control: Control, repository: Path, release_id: str) -> None:
+def load_candidate(control: Control, repository: Path, models: Models, release_id: str) -> None:
     """Step 1: load a release beside the live one, and make sure that it answers.
 
     An ensemble whose config is wrong would be taken off the server if it were loaded in the place of the live one.
     """
-    directory = releases.releases_directory(repository) / release_id
+    directory = releases.releases_directory(repository, models.ensemble) / release_id
     if not (directory / releases.MANIFEST).is_file():
         raise ServingError(f"it is gone from {directory.parent}; run `make release` with its checkpoint again")
-    refuse_what_ends_the_server(repository, embedded=control.state.embedded)
-    stage(repository, Path(control.state.staging), directory)
+    refuse_what_ends_the_server(repository, models, embedded=control.state.embedded)
+    stage(repository, models, Path(control.state.staging), directory)
     labels = releases.read_manifest(directory)["labels"]
-    ensemble = candidate_names(release_id)[ENSEMBLE]
+    ensemble = candidate_names(models, release_id)[models.ensemble]
     control.load(ensemble)
     found = control.labels_of(ensemble, len(labels))
     if found != labels:
         raise ServingError(f"it answers with the labels {', '.join(found)}; expected {', '.join(labels)}")
 
 
-def settle(control: Control, repository: Path, release_id: str, alive: int) -> None:
+def settle(control: Control, repository: Path, models: Models, release_id: str, alive: int) -> None:
     """Steps 3 and 4: make the disk, and the models under their own names, what the ensemble answers with already.
 
     alive: ensembles before step 2.
     """
-    log = Path(control.state.log)
-    alive = await_stragglers(log, alive)
-    releases.switch(repository, release_id)
+    log, name = Path(control.state.log), models.ensemble
+    alive = await_stragglers(log, name, alive)
+    releases.switch(repository, release_id, name)
     # A server that was started again before the switch runs the old models under their own names.
-    pair = candidate_names(release_id)
-    found = control.running()
-    if found != Running(release_id, (pair[TOKENIZER], pair[CLASSIFIER])):
+    pair = candidate_names(models, release_id)
+    found = control.running(name)
+    if found != Running(release_id, (pair[models.tokenizer], pair[models.classifier]), name):
         raise ServingError(f"the server was started again meanwhile, with release {found.release}")
     with ThreadPoolExecutor() as pool:
         loads = [
-            pool.submit(control.load, name, configured(repository, release_id, name))
-            for name in (TOKENIZER, CLASSIFIER)
+            pool.submit(control.load, model, configured(repository, release_id, model))
+            for model in (models.tokenizer, models.classifier)
         ]
     for load in loads:
         load.result()
     if control.state.caches:
-        load_cached(control, repository, release_id)
+        load_cached(control, repository, release_id, name)
     else:
-        control.load(ENSEMBLE, configured(repository, release_id, ENSEMBLE))
-    await_stragglers(log, alive)
-    remove_candidates(control)
+        control.load(name, configured(repository, release_id, name))
+    await_stragglers(log, name, alive)
+    remove_candidates(control, models)
 
 
-def remove_candidates(control: Control) -> None:
-    """Unload and delete everything in the staging directory that no request passes through, whoever left it."""
-    running = control.running()
+def remove_candidates(control: Control, models: Models) -> None:
+    """Unload and delete what was staged for this classifier and no request passes through, whoever left it."""
+    running = control.running(models.ensemble)
     used = (*running.models, running.cached)
-    # "text_classifier_…" before the models that it is made of.
-    for directory in sorted(Path(control.state.staging).iterdir(), key=lambda path: not path.name.startswith(ENSEMBLE)):
+    staged = [path for path in Path(control.state.staging).iterdir() if is_candidate(models, path.name)]
+    # The ensemble before the models that it is made of.
+    for directory in sorted(staged, key=lambda path: not path.name.startswith(models.ensemble)):
         if directory.name not in used:
             control.unload(directory.name)
             shutil.rmtree(directory)
 
 
-def await_stragglers(log: Path, alive: int) -> int:
+def await_stragglers(log: Path, name: str, alive: int) -> int:
     """Wait until no request is left that looked up the ensemble before the last swap and has yet to look up its models.
 
     The old ensemble lives as long as such a request, and Triton logs its end. Requests that are scheduled have hold of
@@ -166,29 +203,38 @@ def await_stragglers(log: Path, alive: int) -> int:
     alive: how many there were before the swap. Returns how many there are now.
     """
     deadline = time.monotonic() + DRAIN_LIMIT_S
-    while (now := ensembles_alive(log)) > alive and time.monotonic() < deadline:
+    while (now := ensembles_alive(log, name)) > alive and time.monotonic() < deadline:
         time.sleep(0.05)
     return now
 
 
-def ensembles_alive(log: Path) -> int:
+def ensembles_alive(log: Path, name: str) -> int:
     """How many the server has not ended: the one that answers, and older ones that requests have hold of."""
     text = log.read_bytes()
-    return text.count(f"successfully loaded '{ENSEMBLE}'".encode()) - text.count(
-        f"successfully unloaded '{ENSEMBLE}'".encode()
-    )
+    return text.count(f"successfully loaded '{name}'".encode()) - text.count(f"successfully unloaded '{name}'".encode())
 
 
 def status(http_port: int) -> str:
-    """What the server answers with, what a restart would bring, and what could be rolled back to."""
+    """What the server answers with, what a restart would bring, what could be rolled back to; of each classifier."""
     with Control(http_port) as control:
-        running = control.running()
         repository = Path(control.state.repository)
-        url = control.state.http_url
-    lines = [f"server   {url}, repository {repository}"]
-    live = releases.live_release(repository)
-    known = {path.name: releases.read_manifest(path) for path in releases.releases(repository)}
-    lines.append(f"live     {describe(running.release, known)}")
+        lines = [f"server   {control.state.http_url}, repository {repository}"]
+        for name in control.state.releases:
+            if list(control.state.releases) != [ENSEMBLE]:
+                lines.append(f"name     {name}")
+            lines += status_of(control.running(name), repository)
+            lines += memory_of(control.state.pid, Models(name))
+        for name in sorted(set(releases.names(repository)) - set(control.state.releases)):
+            lines.append(f"name     {name}: on disk; comes with a restart of the server, or with `make release`")
+    return "\n".join(lines)
+
+
+def status_of(running: Running, repository: Path) -> list[str]:
+    """The lines of one classifier."""
+    name = running.name
+    live = releases.live_release(repository, name)
+    known = {path.name: releases.read_manifest(path) for path in releases.releases(repository, name)}
+    lines = [f"live     {describe(running.release, known)}"]
     if live and live.name != running.release:
         lines.append(f"on disk  {describe(live.name, known)}: comes with a restart of the server")
     if not running.settled:
@@ -196,9 +242,21 @@ def status(http_port: int) -> str:
             f"         a release was interrupted: requests pass through {' and '.join(running.models)}; "
             "the next `make release` or `make rollback` cleans up"
         )
-    earlier = [path.name for path in history(repository)[1:]]
-    lines += [f"{'before' if not index else '':9}{describe(name, known)}" for index, name in enumerate(earlier)]
-    return "\n".join(lines)
+    earlier = [path.name for path in history(repository, name)[1:]]
+    return lines + [f"{'before' if not index else '':9}{describe(one, known)}" for index, one in enumerate(earlier)]
+
+
+def memory_of(supervisor: int, models: Models) -> list[str]:
+    """The line that tells what the classifier's processes have for themselves alone; none if tritonserver runs it."""
+    sizes: dict[str, int] = {}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(supervisor).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                model = model_of(process)
+                if model in models.all:
+                    sizes[model] = sizes.get(model, 0) + private_bytes(process.pid) // MIB
+    told = ", ".join(f"{model} {size}" for model, size in sorted(sizes.items()))
+    return [f"memory   {sum(sizes.values())} MiB of its own: {told}"] if sizes else []
 
 
 def describe(release_id: str, manifests: dict[str, dict]) -> str:

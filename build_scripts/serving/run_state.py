@@ -27,9 +27,9 @@ LOCK_LIMIT_S = 1.0
 class RunState:
     """Kept in a file that only its owner may read, because of control_key.
 
-    release: what tritonserver read from the disk when it last started. log: of the running tritonserver. draining:
-    whether it was asked to stop, and answers requests that come all the same. embedded: see `triton.Installation`.
-    caches: whether answers are kept for texts that come again.
+    releases: name of a classifier -> id of the release that tritonserver read from the disk when it loaded it first.
+    log: of the running tritonserver. draining: whether it was asked to stop, and answers requests that come all the
+    same. embedded: see `triton.Installation`. caches: whether answers are kept for texts that come again.
     """
 
     pid: int
@@ -38,7 +38,7 @@ class RunState:
     repository: str
     staging: str
     log: str
-    release: str
+    releases: dict[str, str]
     control_key: str
     draining: bool = False
     embedded: bool = False

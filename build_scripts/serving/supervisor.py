@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from build_scripts.build.pipeline import require_release
-from build_scripts.build.releases import SWITCH_LOCK, is_package
+from build_scripts.build.releases import SWITCH_LOCK, is_package, names
 from build_scripts.machine import cpu_precisions, has_gpu
 from build_scripts.serving import health
 from build_scripts.serving.installation import Installation
@@ -102,6 +102,8 @@ class Supervisor:
         self.draining = False
         self.control_key = secrets.token_hex(16)
         self.failures = self.failed_starts = 0
+        # What the server that runs was started with, name -> id of the release.
+        self.releases: dict[str, str] = {}
 
     def state(self) -> RunState:
         return RunState(
@@ -111,7 +113,7 @@ class Supervisor:
             repository=str(self.repository),
             staging=str(self.staging),
             log=str(self.log),
-            release=require_release(self.repository)["release"],
+            releases=self.releases,
             control_key=self.control_key,
             draining=self.draining,
             embedded=self.installation.embedded,
@@ -139,7 +141,7 @@ class Supervisor:
                         threading.Thread(target=self.announce, daemon=True).start()
                     else:
                         say(f"answering again, {time.monotonic() - failed_at:.1f} s after the restart began")
-                    failure = Watch(server, self.address, self.stop).run()
+                    failure = Watch(server, self.address, self.stop, [*self.releases]).run()
                     if failure is None:
                         self.drain(server)
                 if failure is None or self.stop.is_set():
@@ -162,7 +164,7 @@ class Supervisor:
             self.note_state()
             say(f"draining for {self.drain_s:g} s: health says so, requests are answered; stop again to end it at once")
             self.stop.clear()
-            Watch(server, self.address, self.stop).run(self.drain_s)
+            Watch(server, self.address, self.stop, [*self.releases]).run(self.drain_s)
             self.stop.set()
 
     @contextlib.contextmanager
@@ -180,8 +182,10 @@ class Supervisor:
         lock = (self.staging if is_package(self.repository) else self.repository) / SWITCH_LOCK
         with lock.open("a") as self.reading:
             fcntl.flock(self.reading, fcntl.LOCK_SH)
+            served = names(self.repository) or [ENSEMBLE]
+            self.releases = {name: require_release(self.repository, name)["release"] for name in served}
             self.note_state()
-            server = launch(self.installation, repositories, self.address, self.control_key, self.log)
+            server = launch(self.installation, repositories, self.address, self.control_key, self.log, served)
             try:
                 yield server
             finally:
@@ -205,13 +209,16 @@ class Supervisor:
             # Until it listens there, it is another server that answers, if any.
             if not listens(server.process.pid, self.address.http_port):
                 continue
-            found = interruptible(self.stop, health.probe, self.address.http_url, PROBE_TIMEOUT_S)
-            if found and found.well:
+            if all(self.answers(name) for name in self.releases):
                 if self.caches:
                     self.start_to_cache()
                 fcntl.flock(self.reading, fcntl.LOCK_UN)
                 return None
         return None
+
+    def answers(self, name: str) -> bool:
+        found = interruptible(self.stop, health.probe, self.address.http_url, PROBE_TIMEOUT_S, name)
+        return found is not None and found.well
 
     def start_to_cache(self) -> None:
         """Without it the server answers as well, and only computes more."""
@@ -221,14 +228,17 @@ class Supervisor:
 
         try:
             with Control(self.address.http_port) as control:
-                load_cached(control, self.repository, control.state.release)
+                for name, release_id in self.releases.items():
+                    load_cached(control, self.repository, release_id, name)
         except (ServingError, OSError) as error:
             say(f"answers are not kept for texts that come again: {error}")
 
     def announce(self) -> None:
         """Warm up, then say that all is ready; in the background, because the server is to be watched meanwhile."""
-        warm_up(self.address.http_url)
-        well = health.wait_until_well(self.address.http_url, LOAD_LIMIT_S).well
+        url = self.address.http_url
+        for name in self.releases:
+            warm_up(url, name)
+        well = all(health.wait_until_well(url, LOAD_LIMIT_S, name).well for name in self.releases)
         if well and not (self.stop.is_set() or self.draining):
             print(start_message(self.installation, self.repository, self.address), flush=True)
 
@@ -250,7 +260,7 @@ class Supervisor:
         return delay
 
 
-def warm_up(url: str) -> None:
+def warm_up(url: str, name: str) -> None:
     """Classify a text of every length, rounded as the classifier rounds: the first of each makes oneDNN compile, which
     takes as long again as the answer. After a restart this is left to the traffic, which waits already. Failures show
     in the watch.
@@ -258,29 +268,36 @@ def warm_up(url: str) -> None:
     for tokens in (*range(3, 9), *range(10, 17, 2), *range(20, 33, 4), *range(40, 257, 8), *range(272, 513, 16)):
         body = json.dumps({"TEXT": "word " * (tokens - 2)}).encode()
         with contextlib.suppress(OSError):
-            open_url(f"{url}/v2/models/{ENSEMBLE}/generate", body, timeout_s=30).close()
+            open_url(f"{url}/v2/models/{name}/generate", body, timeout_s=30).close()
 
 
 def start_message(installation: Installation, repository: Path, address: Address) -> str:
     """What a user wants to know once the server answers."""
-    manifest = require_release(repository)
-    lines = [
-        "",
-        f"{READY}{address.http_url}",
-        f"  server     {installation.description}",
-        f"  model      {manifest['checkpoint']} ({manifest['architecture']}, release {manifest['release']})",
-        f"  precision  {manifest['precision']}",
-        f"  labels     {', '.join(manifest['labels'])}",
-        f"  HTTP       {address.http_url}/v2/models/{ENSEMBLE}",
+    served = names(repository) or [ENSEMBLE]
+    lines = ["", f"{READY}{address.http_url}", f"  server     {installation.description}"]
+    for name in served:
+        lines += describe(require_release(repository, name), f"{address.http_url}/v2/models/{name}")
+    lines += [
         f"  gRPC       {address.grpc_url}",
         f"  metrics    http://{address.metrics_address}/metrics",
         # Not `generate`, which answers 400 where this answers 503: whoever builds on the example may retry.
-        f"  try        curl -s {address.http_url.removeprefix('http://')}/v2/models/{ENSEMBLE}/infer -d '{EXAMPLE}'",
+        f"  try        curl -s {address.http_url.removeprefix('http://')}/v2/models/{served[0]}/infer -d '{EXAMPLE}'",
         "",
     ]
-    if manifest["precision"] not in cpu_precisions() and not has_gpu():
-        lines.insert(-1, f"  warning    this CPU emulates {manifest['precision']}: slow; rebuild with PRECISION=auto")
     return "\n".join(lines)
+
+
+def describe(manifest: dict, url: str) -> list[str]:
+    """The lines of one classifier."""
+    lines = [
+        f"  model      {manifest['checkpoint']} ({manifest['architecture']}, release {manifest['release']})",
+        f"  precision  {manifest['precision']}",
+        f"  labels     {', '.join(manifest['labels'])}",
+        f"  HTTP       {url}",
+    ]
+    if manifest["precision"] not in cpu_precisions() and not has_gpu():
+        lines.append(f"  warning    this CPU emulates {manifest['precision']}: slow; rebuild with PRECISION=auto")
+    return lines
 
 
 def say(message: str) -> None:

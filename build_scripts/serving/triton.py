@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,9 +77,14 @@ def group_exists(group: int) -> bool:
 
 
 def launch(
-    installation: Installation, repositories: list[Path], address: Address, control_key: str, log: Path
+    installation: Installation,
+    repositories: list[Path],
+    address: Address,
+    control_key: str,
+    log: Path,
+    names: Sequence[str] = (ENSEMBLE,),
 ) -> TritonProcess:
-    """Start tritonserver on the live release. It ends when its parent does, however that ends.
+    """Start tritonserver on the live releases of these classifiers. It ends when its parent does, however that ends.
 
     control_key: who sends it in the header CONTROL_HEADER may load and unload models. log: the server's output goes
     to its end.
@@ -88,7 +94,7 @@ def launch(
         str(installation.binary),
         *(f"--model-repository={plain(repository)}" for repository in repositories),
         "--model-control-mode=explicit",
-        f"--load-model={ENSEMBLE}",
+        *(f"--load-model={name}" for name in names),
         # Otherwise /v2/health/ready says no while a release loads beside the live one.
         "--strict-readiness=false",
         # Our configs are complete. Asking the models too would start each process twice: 3.8 s a classifier, not 2.0.

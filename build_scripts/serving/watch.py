@@ -7,17 +7,18 @@ What follows from a failure is `supervisor`'s job.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from build_scripts.serving import health
 from build_scripts.serving.monitor import CpuSeconds, Executions, broken_process, cpu_seconds, executions, success_count
-from build_scripts.serving.run_state import beat
+from build_scripts.serving.run_state import beat, read_state
 from build_scripts.serving.triton import TritonProcess
-from build_scripts.settings import CLASSIFIER, Address
+from build_scripts.settings import ENSEMBLE, Address, Models, ServingError, is_model_or_candidate
 
 # A killed process fails the next probe at once; a hung one costs PROBE_TIMEOUT_S. Both are noticed within 2 s.
 PROBE_EVERY_S, PROBE_TIMEOUT_S = 0.4, 1.0
@@ -34,14 +35,23 @@ IDLE_SHARE = 0.05
 
 
 class Watch:
-    """Watches one server. All waiting ends early when `stop` is set."""
+    """Watches one server. All waiting ends early when `stop` is set.
 
-    def __init__(self, server: TritonProcess, address: Address, stop: threading.Event):
+    names: its classifiers. A look is at one of them, so that thirty cost no more than one; a process that was killed is
+    seen at the next look all the same.
+    """
+
+    def __init__(
+        self, server: TritonProcess, address: Address, stop: threading.Event, names: Sequence[str] = (ENSEMBLE,)
+    ):
         self.server = server
         self.address = address
         self.url = address.http_url
         self.stop = stop
-        self.successes = -1
+        self.names = list(names)
+        self.turn = 0
+        self.successes: dict[str, int] = {}
+        # Of the classifier whose turn it is; before its turn nobody looked.
         self.last_success = time.monotonic()
         self.executions: Executions | None = None
         self.last_execution = time.monotonic()
@@ -49,7 +59,8 @@ class Watch:
     def run(self, limit_s: float = float("inf")) -> str | None:
         """Returns why the server must be replaced, or None when it is asked to stop or the time is over."""
         deadline = time.monotonic() + limit_s
-        self.successes, self.last_success = success_count(self.url), time.monotonic()
+        self.successes = {name: success_count(self.url, name) for name in self.names}
+        self.last_success = time.monotonic()
         while not self.stop.wait(PROBE_EVERY_S) and time.monotonic() < deadline:
             beat(self.address.http_port)
             if failure := self.look():
@@ -58,45 +69,64 @@ class Watch:
 
     def look(self) -> str | None:
         """One look, with a probe of our own if nobody else was answered since the last."""
+        with contextlib.suppress(ServingError):  # a release may bring another classifier
+            self.names = list(read_state(self.address.http_port).releases) or self.names
+        name = self.names[self.turn % len(self.names)]
         if self.server.poll() is not None:
             return f"tritonserver ended with code {self.server.poll()}"
         self.server.hide_shared_memory()  # a release adds some
         broken = broken_process(self.server)
-        if broken and not health.probe(self.url, 0.3).well:
-            return f"{broken}, and inference fails"
-        if self.others_were_answered():
+        # One that a release ended is collected meanwhile.
+        if broken and (ill := self.first_ill()) and broken_process(self.server) == broken:
+            return f"{broken}, and {ill} fails"
+        if self.others_were_answered(name):
             return None
         before, began = cpu_seconds(self.server), time.monotonic()
-        found = interruptible(self.stop, health.probe, self.url, PROBE_TIMEOUT_S)
+        found = interruptible(self.stop, health.probe, self.url, PROBE_TIMEOUT_S, name)
         if found is None:
             return None
         if found.well:
-            self.last_success = time.monotonic()
+            self.next()
             return None
-        if broken := broken_process(self.server):  # since the probe began
-            return f"{broken}, and inference fails"
-        if self.server.poll() is not None or self.others_were_answered():
+        if broken_process(self.server) not in (broken, None):  # since the probe began: the next look tells
+            return None
+        if self.server.poll() is not None or self.others_were_answered(name):
             return None
         if found.reason.startswith("HTTP 5") and not found.overloaded:
-            return f"inference fails: {found.reason}"
+            return f"{self.inference(name)} fails: {found.reason}"
         if found.overloaded:
             self.stop.wait(PROBE_EVERY_S)  # refused at once, which is too short to see whether anything computes
         period = max(time.monotonic() - began, 0.1)
         silence = time.monotonic() - self.last_success
-        if silence > self.patience(before, period, found.overloaded):
-            return f"inference hangs: nothing was answered for {silence:.1f} s ({found.reason})"
+        if silence > self.patience(name, before, period, found.overloaded):
+            return f"{self.inference(name)} hangs: nothing was answered for {silence:.1f} s ({found.reason})"
         return None
 
-    def others_were_answered(self) -> bool:
+    def next(self) -> None:
+        """This classifier is well: the next look is at another."""
+        self.turn += 1
+        self.last_success = time.monotonic()
+        if len(self.names) > 1:  # they were another's
+            self.executions = None
+
+    def first_ill(self) -> str | None:
+        """The first classifier that does not answer, in words."""
+        return next((self.inference(name) for name in self.names if not health.probe(self.url, 0.3, name).well), None)
+
+    def inference(self, name: str) -> str:
+        return "inference" if self.names == [ENSEMBLE] else f"inference of {name}"
+
+    def others_were_answered(self, name: str) -> bool:
         """Then there is no need to ask for ourselves. A release makes Triton count from 0 again."""
-        counted = success_count(self.url)
-        if counted in (self.successes, -1):
+        counted = success_count(self.url, name)
+        if counted in (self.successes.get(name), -1):
             return False
-        self.successes, self.last_success = counted, time.monotonic()
+        self.successes[name] = counted
+        self.next()
         return True
 
-    def patience(self, before: CpuSeconds, period_s: float, overloaded: bool) -> float:
-        """How long nothing may be answered, by who has worked since `before`.
+    def patience(self, name: str, before: CpuSeconds, period_s: float, overloaded: bool) -> float:
+        """How long the classifier may not answer, by who has worked since `before`.
 
         Whatever process works is work: a tokenizer that cuts blanks computes as well as a classifier. Refusals are the
         exception: the tokenizer is busy with them, however dead the classifier is for which the others wait.
@@ -104,19 +134,21 @@ class Watch:
         after = cpu_seconds(self.server)
         # A process that ended meanwhile, as at the end of a release, must not make the others look idle.
         worked = {who for who, seconds in after.items() if seconds - before.get(who, 0.0) >= IDLE_SHARE * period_s}
-        classifiers = {who for who in after if who.model.startswith(CLASSIFIER)}  # a release loads a second one
-        models = {who for who in after if who.model}
+        own = Models(name)
+        stubs = {who for who in after if who.model}
+        classifiers = {who for who in stubs if is_model_or_candidate(who.model, own.classifier)}
+        models = classifiers | {who for who in stubs if is_model_or_candidate(who.model, own.tokenizer)}
         if overloaded:
-            worked -= models - classifiers
+            worked -= stubs - classifiers
         if worked & models:
             return BUSY_LIMIT_S
         if worked and not classifiers:
-            return self.patience_inside()
+            return self.patience_inside(own.classifier)
         return FRONTEND_LIMIT_S if worked and not overloaded else PROBE_TIMEOUT_S
 
-    def patience_inside(self) -> float:
+    def patience_inside(self, classifier: str) -> float:
         """The same where tritonserver runs the classifier, and has worked at this or at something else."""
-        found, now = executions(self.url), time.monotonic()
+        found, now = executions(self.url, classifier), time.monotonic()
         if found and (self.executions is None or found.batches != self.executions.batches):
             self.last_execution = now
         self.executions = found or self.executions

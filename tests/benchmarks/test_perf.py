@@ -140,6 +140,6 @@ def test_requests_that_fail_are_an_error(default_server):
 
 def test_a_server_whose_repository_was_removed_is_one_clear_line(tmp_path):
     """As `make clean` does to a server that runs."""
-    state = RunState(0, "", "", str(tmp_path / "gone"), "", "", "", "")
+    state = RunState(0, "", "", str(tmp_path / "gone"), "", "", {}, "")
     with pytest.raises(ServingError, match=r"gone holds no release any more, though a server runs from it; restart"):
         perf.served_release(state)

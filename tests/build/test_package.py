@@ -47,8 +47,10 @@ def test_it_holds_every_model_with_its_version_and_what_the_release_holds(models
         assert (models / name / "config.pbtxt").read_bytes() == (tiny_repository / name / "config.pbtxt").read_bytes()
         assert any((models / name / "1").iterdir()), name
     live = releases.live_release(tiny_repository)
-    for name in ("classifier/1/model.pt", "classifier/labels.txt", "tokenizer/1/tokenizer.json", "manifest.json"):
+    for name in ("classifier/1/model.pt", "classifier/labels.txt", "tokenizer/1/tokenizer.json"):
         assert (models / name).read_bytes() == (live / Path(name).name).read_bytes()
+    manifest = models / "text_classifier" / "manifest.json"
+    assert manifest.read_bytes() == (live / "manifest.json").read_bytes()
 
 
 def test_the_copied_package_comes_with_its_own_licence_and_bill_of_materials(models):
@@ -102,6 +104,24 @@ def test_a_package_is_a_repository_whose_release_is_known_and_never_changes(mode
     with pytest.raises(ServingError, match="is a package already"):
         package(models, models.parent / "another")
     assert files_of(models) == before
+
+
+@pytest.mark.slow
+def test_it_carries_every_classifier_and_nothing_of_a_default_that_was_never_built(subject, tmp_path):
+    repository = tmp_path / "repository"
+    for name in ("sentiment", "topic"):
+        build(BuildOptions(str(subject("bert").directory), precision="fp32", repository=repository, name=name))
+    packed = package(repository, tmp_path / "package")
+    models = packed.directory / "model_repository"
+    assert list(packed.releases) == releases.names(models) == ["sentiment", "topic"]
+    assert not [path for path in models.rglob("*") if path.is_symlink()]
+    assert {path.name for path in models.iterdir() if path.is_dir()} == {
+        *("sentiment", "tokenizer_sentiment", "classifier_sentiment"),
+        *("topic", "tokenizer_topic", "classifier_topic"),
+    }
+    for name in ("sentiment", "topic"):
+        assert require_release(models, name) == require_release(repository, name)
+        assert (models / f"tokenizer_{name}" / "1" / "tokenizers" / "tokenizers.abi3.so").is_file()
 
 
 def test_what_is_no_package_is_never_overwritten(tiny_repository, tmp_path):

@@ -140,4 +140,4 @@ def test_another_tool_reads_the_images_digest_and_labels(packed):
     need("skopeo")
     found = json.loads(run("skopeo", "inspect", f"oci:{packed.directory}/oci:latest").stdout)
     assert (found["Digest"], found["Os"]) == (packed.digest, "linux")
-    assert found["Labels"] == {"org.opencontainers.image.version": packed.release}
+    assert found["Labels"] == {"org.opencontainers.image.version": packed.releases["text_classifier"]}

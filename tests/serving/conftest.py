@@ -21,11 +21,11 @@ from tests.support.fake_frontend import Frontend
 
 @pytest.fixture
 def frontend() -> Iterator[Callable[..., Frontend]]:
-    """frontend(*statuses), listening until the test ends."""
+    """frontend(*statuses, **of_models), listening until the test ends."""
     with contextlib.ExitStack() as stack:
 
-        def start(*statuses: int | None) -> Frontend:
-            server = stack.enter_context(Frontend(*statuses))
+        def start(*statuses: int | None, **of_models: int | None) -> Frontend:
+            server = stack.enter_context(Frontend(*statuses, **of_models))
             thread = threading.Thread(target=server.serve_forever, args=(0.05,))
             thread.start()
             stack.callback(thread.join)

@@ -20,7 +20,7 @@ class Metrics:
     """Triton's metrics, with as many waiting requests as a test says, or whatever `page` says."""
 
     def __init__(self):
-        self.waiting = {"classifier": 0, "classifier_0123abcd": 0, "tokenizer": 9000, "text_classifier": 9000}
+        self.waiting = {"classifier": 0, "classifier_0123456789ab": 0, "tokenizer": 9000, "text_classifier": 9000}
         self.more = ""
         self.status = 200
         self.readings = 0
@@ -80,8 +80,8 @@ def patient(admission, monkeypatch):
 def test_so_many_are_admitted_as_the_gauge_leaves_room_for(admission, metrics, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    metrics.waiting["classifier"], metrics.waiting["classifier_0123abcd"] = 90, 3
-    gate = admission.Admission(100, metrics.address, warn=pytest.fail)
+    metrics.waiting["classifier"], metrics.waiting["classifier_0123456789ab"] = 90, 3
+    gate = admission.Admission(100, metrics.address, "tokenizer", warn=pytest.fail)
     assert gate.admit(5) == 5
     assert gate.admit(5) == 2
     assert gate.admit(5) == 0
@@ -97,23 +97,44 @@ def test_so_many_are_admitted_as_the_gauge_leaves_room_for(admission, metrics, m
     [
         'text_classifier_held_requests{instance="classifier_0",model="classifier"} 40\n'
         'text_classifier_held_requests{instance="classifier_1",model="classifier"} 57\n',
-        "text_classifier_held_requests 97.0\n",
+        'text_classifier_held_requests{model="classifier",instance="classifier_0"} 97.0\n',
     ],
 )
 def test_requests_that_a_backend_holds_wait_too(admission, metrics, held):
     metrics.waiting["classifier"], metrics.more = 1, f"# TYPE text_classifier_held_requests gauge\n{held}"
-    assert admission.Admission(100, metrics.address, warn=pytest.fail).admit(5) == 2
+    assert admission.Admission(100, metrics.address, "tokenizer", warn=pytest.fail).admit(5) == 2
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize(
+    ("tokenizer", "room"),
+    [
+        ("tokenizer", 10),
+        ("tokenizer_0123456789ab", 10),
+        ("tokenizer_topic", 20),
+        ("tokenizer_topic_0123456789ab", 20),
+        ("tokenizer_topic_2", 30),
+    ],
+)
+def test_each_classifier_has_a_limit_of_its_own(admission, metrics, tokenizer, room):
+    """One that is flooded is no reason to refuse another's requests."""
+    metrics.waiting = {
+        **{"classifier": 40, "classifier_0123456789ab": 50, "classifier_topic": 70, "classifier_topic_2": 70},
+        **{"topic": 9000, "tokenizer_topic": 9000},
+    }
+    metrics.more = 'text_classifier_held_requests{instance="0",model="classifier_topic"} 10\n'
+    assert admission.Admission(100, metrics.address, tokenizer, warn=pytest.fail).admit(100) == room
 
 
 @pytest.mark.usefixtures("patient")
 def test_a_queue_over_the_limit_admits_nobody(admission, metrics):
     metrics.waiting["classifier"] = 101
-    assert admission.Admission(100, metrics.address, warn=pytest.fail).admit(1) == 0
+    assert admission.Admission(100, metrics.address, "tokenizer", warn=pytest.fail).admit(1) == 0
 
 
 @pytest.mark.usefixtures("patient")
 def test_the_gauge_is_read_once_in_as_many_requests_as_the_limit(admission, metrics):
-    gate = admission.Admission(100, metrics.address, warn=pytest.fail)
+    gate = admission.Admission(100, metrics.address, "tokenizer", warn=pytest.fail)
     assert [gate.admit(10) for _ in range(10)] == [10] * 10
     assert metrics.readings == 1
 
@@ -123,7 +144,7 @@ def another_service(metrics: Metrics) -> None:
 
 
 def only_the_tokenizer(metrics: Metrics) -> None:
-    del metrics.waiting["classifier"], metrics.waiting["classifier_0123abcd"]
+    del metrics.waiting["classifier"], metrics.waiting["classifier_0123456789ab"]
 
 
 UNREADABLE = {
@@ -141,7 +162,7 @@ def test_without_the_gauge_nobody_is_refused_and_that_is_said_once(admission, me
     spoil, reason = UNREADABLE[what]
     spoil(metrics)
     warnings = []
-    gate = admission.Admission(3, metrics.address, warnings.append)
+    gate = admission.Admission(3, metrics.address, "tokenizer", warnings.append)
     for _ in range(4):
         assert gate.admit(1000) == 1000
         gate.next_reading = 0.0
@@ -154,7 +175,7 @@ def test_without_the_gauge_nobody_is_refused_and_that_is_said_once(admission, me
 @pytest.mark.usefixtures("patient")
 def test_once_the_gauge_can_be_read_it_counts_and_its_next_loss_is_said_again(admission, metrics):
     warnings = []
-    gate = admission.Admission(100, metrics.address, warnings.append)
+    gate = admission.Admission(100, metrics.address, "tokenizer", warnings.append)
     for status, admitted in ((404, 200), (404, 200), (200, 100), (404, 200), (404, 200)):
         metrics.status, gate.next_reading = status, 0.0
         assert gate.admit(200) == admitted
@@ -164,7 +185,7 @@ def test_once_the_gauge_can_be_read_it_counts_and_its_next_loss_is_said_again(ad
 def test_metrics_that_hang_hold_nobody_up(admission, metrics, monkeypatch):
     monkeypatch.setattr(admission, "TIMEOUT_S", 60.0)
     metrics.answering.clear()
-    gate = admission.Admission(100, metrics.address, warn=pytest.fail)
+    gate = admission.Admission(100, metrics.address, "tokenizer", warn=pytest.fail)
     assert [gate.admit(200) for _ in range(50)] == [200] * 50
     assert not metrics.answering.is_set()
     assert metrics.readings <= 1  # the first is still under way
@@ -178,7 +199,7 @@ def test_while_a_reading_is_under_way_the_room_of_the_last_one_counts_for_a_mome
     now = [10.0]
     monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: now[0]))
     metrics.waiting["classifier"] = 100
-    gate = admission.Admission(100, metrics.address, warn=pytest.fail)
+    gate = admission.Admission(100, metrics.address, "tokenizer", warn=pytest.fail)
     gate.admit(1)
     wait_for(lambda: gate.reading is None, 60, "the reading never ended")
     metrics.answering.clear()
@@ -191,7 +212,7 @@ def test_while_a_reading_is_under_way_the_room_of_the_last_one_counts_for_a_mome
 
 def test_a_server_that_is_fast_and_idle_refuses_nobody_while_a_reading_takes_long(admission, metrics, monkeypatch):
     monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: 10.0))
-    gate = admission.Admission(100, metrics.address, warn=pytest.fail)
+    gate = admission.Admission(100, metrics.address, "tokenizer", warn=pytest.fail)
     gate.refresh()
     wait_for(lambda: gate.room == 100, 60, "the reading never ended")
     gate.next_reading = 0.0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from build_scripts.serving.cached_ensemble import through
+from build_scripts.serving.cached_ensemble import load_cached, through
 from build_scripts.serving.caching import cache_arguments
-from build_scripts.settings import ENSEMBLE, SOURCE_REPOSITORY, ServingError
+from build_scripts.serving.staging import is_candidate
+from build_scripts.settings import ENSEMBLE, SOURCE_REPOSITORY, Models, ServingError, is_cached
 
 
 @pytest.mark.parametrize(
@@ -41,3 +44,19 @@ def test_the_outer_ensemble_asks_for_everything_and_hands_everything_in():
     (step,) = through(config, "inner").ensemble_scheduling.step
     assert (step.model_name, dict(step.input_map), dict(step.output_map)) == ("inner", inputs, outputs)
     assert not config.response_cache.enable
+
+
+def test_each_classifier_has_a_cached_ensemble_of_its_own(tmp_path):
+    """Otherwise a release of one would take the other's away."""
+    loaded: list[str] = []
+    control = types.SimpleNamespace(
+        state=types.SimpleNamespace(staging=tmp_path), load=lambda model, config=None: loaded.append(model)
+    )
+    models = Models()
+    load_cached(control, SOURCE_REPOSITORY, "0123456789ab", models.ensemble)
+    (inner,) = [path.name for path in tmp_path.iterdir()]
+    assert loaded == [inner, models.ensemble]
+    assert is_cached(inner, models.ensemble)
+    assert is_candidate(models, inner)
+    for other in ("classifier", "sentiment", "text_classifier_2"):
+        assert not is_candidate(Models(other), inner)

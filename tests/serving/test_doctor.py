@@ -88,8 +88,10 @@ def test_a_copy_for_another_processor_an_older_system_or_another_python(models, 
 
 def test_a_precision_that_is_emulated(models, address, monkeypatch, tmp_path):
     emulating = shutil.copytree(models, tmp_path / "emulating")
-    manifest = json.loads((emulating / "manifest.json").read_text(encoding="utf-8"))
-    (emulating / "manifest.json").write_text(json.dumps({**manifest, "precision": "bf16"}), encoding="utf-8")
+    manifest = json.loads((emulating / "text_classifier" / "manifest.json").read_text(encoding="utf-8"))
+    (emulating / "text_classifier" / "manifest.json").write_text(
+        json.dumps({**manifest, "precision": "bf16"}), encoding="utf-8"
+    )
     monkeypatch.setattr(machine, "cpu_precisions", lambda: ["fp32"])
     monkeypatch.setattr(machine, "has_gpu", lambda: False)
     assert "rebuild with one of fp32" in advised(emulating, address)["precision"]

@@ -53,7 +53,7 @@ def test_a_server_lives_while_its_supervisor_is_at_work(frontend, host):
     """It may load, or be started again: a container that is killed for that starts from nothing."""
     port = frontend(None).server_port
     url = f"http://{host}:{port}"
-    state = RunState(os.getpid(), f"http://127.0.0.1:{port}", "", "", "", "", "", "")
+    state = RunState(os.getpid(), f"http://127.0.0.1:{port}", "", "", "", "", {}, "")
     with held(port) as directory:
         write_state(port, state)
         assert report(url, 0.3, live=True)[0] == WELL
@@ -64,6 +64,42 @@ def test_a_server_lives_while_its_supervisor_is_at_work(frontend, host):
         run_state.beat(port)
         assert report(url, 0.3, live=True)[0] == WELL
     assert report(url, 0.3, live=True)[0] == UNWELL
+
+
+SERVED = {"text_classifier": "a", "sentiment": "b", "topic": "c"}
+
+
+@pytest.mark.parametrize(
+    ("of_models", "code", "said"),
+    [
+        ({}, WELL, "well: text_classifier: class id 3; sentiment: class id 3; topic: class id 3"),
+        ({"topic": 500}, UNWELL, "not well: topic: HTTP 500: stub is not healthy"),
+        (
+            {"text_classifier": None, "topic": 500},
+            UNWELL,
+            "not well: text_classifier: timed out; topic: HTTP 500: stub",
+        ),
+        ({"sentiment": 503}, UNREADY, "overloaded: sentiment: HTTP 503: overload"),
+        ({"sentiment": 503, "topic": None}, UNWELL, "not well: topic: timed out"),
+    ],
+)
+def test_the_classifier_that_is_ill_is_named(frontend, of_models, code, said):
+    port = frontend(200, **of_models).server_port
+    url = f"http://127.0.0.1:{port}"
+    with held(port):
+        write_state(port, RunState(os.getpid(), url, "", "", "", "", SERVED, ""))
+        found = report(url, 0.5, live=False)
+        assert found[0] == code
+        assert found[1].startswith(said)
+        for name in SERVED:
+            own = {200: WELL, 503: UNREADY}.get(of_models.get(name, 200), UNWELL)
+            assert report(url, 0.5, live=False, names=[name])[0] == own
+
+
+def test_of_a_server_that_nobody_supervises_the_names_are_given(frontend):
+    url = f"http://127.0.0.1:{frontend(200, topic=500).server_port}"
+    assert report(url, 0.3, live=False) == (WELL, "well: class id 3")
+    assert report(url, 0.3, live=False, names=["topic"])[0] == UNWELL
 
 
 @pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"])

@@ -15,7 +15,16 @@ from build_scripts.serving import run_state
 from build_scripts.serving.run_state import RunState, held, read_state, run_directory, write_state
 from build_scripts.settings import PROJECT, ServingError
 
-STATE = RunState(os.getpid(), "http://127.0.0.1:9", "127.0.0.1:9", "repository", "staging", "log", "0123", "a key")
+STATE = RunState(
+    os.getpid(),
+    "http://127.0.0.1:9",
+    "127.0.0.1:9",
+    "repository",
+    "staging",
+    "log",
+    {"text_classifier": "0123"},
+    "a key",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from build_scripts.serving.staging import refuse_what_ends_the_server
-from build_scripts.settings import SOURCE_REPOSITORY, ServingError
+from build_scripts.settings import SOURCE_REPOSITORY, Models, ServingError
 
 SETTING = 'parameters { key: "INTER_OP_THREAD_COUNT", value: { string_value: "2" } }\n'
 
@@ -24,10 +24,10 @@ def test_a_second_classifier_that_would_end_the_server_is_refused_in_one_line(re
     with (repository / "classifier" / "config.pbtxt").open("a") as config:
         config.write(SETTING)
     with pytest.raises(ServingError, match=r"sets INTER_OP_THREAD_COUNT.* with `make repo` and a restart") as refusal:
-        refuse_what_ends_the_server(repository, embedded=False)
+        refuse_what_ends_the_server(repository, Models(), embedded=False)
     assert "\n" not in str(refusal.value)
-    refuse_what_ends_the_server(repository, embedded=True)
+    refuse_what_ends_the_server(repository, Models(), embedded=True)
 
 
 def test_the_projects_own_classifier_may_be_loaded_twice(repository):
-    refuse_what_ends_the_server(repository, embedded=False)
+    refuse_what_ends_the_server(repository, Models(), embedded=False)

@@ -24,7 +24,7 @@ MANIFEST = {
 
 
 def message(monkeypatch, native: list[str], gpu: bool = False) -> str:
-    monkeypatch.setattr(supervisor, "require_release", lambda _: MANIFEST)
+    monkeypatch.setattr(supervisor, "require_release", lambda *_: MANIFEST)
     monkeypatch.setattr(supervisor, "cpu_precisions", lambda: native)
     monkeypatch.setattr(supervisor, "has_gpu", lambda: gpu)
     return start_message(INSTALLATION, Path("repository"), Address("0.0.0.0", 9000, 9001, 9002))

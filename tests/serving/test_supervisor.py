@@ -50,7 +50,7 @@ def launched(monkeypatch, process, tmp_path) -> list[TritonProcess]:
 
     monkeypatch.setattr(supervisor, "launch", launch)
     monkeypatch.setattr(supervisor, "listens", lambda *_: True)  # the stand-in's HTTP side is another process
-    monkeypatch.setattr(supervisor, "require_release", lambda _: {"release": "0123456789ab"})
+    monkeypatch.setattr(supervisor, "require_release", lambda *_: {"release": "0123456789ab"})
     monkeypatch.setattr(run_state, "BUILD", tmp_path)
     monkeypatch.setattr(Supervisor, "announce", lambda _: None)
     return servers
@@ -180,7 +180,7 @@ def test_a_drain_ends_by_itself(supervisor_of, frontend, launched):
 def test_a_full_disk_does_not_end_the_watch(supervisor_of, monkeypatch):
     said = []
     monkeypatch.setattr(supervisor, "say", said.append)
-    monkeypatch.setattr(supervisor, "require_release", lambda _: {"release": "0123456789ab"})
+    monkeypatch.setattr(supervisor, "require_release", lambda *_: {"release": "0123456789ab"})
     monkeypatch.setattr(supervisor, "write_state", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
     supervisor_of(free_ports(1)[0]).note_state()
     assert len(said) == 1

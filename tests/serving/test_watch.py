@@ -260,3 +260,56 @@ def test_a_server_that_ended_is_reported_with_its_exit_code(process):
     server = process("sh", "-c", "exit 7")
     server.process.wait()
     assert failure(server, free_ports(1)[0]) == "tritonserver ended with code 7"
+
+
+def watch_of_names(server: TritonProcess, port: int) -> Watch:
+    return Watch(server, Address(http_port=port), threading.Event(), ["text_classifier", "sentiment", "topic"])
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(500, "inference of topic fails: HTTP 500"), (None, "inference of topic hangs: nothing was")]
+)
+def test_one_classifier_of_several_that_fails_is_found_and_named(frontend, idle, status, said):
+    watching = watch_of_names(idle, frontend(200, topic=status).server_port)
+    with in_background(watching.run, stop=watching.stop) as result:
+        assert result.result(2 * GIVEN_UP_WITHIN_S).startswith(said)
+
+
+def test_a_process_that_was_killed_is_told_with_the_classifier_that_fails(frontend, killed):
+    watching = watch_of_names(killed, frontend(200, topic=500).server_port)
+    with in_background(watching.run, stop=watching.stop) as result:
+        found = result.result(GIVEN_UP_WITHIN_S)
+    assert re.fullmatch(r"process \d+ of the server was killed, and inference of topic fails", found)
+
+
+def test_another_classifier_that_computes_does_not_hide_one_that_hangs(frontend, with_stubs, monkeypatch):
+    """It may take the processor for a while, not for as long as a batch may take."""
+    monkeypatch.setattr(watch, "FRONTEND_LIMIT_S", 1.0)
+    server = with_stubs(classifier_sentiment=COMPUTES, classifier_topic=SLEEPS)
+    watching = watch_of_names(server, frontend(200, topic=None).server_port)
+    with in_background(watching.run, stop=watching.stop) as result:
+        assert result.result(2 * GIVEN_UP_WITHIN_S).startswith("inference of topic hangs")
+
+
+def test_a_classifier_of_several_that_computes_is_left_alone(frontend, with_stubs, monkeypatch):
+    monkeypatch.setattr(watch, "FRONTEND_LIMIT_S", 0.0)
+    front = frontend(200, topic=None)
+    watching = watch_of_names(with_stubs(classifier_sentiment=SLEEPS, classifier_topic=COMPUTES), front.server_port)
+    with in_background(watching.run, stop=watching.stop) as result:
+        wait_for(for_seconds(2 * LEFT_ALONE_S), 2 * LEFT_ALONE_S + GIVEN_UP_WITHIN_S, "time")
+        assert not result.done()
+        watching.stop.set()
+        front.closing.set()
+        assert result.result(GIVEN_UP_WITHIN_S) is None
+
+
+def test_all_classifiers_have_their_turn(frontend, idle):
+    front = frontend(200)
+    watching = watch_of_names(idle, front.server_port)
+    watching.successes = dict.fromkeys(watching.names, front.successes)
+    looked = []
+    for _ in range(6):
+        looked.append(watching.names[watching.turn % 3])
+        assert watching.look() is None
+    assert looked == 2 * watching.names
+    assert front.asked == 6

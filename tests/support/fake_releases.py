@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 from build_scripts.build import releases
+from build_scripts.settings import ENSEMBLE
 
 
-def fake_release(repository: Path, name: str) -> None:
-    with releases.staged(repository, name) as staging:
+def fake_release(repository: Path, name: str, classifier: str = ENSEMBLE) -> None:
+    with releases.staged(repository, name, classifier) as staging:
         (staging / "model.pt").write_bytes(b"model")
         (staging / releases.MANIFEST).write_text(json.dumps({"release": name}), encoding="utf-8")
 

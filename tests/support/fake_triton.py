@@ -118,7 +118,7 @@ def load_module(directory: Path) -> ModuleType:
 def initialized(module: ModuleType, config: dict, **args: str) -> object:
     """The module's TritonPythonModel with this configuration. args: what else Triton gives, where a model reads it."""
     model = module.TritonPythonModel()
-    model.initialize({"model_config": json.dumps(config), "model_name": "model", **args})
+    model.initialize({"model_config": json.dumps(config), "model_name": "tokenizer", **args})
     return model
 
 

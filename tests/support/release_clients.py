@@ -17,7 +17,7 @@ import numpy as np
 import tritonclient.grpc as triton
 
 from build_scripts.serving.client import text_input
-from build_scripts.settings import CLASSIFIER, ENSEMBLE, BuildOptions
+from build_scripts.settings import ENSEMBLE, BuildOptions, Models
 from tests.support.oracle import HuggingFace
 from tests.support.servers import RunningServer
 
@@ -47,10 +47,14 @@ class Release:
 
 
 class Clients:
-    """Four kinds of clients that send requests until they are told to stop, and judge every answer."""
+    """Four kinds of clients that send requests until they are told to stop, and judge every answer.
 
-    def __init__(self, server: RunningServer, releases: dict[str, Release]):
+    releases: those that the answers may come from. name: the classifier's.
+    """
+
+    def __init__(self, server: RunningServer, releases: dict[str, Release], name: str = ENSEMBLE):
         self.server = server
+        self.models = Models(name)
         self.releases = releases
         self.alone = {name: one.classify_ids() for name, one in releases.items()}
         self.answers: Counter = Counter()
@@ -97,7 +101,7 @@ class Clients:
         ]
         with triton.InferenceServerClient(self.server.grpc) as client:
             for index in cycle(range(len(TEXTS))):
-                result = client.infer(ENSEMBLE, [text_input([TEXTS[index]])], outputs=outputs)
+                result = client.infer(self.models.ensemble, [text_input([TEXTS[index]])], outputs=outputs)
                 best = [text.decode().split(":", 2) for text in result.as_numpy("PROBABILITIES")[0]]
                 best.sort(key=lambda parts: int(parts[1]))
                 self.judge(
@@ -114,7 +118,7 @@ class Clients:
         tensors[1].set_data_from_numpy((rows != 0).astype(np.int64))
         with triton.InferenceServerClient(self.server.grpc) as client:
             while True:
-                found = client.infer(CLASSIFIER, tensors).as_numpy("OUTPUT__1")
+                found = client.infer(self.models.classifier, tensors).as_numpy("OUTPUT__1")
                 names = [name for name, rows in self.alone.items() if close(found, rows)]
                 self.count("classifier alone", names, found)
                 yield
@@ -130,7 +134,7 @@ class Clients:
 
     def infer_http(self, kind: str, connection: http.client.HTTPConnection, index: int) -> None:
         body = {"inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": [TEXTS[index]]}]}
-        connection.request("POST", f"/v2/models/{ENSEMBLE}/infer", json.dumps(body))
+        connection.request("POST", f"/v2/models/{self.models.ensemble}/infer", json.dumps(body))
         response = connection.getresponse()
         content = response.read()
         if response.status != 200:

@@ -24,9 +24,9 @@ def snapshot(directory: Path) -> dict[str, str]:
     return found
 
 
-def assert_complete(repository: Path) -> str:
+def assert_complete(repository: Path, classifier: str = "text_classifier") -> str:
     """The live release's id, after a check that a server could load all of it from inside the repository."""
-    live = (repository / "text_classifier" / "live").resolve(strict=True)
+    live = (repository / classifier / "live").resolve(strict=True)
     manifest = json.loads((live / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["release"] == live.name
     labels = (live / "labels.txt").read_text(encoding="utf-8").splitlines()
@@ -43,7 +43,10 @@ def assert_complete(repository: Path) -> str:
         "classifier/labels.txt",
         "classifier/1/model.pt",
     ):
-        resolved = (repository / name).resolve(strict=True)
+        model, _, rest = name.partition("/")
+        if classifier != "text_classifier":
+            model = classifier if model == "text_classifier" else f"{model}_{classifier}"
+        resolved = (repository / model / rest).resolve(strict=True)
         built = not name.endswith((".pbtxt", "model.py", "text_classifier/1"))
         assert resolved.is_relative_to(live if built else repository.resolve()), name
         assert resolved.is_dir() or resolved.stat().st_size > 0, name

@@ -12,10 +12,12 @@ import re
 import threading
 import time
 
-# A release loads a second classifier for a moment; its name begins the same.
-WAITING = re.compile(r'^nv_inference_pending_request_count{.*model="classifier.*} ([\d.e+]+)', re.MULTILINE)
+# How many requests wait, by classifier.
+WAITING = r'^nv_inference_pending_request_count{{(?:.*,)?model="{classifier}".*}} ([\d.e+]+)'
 # A backend that takes requests out of Triton's queue and holds them back shows here how many; it need not exist.
-HELD = re.compile(r"^text_classifier_held_requests(?:{.*})? ([\d.e+]+)", re.MULTILINE)
+HELD = r'^text_classifier_held_requests{{(?:.*,)?model="{classifier}".*}} ([\d.e+]+)'
+# What a release adds to the names of the models that it loads beside the live ones.
+RELEASE = "_[0-9a-f]{12}"
 # The gauge costs 1 ms to read; at the limit, hardly any room comes free in this time.
 READ_EVERY_S = 0.01
 # A request waits so long for a reading. One that takes longer, as on a busy machine, is of use to those that follow.
@@ -31,13 +33,17 @@ class Admission:
     """Reads the gauge, and again after so many requests as it then left room for. A thread reads, so that metrics which
     hang hold nobody up.
 
-    limit: requests that may wait. address: host:port of Triton's metrics. warn: called with a message when they cannot
-    be read, once until they can.
+    limit: requests that may wait. address: host:port of Triton's metrics. tokenizer: the model's name, which tells the
+    classifier's. warn: called with a message when the metrics cannot be read, once until they can.
     """
 
-    def __init__(self, limit, address, warn):
+    def __init__(self, limit, address, tokenizer, warn):
         self.limit = limit
         self.address = address
+        # The live one and, for a moment, that of a release: not another name's, which has a limit of its own.
+        classifier = re.sub(f"{RELEASE}$", "", tokenizer).replace("tokenizer", "classifier", 1)
+        gauges = [gauge.format(classifier=f"{classifier}(?:{RELEASE})?") for gauge in (WAITING, HELD)]
+        self.waiting, self.held = (re.compile(gauge, re.MULTILINE) for gauge in gauges)
         self.warn = warn
         self.room = self.left = 0  # now, and when the gauge was last read
         self.read_at = None  # when the gauge was last read; None if it could not be
@@ -97,10 +103,10 @@ class Admission:
                 if response.status != 200:
                     raise ValueError(f"status {response.status}")
                 text = read_within(TIMEOUT_S, response).decode("utf-8")
-        waiting = WAITING.findall(text)
+        waiting = self.waiting.findall(text)
         if not waiting:
             raise ValueError("no gauge nv_inference_pending_request_count of a classifier")
-        return sum(map(int, map(float, waiting + HELD.findall(text))))
+        return sum(map(int, map(float, waiting + self.held.findall(text))))
 
 
 def read_within(seconds, response):

@@ -40,7 +40,9 @@ class TritonPythonModel:
         self.max_waiting_bytes = int(parameters["max_waiting_bytes"])
         self.max_pending_requests = int(parameters["max_pending_requests"])
         metrics = os.environ.get("TRITON_METRICS_ADDRESS", parameters["metrics_address"])
-        self.admission = Admission(self.max_pending_requests, metrics, warn=pb_utils.Logger.log_warn)
+        self.admission = Admission(
+            self.max_pending_requests, metrics, args["model_name"], warn=pb_utils.Logger.log_warn
+        )
         self.metrics = Metrics(args["model_name"], warn=pb_utils.Logger.log_warn)
         self.encoder = Encoder(HERE / "tokenizer.json")
         self.long_texts = LongTexts(self.encoder.encode, self.max_waiting_bytes)

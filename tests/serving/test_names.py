@@ -1,0 +1,169 @@
+"""Several classifiers in one real server: each answers as its own checkpoint, and is released by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+
+from build_scripts.build.pipeline import build
+from build_scripts.serving.client import classify, inputs
+from build_scripts.serving.health import WELL, report
+from build_scripts.serving.release import release, rollback, status
+from build_scripts.settings import Models, ServingError
+from tests.support.checkpoints import make_checkpoint
+from tests.support.release_clients import TEXTS, TOLERANCE, Clients, Release
+from tests.support.servers import RunningServer, post, running, wait_for
+from tests.support.texts import PAIRS
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
+
+RECOVERED_WITHIN_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> dict[str, Release]:
+    """By the name under which they are served; `new` is not at first, `next` is a release of `sentiment`."""
+    kinds = {"text_classifier": "bert-chinese", "sentiment": "bert", "topic": "roberta", "new": "bert", "next": "bert"}
+    labels = {name: [f"{name} {index}" for index in range(count)] for count, name in enumerate(kinds, 3)}
+    made = {
+        name: make_checkpoint(kind, tmp_path_factory.mktemp(name), labels=labels[name], seed=seed)
+        for seed, (name, kind) in enumerate(kinds.items())
+    }
+    return {name: Release(directory) for name, directory in made.items()}
+
+
+@pytest.fixture(scope="module")
+def server(checkpoints, tmp_path_factory) -> Iterator[RunningServer]:
+    directory = tmp_path_factory.mktemp("names")
+    repository = directory / "repository"
+    for name in ("sentiment", "topic"):
+        build(options(checkpoints[name], repository, name))
+    arguments = ["--model", checkpoints["text_classifier"].options.model, "--precision", "fp32"]
+    with running(repository, directory / "output.txt", *arguments) as server:
+        wait_for(lambda: report(server.http, 2.0, live=False)[0] == WELL, RECOVERED_WITHIN_S, server.said())
+        yield server
+
+
+def options(checkpoint: Release, repository, name: str):
+    from dataclasses import replace
+
+    return replace(checkpoint.options, repository=repository, name=name)
+
+
+@pytest.fixture
+def port(server) -> int:
+    return server.address.http_port
+
+
+SERVED = ("text_classifier", "sentiment", "topic")
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_each_answers_as_its_own_checkpoint_texts_and_pairs_over_http_and_grpc(server, checkpoints, name):
+    own = checkpoints[name]
+    url = f"{server.http}/v2/models/{name}"
+    for texts in ([*TEXTS], [pair for pair in PAIRS if all(len(one) < 500 for one in pair)][:8]):
+        expected = own.oracle.probabilities(texts).numpy()
+        for text, row in zip(texts, expected):
+            named = dict(zip(("TEXT", "TEXT_PAIR"), [text] if isinstance(text, str) else text))
+            code, body = post(f"{url}/generate", named)
+            assert code == 200, body
+            assert np.allclose(json.loads(body)["PROBABILITIES"], row, atol=TOLERANCE)
+            tensors = [{"name": k, "shape": [1, 1], "datatype": "BYTES", "data": [v]} for k, v in named.items()]
+            code, body = post(f"{url}/infer", {"inputs": tensors})
+            assert code == 200, body
+            outputs = {output["name"]: output["data"] for output in json.loads(body)["outputs"]}
+            assert np.allclose(outputs["PROBABILITIES"], row, atol=TOLERANCE)
+        with triton.InferenceServerClient(server.grpc) as client:
+            found = client.infer(name, inputs(texts))
+        assert np.allclose(found.as_numpy("PROBABILITIES"), expected, atol=TOLERANCE)
+        labels = [own.labels[index] for index in expected.argmax(1)]
+        assert [answer.label for answer in classify(texts, server.grpc, name=name)] == labels
+
+
+def blocks(port: int) -> dict[str, list[str]]:
+    """What `make status` says of each classifier; memory, which varies, is left out."""
+    found: dict[str, list[str]] = {}
+    for line in status(port).splitlines()[1:]:
+        if line.startswith("name "):
+            found[line.split()[1]] = own = []
+        elif not line.startswith("memory"):
+            own.append(line)
+    return found
+
+
+def test_ten_releases_of_one_under_load_of_all(server, checkpoints, port):
+    of_sentiment = {name: checkpoints[name] for name in ("sentiment", "next")}
+    before = blocks(port)
+    assert list(before) == [*SERVED]
+    processes = {model: server.find(f"/{model}/1").pid for name in ("text_classifier", "topic") for model in pair(name)}
+    with contextlib.ExitStack() as stack:
+        load = {
+            name: stack.enter_context(
+                Clients(server, of_sentiment if name == "sentiment" else {name: checkpoints[name]}, name)
+            )
+            for name in SERVED
+        }
+        for _ in range(5):
+            release(options(checkpoints["next"], None, "sentiment"), port)
+            assert label_of(server, "sentiment").startswith("next")
+            rollback(port, "sentiment")
+            assert label_of(server, "sentiment").startswith("sentiment")
+    for name, clients in load.items():
+        assert clients.wrong == [], name
+        for kind in ("keep-alive", "new connection", "gRPC", "classifier alone"):
+            assert min(clients.answers[kind, one] for one in clients.releases) > 20, (name, clients.answers)
+    after = blocks(port)
+    assert {name: after[name] for name in ("text_classifier", "topic")} == {
+        name: before[name] for name in ("text_classifier", "topic")
+    }
+    assert after["sentiment"][0] == before["sentiment"][0]
+    assert "before" in after["sentiment"][1]
+    assert processes == {model: server.find(f"/{model}/1").pid for model in processes}
+
+
+def pair(name: str) -> tuple[str, str]:
+    own = Models(name)
+    return own.tokenizer, own.classifier
+
+
+def label_of(server: RunningServer, name: str) -> str:
+    (answer,) = classify([TEXTS[0]], server.grpc, name=name)
+    return answer.label
+
+
+def test_a_name_that_is_not_served_is_one_clear_line(server, port):
+    with pytest.raises(ServingError, match="NAME=nobody: the server has none of that name, it has text_classifier, s"):
+        rollback(port, "nobody")
+    with pytest.raises(ServingError, match="unknown model: 'nobody'"):
+        list(classify(["x"], server.grpc, name="nobody"))
+
+
+def test_a_classifier_joins_a_running_server_and_is_there_after_a_restart(server, checkpoints, port):
+    with Clients(server, {"topic": checkpoints["topic"]}, "topic") as load:
+        release(options(checkpoints["new"], None, "new"), port)
+        assert label_of(server, "new").startswith("new")
+    assert load.wrong == []
+    assert list(blocks(port)) == [*SERVED, "new"]
+    killed = server.find("/classifier_new/1")
+    killed.send_signal(signal.SIGKILL)
+    wait_for(lambda: "inference of new fails; restarting" in server.said(), 10, server.said())
+    time.sleep(0.5)  # the server that is replaced is gone
+    wait_for(lambda: report(server.http, 2.0, live=False)[0] == WELL, RECOVERED_WITHIN_S, server.said())
+    for name in (*SERVED, "new"):
+        assert label_of(server, name).startswith(name)
+
+
+def test_memory_is_told_of_each_classifier(server, port):
+    if "embedded" not in server.said():
+        pytest.skip("tritonserver itself runs the classifiers")
+    lines = [line for line in status(port).splitlines() if line.startswith("memory")]
+    assert len(lines) == len(blocks(port))
+    assert "classifier_topic " in "".join(lines)
