@@ -117,7 +117,7 @@ def test_to_serve_needs_no_package_that_the_embedded_image_lacks():
     """deploy/Containerfile.embedded installs what serving needs; a package is served without a build and a client."""
     code = """
 import runpy, sys
-sys.modules.update(dict.fromkeys(["tritonclient", "google", "grpc", "tokenizers", "transformers"]))
+sys.modules.update(dict.fromkeys(["tritonclient", "google", "grpc", "tokenizers", "transformers", "sentencepiece"]))
 sys.argv = ["build_scripts", "serve", "--http-port", "99999"]
 runpy.run_module("build_scripts", run_name="__main__")
 """

@@ -56,12 +56,20 @@ def weight_files(path: Path) -> list[Path]:
     return [file for file in found if not file.name.startswith(others)]
 
 
+def lfs_pointer(path: Path, names: list[str]) -> str | None:
+    """Which of the files is what a clone without Git LFS leaves, and what to do; None if none is."""
+    for file in [path / name for name in names]:
+        if file.is_file():
+            with file.open("rb") as opened:
+                if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+                    return f"{file.name} is a Git LFS pointer, not the file; run `git lfs pull`, or download it again"
+    return None
+
+
 def weights(path: Path, error: Exception) -> str | None:
     """What is wrong with the weights of a directory that gave `error`, and what to do; None if nothing is known."""
-    for file in weight_files(path):
-        with file.open("rb") as opened:
-            if opened.read(len(LFS_POINTER)) == LFS_POINTER:
-                return f"{file.name} is a Git LFS pointer, not the weights; run `git lfs pull`, or download it again"
+    if pointer := lfs_pointer(path, [file.name for file in weight_files(path)]):
+        return pointer
     if "Weights only load failed" in str(error) or "UnpicklingError" in type(error).__name__:
         return (
             "they are a pickle that is damaged or holds more than tensors, and loading such a file could run code; "

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from build_scripts.build import findings, pieces
 from build_scripts.build.refusal import first_line
 from build_scripts.settings import ServingError
 
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 SAVE_IT = "save the tokenizer beside the model with tokenizer.save_pretrained"
-# Not among the packages that are installed: most checkpoints have tokenizer.json, and this is needed once.
-CONVERT_IT = (
-    "transformers reads that file where sentencepiece is installed: "
-    f"`{sys.executable} -m pip install sentencepiece==0.2.1`, then build again"
-)
 # A tokenizer that knows so much fewer tokens than the model was read from files of another kind.
 LEAST_SHARE = 0.1
 
@@ -30,12 +24,14 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         raise ServingError(
             f"{path} has no tokenizer (none of {', '.join(VOCABULARY_FILES)}); expected tokenizer.json: {SAVE_IT}"
         )
+    if pointer := findings.lfs_pointer(path, files):
+        raise ServingError(f"the tokenizer in {path} cannot be loaded: {pointer}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # as for the weights: one meaning, many types
+        reason = pieces.damaged(path) or first_line(error)
         raise ServingError(
-            f"{path} has no usable tokenizer (from {', '.join(files)}: {first_line(error)}); expected tokenizer.json: "
-            + _what_to_do(path)
+            f"{path} has no usable tokenizer (from {', '.join(files)}: {reason}); expected tokenizer.json: {SAVE_IT}"
         ) from error
     if not tokenizer.is_fast:
         raise ServingError(
@@ -47,6 +43,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             f"the tokenizer in {path} has split_special_tokens set, which tokenizer.json cannot express; "
             "expected it unset: save the tokenizer again without it"
         )
+    pieces.refuse_another(tokenizer, path)
     tokenizer.padding_side = "right"  # as the server pads; a mask hides the padding, so the side means nothing else
     return tokenizer
 
@@ -59,7 +56,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, path: Path) 
         raise ServingError(
             f"the tokenizer in {path} ({type(tokenizer).__name__}) knows {len(vocabulary)} tokens, {ordinary} of them "
             f"no special ones, and the model's embedding has {rows} rows; its files are of another kind of tokenizer "
-            f"or incomplete: {_what_to_do(path)}"
+            f"or incomplete: {_what_to_do(tokenizer, path)}"
         )
     too_many = {index: token for token, index in vocabulary.items() if index >= rows}
     written = sorted(index for index in too_many if _can_be_written(tokenizer, index, too_many[index]))
@@ -79,10 +76,17 @@ def pad_id(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, rows: i
     return 0
 
 
-def _what_to_do(path: Path) -> str:
-    """For a directory without a tokenizer that could be read."""
-    unread = list(path.glob("*.model")) and not (path / "tokenizer.json").is_file()
-    return CONVERT_IT if unread and find_spec("sentencepiece") is None else SAVE_IT
+def _what_to_do(tokenizer: PreTrainedTokenizerBase, path: Path) -> str:
+    """For a directory of which only an empty tokenizer could be made."""
+    looked_for = tokenizer.vocab_files_names.get("vocab_file", "tokenizer.json")
+    found = [file.name for file in pieces.files(path)]
+    if not found or looked_for in found or (path / "tokenizer.json").is_file():
+        bad = pieces.damaged(path)
+        return f"{bad}: {SAVE_IT}" if bad else SAVE_IT
+    return (
+        f"it reads {looked_for} and not {found[0]}; rename the file if it is that one, or name the tokenizer's class "
+        f"in tokenizer_class of tokenizer_config.json, or {SAVE_IT}"
+    )
 
 
 def _can_be_written(tokenizer: PreTrainedTokenizerBase, index: int, token: str) -> bool:

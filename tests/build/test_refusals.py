@@ -17,7 +17,7 @@ from build_scripts.build import pipeline
 from build_scripts.build.checkpoint import load
 from build_scripts.build.refusal import refusing
 from build_scripts.settings import BuildOptions, ServingError
-from tests.build.test_checkpoint import config, edit, remove, tokenizer_config, weights
+from tests.build.test_checkpoint import config, edit, remove, weights
 from tests.support.checkpoints import make_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -96,6 +96,14 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     ),
     "a Trainer's output": (trainer_output, ["no config.json, but checkpoint-1500 in it has one", "MODEL="]),
     "Git LFS pointer": (write("model.safetensors", LFS), ["model.safetensors is a Git LFS pointer", "git lfs pull"]),
+    "Git LFS pointer where the tokenizer was": (
+        write("tokenizer.json", LFS),
+        ["tokenizer.json is a Git LFS pointer", "git lfs pull"],
+    ),
+    "Git LFS pointer where the vocabulary was": (
+        both(remove("tokenizer.json"), write("vocab.txt", LFS)),
+        ["vocab.txt is a Git LFS pointer", "git lfs pull"],
+    ),
     "TensorFlow only": (
         both(remove("model.safetensors"), write("tf_model.h5", "x")),
         ["only TensorFlow's tf_model.h5", "save_pretrained"],
@@ -128,18 +136,6 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "tokenizer without words": (
         both(remove("tokenizer.json", "tokenizer_config.json"), tokenizer_without_words),
         ["knows 5 tokens, 0 of them no special ones", "500 rows", "save the tokenizer"],
-    ),
-    "SentencePiece only, by a name that is not looked for": (
-        both(remove("tokenizer.json"), write("other.model", b"\x0a\x0e")),
-        ["where sentencepiece is installed", "-m pip install sentencepiece==", "then build again"],
-    ),
-    "SentencePiece only": (
-        both(
-            remove("tokenizer.json"),
-            write("sentencepiece.bpe.model", b"\x0a\x0e"),
-            tokenizer_config(tokenizer_class="XLMRobertaTokenizer"),
-        ),
-        ["where sentencepiece is installed", "-m pip install sentencepiece==", "then build again"],
     ),
     "missing unknown token": (unknown_words, ["cannot classify", "Missing [UNK] token"]),
     "custom code": (

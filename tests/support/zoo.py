@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedTokenizerBase
 
 from build_scripts.settings import PROJECT
-from tests.support import checkpoints
+from tests.support import checkpoints, pieces
 
 PACKED, PADDED, ALONE, REFUSED = "packed", "padded", "one text at a time", "refused"
 ALONE_FULL = "one text at a time, at full width"
@@ -45,7 +45,11 @@ SMALL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Row:
-    """family: a model type of transformers. tokenizer: the kind of `checkpoints.make_tokenizer`, or one of ours."""
+    """family: a model type of transformers.
+
+    tokenizer: the kind of `checkpoints.make_tokenizer`, or one of ours, or the name of SentencePiece's file, which is
+    then all there is of a tokenizer.
+    """
 
     family: str
     becomes: str
@@ -55,7 +59,12 @@ class Row:
 
     @property
     def name(self) -> str:
-        return " ".join([self.family, *(f"{key}={value}" for key, value in self.config.items() if key in TOLD)])
+        told = [f"{key}={value}" for key, value in self.config.items() if key in TOLD]
+        return " ".join([self.family, *told, *([f"tokenizer={self.tokenizer}"] if self.of_pieces else [])])
+
+    @property
+    def of_pieces(self) -> bool:
+        return self.tokenizer in pieces.FILES
 
 
 # Settings that make another layout of a family; other ones only keep it small.
@@ -67,6 +76,8 @@ ROWS = [
     Row("roberta", PACKED, "roberta"),
     Row("xlm-roberta", PACKED, "xlm-roberta"),
     Row("camembert", PACKED, "camembert"),
+    Row("xlm-roberta", PACKED, "sentencepiece.bpe.model"),
+    Row("camembert", PACKED, "sentencepiece.bpe.model"),
     Row("data2vec-text", PACKED, "roberta"),
     Row("electra", PACKED),
     Row("ernie", PACKED),
@@ -77,6 +88,8 @@ ROWS = [
     Row("albert", PADDED, "albert"),
     Row("deberta", PADDED, "roberta", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
     Row("deberta-v2", PADDED, "deberta-v2", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
+    Row("albert", PADDED, "spiece.model"),
+    Row("deberta-v2", PADDED, "spm.model", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
     Row("mpnet", PADDED, "mpnet"),
     Row("modernbert", PADDED, "modernbert"),
     Row("rembert", PADDED),
@@ -104,13 +117,16 @@ ROWS = [
 
 def make(row: Row, directory: Path, *, labels: int = 4) -> Path:
     """Write the row's checkpoint: config and weights in the family's own classes, and its tokenizer."""
-    tokenizer = make_tokenizer(row.tokenizer)
+    tokenizer = pieces.write(row.tokenizer, row.family, directory) if row.of_pieces else make_tokenizer(row.tokenizer)
     config = small_config(row.family, tokenizer, {**row.config, "num_labels": labels})
     model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
     checkpoints.draw_weights(model, seed=0)
     transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    if row.of_pieces:
+        (directory / "tokenizer_config.json").write_text('{"model_max_length": 128}', encoding="utf-8")
+    else:
+        tokenizer.save_pretrained(directory)
     return directory
 
 
