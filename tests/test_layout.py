@@ -55,6 +55,7 @@ def test_the_graph_knows_no_checkpoint_and_no_server():
     assert rooms == {"graph"}
 
 
+@pytest.mark.slow
 def test_the_fingerprint_covers_everything_that_a_build_imports():
     found = loaded_by("from build_scripts.build import export, parity, pipeline, precision")
     files = {name for name in found if not name.endswith("__init__.py")}

@@ -97,6 +97,7 @@ def test_the_share_of_the_peak_is_speed_over_the_fastest_product():
         assert len({line.count("|") for line in lines}) == 1
 
 
+@pytest.mark.slow
 def test_curves_go_over_what_varies_beside_the_operations_at_the_peak(subject, monkeypatch, tmp_path):
     own = subject("bert")
     parts = bert_parts(own.model)

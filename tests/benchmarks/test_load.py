@@ -37,7 +37,7 @@ def answers_of(server: Recorder, concurrency: int, **options: float) -> http_loa
 
 
 def test_the_client_keeps_so_many_requests_in_flight():
-    server = Recorder()
+    server = Recorder(meeting=3)
     answers = answers_of(server, concurrency=3)
     assert list(answers.latencies_ms) == [200]
     latencies = answers.latencies_ms[200]
@@ -106,6 +106,7 @@ def test_a_process_that_ends_early_is_named_with_its_last_words(tmp_path):
         subprocesses.wait_until(lambda: subprocesses.listens(port), process.poll, log, 30)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_the_services_that_are_compared_answer_alike(subject, tmp_path):
     pytest.importorskip("flask", reason="the group bench is not installed")

@@ -38,6 +38,7 @@ def test_a_table_is_rectangular_and_its_cells_hold_no_bars():
         report.table(["name", "ms"], [["a", "1", "2"]])
 
 
+@pytest.mark.slow
 def test_charts_are_written_as_png_and_svg(tmp_path):
     pytest.importorskip("matplotlib", reason="the group bench is not installed")
     report.latency_chart(tmp_path / "sweep", [report.Sweep("short", [1, 2], [10, 19], [5, 6], [9, 12])] * 3)

@@ -63,6 +63,7 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.slow
 def test_a_layout_that_training_left_is_served_alike(name, subject, tmp_path):
     directory = make_checkpoint("bert", tmp_path / "checkpoint")
     LAYOUTS[name](directory)
@@ -70,6 +71,7 @@ def test_a_layout_that_training_left_is_served_alike(name, subject, tmp_path):
     assert (answers(directory, tmp_path, TEXTS) - expected).abs().max() < MAX_LOGIT_ERROR
 
 
+@pytest.mark.slow
 def test_a_text_without_tokens_is_one_padding_token(tmp_path):
     """transformers fails at it; the classifier counts the first column, which the tokenizer fills with padding."""
     directory = zoo.make(next(row for row in zoo.ROWS if row.family == "gpt2"), tmp_path / "checkpoint")
@@ -83,6 +85,7 @@ def test_a_text_without_tokens_is_one_padding_token(tmp_path):
     assert set(serving_tokenizer(checkpoint).encode("").ids) == {checkpoint.pad_id}
 
 
+@pytest.mark.slow
 def test_a_tokenizer_without_a_padding_token_is_served(subject, tmp_path):
     """The mask hides what fills up a row, whatever it is."""
     directory = make_checkpoint("modernbert", tmp_path / "checkpoint")
@@ -93,6 +96,7 @@ def test_a_tokenizer_without_a_padding_token_is_served(subject, tmp_path):
     assert (answers(directory, tmp_path, TEXTS) - expected).abs().max() < MAX_LOGIT_ERROR
 
 
+@pytest.mark.slow
 def test_a_model_that_looks_for_another_padding_id_than_the_tokenizers_gets_its_own(tmp_path):
     """Llama and its kin find the end of a text by config.pad_token_id."""
     row = next(row for row in zoo.ROWS if row.family == "llama")

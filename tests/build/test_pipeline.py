@@ -51,6 +51,7 @@ def test_another_repository_is_complete_by_itself(tiny_repository, tmp_path):
         assert (moved / name).read_bytes() == (SOURCE_REPOSITORY / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_building_again_does_nothing(forker, options, repository):
     first = forker.run(*options, "--model-repository", repository)
     assert "release" in first
@@ -67,6 +68,7 @@ def modification_times(repository: Path) -> dict[Path, int]:
     return {path: path.lstat().st_mtime_ns for path in files}
 
 
+@pytest.mark.slow
 def test_a_config_that_was_edited_elsewhere_stays(forker, options, repository):
     forker.run(*options, "--model-repository", repository)
     config = repository / "tokenizer" / "config.pbtxt"
@@ -101,6 +103,7 @@ def test_whatever_changes_the_result_makes_another_release(subject, tmp_path, mo
     assert release_id() == release_id(repository=tmp_path / "elsewhere"), "where it is built does not matter"
 
 
+@pytest.mark.slow
 def test_a_second_build_waits_for_the_first(forker, options, repository):
     repository.mkdir()
     with (repository / releases.BUILD_LOCK).open("a") as lock:
@@ -117,6 +120,7 @@ def test_a_second_build_waits_for_the_first(forker, options, repository):
     assert_complete(repository)
 
 
+@pytest.mark.slow
 def test_two_builds_at_once_both_succeed(forker, options, repository):
     children = [
         forker.start(*options, "--max-length", length, "--model-repository", repository) for length in (32, 32, 64)

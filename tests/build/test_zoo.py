@@ -10,6 +10,7 @@ from build_scripts.build.checkpoint import load
 from build_scripts.build.export import export
 from build_scripts.settings import ServingError
 from tests.support import zoo
+from tests.support.checkpoints import KINDS
 from tests.support.oracle import HuggingFace
 from tests.support.token_batches import MAX_LOGIT_ERROR
 
@@ -26,13 +27,13 @@ TEXTS = [
 ]
 
 
-# Two that take seconds.
-SLOW = ("longformer", "t5")
+def quick(row: zoo.Row) -> bool:
+    return row.family in KINDS
 
 
 @pytest.mark.parametrize(
     "row",
-    [pytest.param(row, marks=pytest.mark.slow if row.family in SLOW else ()) for row in zoo.ROWS],
+    [pytest.param(row, marks=() if quick(row) else pytest.mark.slow) for row in zoo.ROWS],
     ids=lambda row: row.name,
 )
 def test_it_becomes_what_the_documentation_says_and_answers_like_transformers(row, tmp_path):

@@ -75,7 +75,8 @@ def test_other_configurations_equal_hugging_face(subject, options):
     assert_equals_hugging_face(subject("bert", **hashable), *batch(subject("bert", **hashable), [5, 128, 17, 17, 1]))
 
 
-@pytest.mark.parametrize("kind", ["bert", pytest.param("distilbert", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
 @pytest.mark.parametrize("name", ["gelu_python", "gelu_new", "gelu_pytorch_tanh", "silu", "swish", "quick_gelu", "mish",
                                   "tanh", "sigmoid", "leaky_relu", "relu2", "relu6", "linear"])  # fmt: skip
 def test_every_activation_with_a_name_is_packed_and_equals_hugging_face(subject, kind, name):
@@ -84,6 +85,7 @@ def test_every_activation_with_a_name_is_packed_and_equals_hugging_face(subject,
     assert_equals_hugging_face(own, *batch(own, [5, 128, 17, 17, 1]))
 
 
+@pytest.mark.slow
 def test_an_unknown_activation_takes_the_fallback_and_equals_hugging_face(subject, tmp_path):
     from build_scripts.build.export import PACKED, TRACED, export
 
@@ -130,6 +132,7 @@ def test_pairs_and_single_texts_in_one_batch_equal_hugging_face(subject, kind):
     assert_pairs_equal_hugging_face(subject(kind))
 
 
+@pytest.mark.slow
 def test_a_traced_graph_is_given_token_types_too(subject, tmp_path):
     directory = shutil.copytree(subject("albert").directory, tmp_path / "albert")
     (directory / "exported.fp32.pt").unlink(missing_ok=True)

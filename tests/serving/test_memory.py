@@ -67,6 +67,7 @@ def test_a_server_below_the_limit_is_left_alone(growing):
     ],
     ids=["held", "not for long", "held beside requests", "by requests that wait", "unknown", "with the models in it"],
 )
+@pytest.mark.slow
 def test_what_tritonserver_holds_on_to_is_too_much_after_a_while(
     growing, as_stub, monkeypatch, model, waiting, hold_s, ended
 ):

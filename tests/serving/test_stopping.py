@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+import pytest
+
 from build_scripts.serving import stopping
 from build_scripts.serving.stopping import QUIET_S, stop
 from build_scripts.serving.triton import EXIT_TIMEOUT_S
@@ -23,6 +25,7 @@ def deaf(process, code: str, ready):
     return server
 
 
+@pytest.mark.slow
 def test_work_in_flight_is_done_first(process, tmp_path):
     """It takes longer than a quiet server is given."""
     done = tmp_path / "done"

@@ -91,6 +91,7 @@ def test_inference_that_fails_while_nothing_computes_hangs(frontend, idle, statu
     assert why in found
 
 
+@pytest.mark.slow
 def test_what_a_classifier_has_computed_before_does_not_count(frontend, with_stubs, tmp_path):
     done = tmp_path / "done"
     server = with_stubs(classifier=f"i=0; while [ $i -lt 1000000 ]; do i=$((i+1)); done; touch '{done}'; sleep 60\n")
@@ -151,6 +152,7 @@ def inside(with_stubs, monkeypatch) -> TritonProcess:
 
 
 @pytest.mark.parametrize("status", [503, None], ids=["overloaded", "no answer"])
+@pytest.mark.slow
 def test_a_classifier_inside_tritonserver_that_finishes_nothing_hangs(frontend, inside, monkeypatch, status):
     """However much tritonserver computes meanwhile. While it refuses nobody, a tokenizer that computes counts, too."""
     monkeypatch.setattr(watch, "FRONTEND_LIMIT_S", 1.5)
@@ -161,6 +163,7 @@ def test_a_classifier_inside_tritonserver_that_finishes_nothing_hangs(frontend, 
 @pytest.mark.parametrize(
     ("computes", "seconds"), [(True, 0.0001), (False, 0.1)], ids=["finishes batches", "a full batch takes long"]
 )
+@pytest.mark.slow
 def test_a_classifier_inside_tritonserver_that_may_compute_is_left_alone(
     frontend, inside, monkeypatch, computes, seconds
 ):
@@ -172,6 +175,7 @@ def test_a_classifier_inside_tritonserver_that_may_compute_is_left_alone(
 
 
 @pytest.mark.parametrize(("limit_s", "hangs"), [(0.0, True), (60.0, False)])
+@pytest.mark.slow
 def test_tritonserver_itself_may_work_for_a_while(frontend, with_stubs, monkeypatch, limit_s, hangs):
     """Over a body that it unpacks, while its models wait."""
     monkeypatch.setattr(watch, "FRONTEND_LIMIT_S", limit_s)
@@ -291,6 +295,7 @@ def test_another_classifier_that_computes_does_not_hide_one_that_hangs(frontend,
         assert result.result(2 * GIVEN_UP_WITHIN_S).startswith("inference of topic hangs")
 
 
+@pytest.mark.slow
 def test_a_classifier_of_several_that_computes_is_left_alone(frontend, with_stubs, monkeypatch):
     monkeypatch.setattr(watch, "FRONTEND_LIMIT_S", 0.0)
     front = frontend(200, topic=None)

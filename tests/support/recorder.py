@@ -8,10 +8,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Recorder(ThreadingHTTPServer):
-    """Answers every POST after a moment; keeps the bodies, and how many were worked on at once."""
+    """Answers every POST after a moment; keeps the bodies, and how many were worked on at once.
 
-    def __init__(self, status: int = 200):
+    meeting: the first requests are answered once so many have come, so that a busy machine cannot keep them apart.
+    """
+
+    def __init__(self, status: int = 200, meeting: int = 1):
         self.bodies: list[str] = []
+        all_came = threading.Event()
         self.at_once = self.most_at_once = self.connections = 0
         self.lock = threading.Lock()
         recorder = self
@@ -29,6 +33,9 @@ class Recorder(ThreadingHTTPServer):
                     recorder.bodies.append(body)
                     recorder.at_once += 1
                     recorder.most_at_once = max(recorder.most_at_once, recorder.at_once)
+                    if len(recorder.bodies) >= meeting:
+                        all_came.set()
+                all_came.wait(10)
                 time.sleep(0.01)
                 with recorder.lock:
                     recorder.at_once -= 1
