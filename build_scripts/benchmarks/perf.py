@@ -19,19 +19,17 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from build_scripts.benchmarks import corpus, report, starting, subprocesses
+from build_scripts.benchmarks import choices, corpus, own_server, report, starting, subprocesses
 from build_scripts.benchmarks.corpus import Workload
 from build_scripts.benchmarks.perf_analyzer import WINDOWS, Level, measure
 from build_scripts.build.pipeline import build
 from build_scripts.build.releases import live_release, read_manifest
 from build_scripts.serving import client, health
 from build_scripts.serving.run_state import RunState, read_state
-from build_scripts.serving.supervisor import READY
 from build_scripts.settings import BUILD, Address, BuildOptions, ServingError
 
 OUTPUT = BUILD / "perf"
 CONCURRENCY = (1, 2, 4, 8, 16)
-READY_LIMIT_S = 300.0
 # A window holds at least so many rounds of requests, however slow the model is.
 ROUNDS_A_WINDOW = 3
 
@@ -55,7 +53,12 @@ def perf(options: BuildOptions, address: Address, seconds: float) -> Path:
                     level = measure(found, workload.texts, concurrency, max(seconds, needed))
                     levels[workload.name].append(level)
                     progress.update()
-        return write(found, starts, state, manifest, workloads, levels, seconds)
+        short = workloads[0].texts
+        chosen = {"Parts of an answer": choices.parts_of_an_answer(found, short, seconds)}
+        told = describe(found, starts, state, manifest, seconds)
+    chosen["Texts that come again"] = choices.repeated_texts(options, OUTPUT, short, seconds)
+    chosen["Several classifiers in one server"] = choices.several_classifiers(options, OUTPUT, short, seconds)
+    return write(told, manifest["max_length"], workloads, levels, chosen)
 
 
 def served_release(state: RunState) -> Path:
@@ -85,27 +88,12 @@ def server(options: BuildOptions, address: Address) -> Iterator[tuple[Address, s
         return
     # Built here, so that the supervisor that is measured below never had to load torch.
     build(options)
-    own = Address("127.0.0.1", *subprocesses.free_ports(3))
-    asked = {
-        "--model": options.model,
-        "--max-length": options.max_length,
-        "--precision": options.precision,
-        "--calibration": options.calibration,
-        "--model-repository": options.repository,
-        "--host": own.host,
-        "--http-port": own.http_port,
-        "--grpc-port": own.grpc_port,
-        "--metrics-port": own.metrics_port,
-    }
-    arguments = [str(part) for option, value in asked.items() if value for part in (option, value)]
+    own = own_server.free_address()
+    arguments = own_server.arguments(options, own)
     log = OUTPUT / "serve.log"
     print(f"no server runs on {address.http_url}; starting one", file=sys.stderr)
-    starts = starting.describe(arguments, own, options.repository, log, READY_LIMIT_S)
-    with subprocesses.running("build_scripts", ["serve", *arguments], log) as process:
-        # Not only until it answers: it then warms up, which would be measured too.
-        subprocesses.wait_until(
-            lambda: READY in log.read_text(encoding="utf-8", errors="replace"), process.poll, log, READY_LIMIT_S
-        )
+    starts = starting.describe(arguments, own, options.repository, log, own_server.READY_LIMIT_S)
+    with own_server.serving(arguments, log):
         yield own, starts
 
 
@@ -121,35 +109,30 @@ def longest_round(levels: list[Level], concurrency: int) -> float:
     return concurrency * levels[0].p50 if levels else 0.0
 
 
-def write(
-    address: Address,
-    starts: str,
-    state: RunState,
-    manifest: dict,
-    workloads: list[Workload],
-    levels: dict[str, list[Level]],
-    seconds: float,
-) -> Path:
-    """The report, printed and written, and the chart."""
+def describe(address: Address, starts: str, state: RunState, manifest: dict, seconds: float) -> str:
+    """What was measured, and on what. The server still runs."""
     memory = subprocesses.peak_memory(state.pid, children_only=True)
     supervisor = subprocesses.peak_memory(state.pid) - memory
-    sections = [
-        "# Throughput and latency of the ensemble",
-        report.facts(
-            server=f"{triton_version(address)}, load by perf_analyzer (tritonclient) over gRPC on the same machine",
-            model=f"{manifest['checkpoint']}, {manifest['architecture']}, {manifest['graph']}",
-            precision=f"{manifest['precision']} on {manifest['device']}",
-            max_length=str(manifest["max_length"]),
-            requests="one text each, closed loop: concurrency is how many are in flight",
-            measured=f"{WINDOWS} windows a level, {seconds:g} s or more together",
-            peak_memory=f"{memory:.0f} MiB tritonserver with its models' processes, {supervisor:.0f} MiB its "
-            "supervisor (sum of each process's peak resident memory)",
-            start=starts,
-        ),
-        "![latency over throughput](latency.png)",
-    ]
+    return report.facts(
+        server=f"{triton_version(address)}, load by perf_analyzer (tritonclient) over gRPC on the same machine",
+        model=f"{manifest['checkpoint']}, {manifest['architecture']}, {manifest['graph']}",
+        precision=f"{manifest['precision']} on {manifest['device']}",
+        max_length=str(manifest["max_length"]),
+        requests="one text each, closed loop: concurrency is how many are in flight",
+        measured=f"{WINDOWS} windows a level, {seconds:g} s or more together",
+        peak_memory=f"{memory:.0f} MiB tritonserver with its models' processes, {supervisor:.0f} MiB its "
+        "supervisor (sum of each process's peak resident memory)",
+        start=starts,
+    )
+
+
+def write(
+    facts: str, max_length: int, workloads: list[Workload], levels: dict[str, list[Level]], chosen: dict[str, str]
+) -> Path:
+    """The report, printed and written, and the chart. chosen: heading -> table."""
+    sections = ["# Throughput and latency of the ensemble", facts, "![latency over throughput](latency.png)"]
     for workload in workloads:
-        sections += [f"## {workload.name}", workload.describe(manifest["max_length"]), *tables(levels[workload.name])]
+        sections += [f"## {workload.name}", workload.describe(max_length), *tables(levels[workload.name])]
     sections.append(
         "The mean is the client's. Queue, tokenizer and classifier come from the server's counters: waiting in both "
         "models' queues, and the models themselves, where a request counts the whole time of the batch it was in. The "
@@ -157,6 +140,8 @@ def write(
         "backend answers first and then pauses for the next batch to fill, which the counters call the classifier's. "
         "Batch fill is inferences per execution."
     )
+    sections.append(f"Below: short texts, over HTTP; medians of {choices.ROUNDS} rounds that took turns.")
+    sections += [part for heading, table in chosen.items() for part in (f"## {heading}", table)]
     text = "\n\n".join(sections)
     print(text)
     report.latency_chart(

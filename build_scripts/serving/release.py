@@ -223,7 +223,7 @@ def status(http_port: int) -> str:
             if list(control.state.releases) != [ENSEMBLE]:
                 lines.append(f"name     {name}")
             lines += status_of(control.running(name), repository)
-            lines += memory_of(control.state.pid, Models(name))
+            lines += told_memory(memory_of(control.state.pid, Models(name)))
         for name in sorted(set(releases.names(repository)) - set(control.state.releases)):
             lines.append(f"name     {name}: on disk; comes with a restart of the server, or with `make release`")
     return "\n".join(lines)
@@ -246,8 +246,8 @@ def status_of(running: Running, repository: Path) -> list[str]:
     return lines + [f"{'before' if not index else '':9}{describe(one, known)}" for index, one in enumerate(earlier)]
 
 
-def memory_of(supervisor: int, models: Models) -> list[str]:
-    """The line that tells what the classifier's processes have for themselves alone; none if tritonserver runs it."""
+def memory_of(supervisor: int, models: Models) -> dict[str, int]:
+    """MiB that the processes of each of the classifier's models have for themselves alone; none in tritonserver."""
     sizes: dict[str, int] = {}
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in psutil.Process(supervisor).children(recursive=True):
@@ -255,6 +255,10 @@ def memory_of(supervisor: int, models: Models) -> list[str]:
                 model = model_of(process)
                 if model in models.all:
                     sizes[model] = sizes.get(model, 0) + private_bytes(process.pid) // MIB
+    return sizes
+
+
+def told_memory(sizes: dict[str, int]) -> list[str]:
     told = ", ".join(f"{model} {size}" for model, size in sorted(sizes.items()))
     return [f"memory   {sum(sizes.values())} MiB of its own: {told}"] if sizes else []
 
