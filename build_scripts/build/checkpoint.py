@@ -146,11 +146,13 @@ def _labels(config, path: Path) -> list[str]:
             f"id2label in {path}/config.json has the ids {sorted(config.id2label)}; expected 0 to "
             f"{config.num_labels - 1}, one for each class id: mend id2label"
         )
-    labels = [str(config.id2label[index]).strip("\r\n") for index in range(config.num_labels)]
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    # A number may be a name; null and lists are none.
+    labels = [str(name).strip("\r\n") if isinstance(name, str | int | float) else "" for name in names]
     for index, label in enumerate(labels):
         if not label.strip() or any(end in label for end in "\r\n\0") or not _encodes(label):
             raise ServingError(
-                f"label {index} in {path}/config.json is {label!r}; expected one non-empty line: mend id2label"
+                f"label {index} in {path}/config.json is {names[index]!r}; expected one non-empty line: mend id2label"
             )
     return labels
 

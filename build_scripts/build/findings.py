@@ -75,6 +75,8 @@ def weights(path: Path, error: Exception) -> str | None:
             "they are a pickle that is damaged or holds more than tensors, and loading such a file could run code; "
             "save the model as safetensors (save_pretrained)"
         )
+    if missing := _missing_shards(path):
+        return f"{missing[0]} is missing ({len(missing)} file(s) that the index names); download or copy it, too"
     if weight_files(path):
         return None
     if inside := _checkpoints_inside(path):
@@ -94,6 +96,15 @@ def _adapter_only(path: Path) -> str:
         f"{path} holds an adapter only (of {base}); merge it into the model with merge_and_unload() of peft, save that "
         "and the tokenizer with save_pretrained, and take that directory"
     )
+
+
+def _missing_shards(path: Path) -> list[str]:
+    """Files that an index of weights names and that are not there."""
+    named: set[str] = set()
+    for index in (path / "model.safetensors.index.json", path / "pytorch_model.bin.index.json"):
+        names = _json(index).get("weight_map")
+        named |= {str(name) for name in names.values()} if isinstance(names, dict) else set()
+    return sorted(name for name in named if not (path / name).is_file())
 
 
 def _checkpoints_inside(path: Path) -> list[Path]:

@@ -28,6 +28,11 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         raise ServingError(f"the tokenizer in {path} cannot be loaded: {pointer}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except ImportError as error:
+        raise ServingError(
+            f"the tokenizer in {path} needs more than this project installs ({first_line(error)}); expected one that "
+            "tokenizer.json alone describes: fine-tune a model whose tokenizer it does"
+        ) from error
     except Exception as error:  # as for the weights: one meaning, many types
         reason = pieces.damaged(path) or first_line(error)
         raise ServingError(
@@ -37,6 +42,11 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         raise ServingError(
             f"{path} has no fast tokenizer (found {type(tokenizer).__name__}); expected tokenizer.json, which "
             f"transformers cannot make of its {', '.join(files)}: fine-tune a model whose tokenizer has one"
+        )
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise ServingError(
+            f"model_max_length in {path}/tokenizer_config.json is {tokenizer.model_max_length!r}; expected a number, "
+            "or no such line"
         )
     if tokenizer.split_special_tokens:
         raise ServingError(

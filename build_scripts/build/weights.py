@@ -70,6 +70,16 @@ def load_model(path: Path, config: PretrainedConfig) -> PreTrainedModel:
                 or f"{path} holds a {config.model_type}, for which transformers has no text classifier; expected one "
                 "that AutoModelForSequenceClassification loads"
             ) from error
+        if isinstance(error, ImportError):
+            raise ServingError(
+                f"{path} holds a {config.model_type}, for which transformers needs more than this project installs "
+                f"({first_line(error)}); expected an architecture for plain texts"
+            ) from error
+        if reason := _no_model_of(config):
+            raise ServingError(
+                f"{path}/config.json cannot be used: no {config.model_type} can be made of it ({reason}); expected the "
+                "config.json of the training run"
+            ) from error
         raise ServingError(
             f"the weights in {path} cannot be loaded: "
             + (findings.weights(path, error) or f"{type(error).__name__}: {first_line(error)}; save them again")
@@ -100,6 +110,16 @@ def positions(model: PreTrainedModel) -> int:
 
 def _attention(config: PretrainedConfig) -> str | None:
     return getattr(config, "_attn_implementation", None) or "sdpa"
+
+
+def _no_model_of(config: PretrainedConfig) -> str | None:
+    """Why not even a model without weights can be made; None if one can."""
+    try:
+        with torch.device("meta"):
+            AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    except Exception as error:  # sizes that contradict each other raise what the layers raise
+        return f"{type(error).__name__}: {first_line(error)}"
+    return None
 
 
 def _custom_code(path: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer, processors
 
 from build_scripts.build import trial
 from build_scripts.build.checkpoint import load, serving_tokenizer
@@ -83,6 +84,40 @@ def test_a_text_without_tokens_is_one_padding_token(tmp_path):
     assert (answers(directory, tmp_path, [""]) - expected).abs().max() < MAX_LOGIT_ERROR
     assert (answers(directory, tmp_path, ["a", "", "some words"])[1:2] - expected).abs().max() < MAX_LOGIT_ERROR
     assert set(serving_tokenizer(checkpoint).encode("").ids) == {checkpoint.pad_id}
+
+
+def template(single: str, pair: str) -> Callable[[Path], None]:
+    """Another post-processor in tokenizer.json, as newer fast tokenizers bring it."""
+
+    def change(directory: Path) -> None:
+        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        special = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+        tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
+        tokenizer.save(str(directory / "tokenizer.json"))
+        inputs = ["input_ids", "token_type_ids", "attention_mask"]
+        edit(directory / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", model_input_names=inputs)
+
+    return change
+
+
+def test_a_bert_whose_tokenizer_adds_no_special_token_is_served(tmp_path):
+    directory = make_checkpoint("bert", tmp_path / "checkpoint")
+    template("$A", "$A $B:1")(directory)
+    assert load(directory).tokenizer("")["input_ids"] == []
+    oracle = HuggingFace(directory, 128)
+    with torch.inference_mode():
+        pad = oracle.model(input_ids=torch.tensor([[0]])).logits.softmax(-1)
+    expected = torch.cat([oracle.probabilities(TEXTS), pad])
+    assert (answers(directory, tmp_path, [*TEXTS, ""]) - expected).abs().max() < MAX_LOGIT_ERROR
+
+
+def test_a_token_type_that_every_token_has_is_passed_on(tmp_path):
+    """A tokenizer may give all tokens of a single text the type 1; the model was trained with that."""
+    directory = make_checkpoint("bert", tmp_path / "checkpoint")
+    template("[CLS]:1 $A:1 [SEP]:1", "[CLS]:1 $A:1 [SEP]:1 $B:1 [SEP]:1")(directory)
+    oracle = HuggingFace(directory, 128)
+    assert set(oracle.encode("a")["token_type_ids"]) == {1}
+    assert (answers(directory, tmp_path, TEXTS) - oracle.probabilities(TEXTS)).abs().max() < MAX_LOGIT_ERROR
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,6 +69,26 @@ def test_the_gate_sees_that_an_answer_depends_on_the_company(subject, tmp_path):
     except (RuntimeError, torch.jit.Error):
         passed = False
     assert not passed
+
+
+class NoZeros(torch.nn.Module):
+    """A file that answers every text and fails at the row of zeros with which a server warms up."""
+
+    def __init__(self, file: Path):
+        super().__init__()
+        self.model = torch.jit.load(str(file))
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if int(attention_mask.sum(1).min()) == 0:
+            raise RuntimeError("nothing in a row")
+        return self.model(input_ids, attention_mask)
+
+
+def test_the_gate_tries_the_warm_up_tensor(subject, tmp_path):
+    own = subject("bert")
+    torch.jit.script(NoZeros(own.file())).save(str(tmp_path / "model.pt"))
+    with pytest.raises((RuntimeError, torch.jit.Error), match="nothing in a row"):
+        measure(tmp_path / "model.pt", own.checkpoint, reference(own.checkpoint, ["one", "two words"]))
 
 
 @pytest.mark.parametrize("kind", ["bart", "bert"])

@@ -17,7 +17,7 @@ from build_scripts.build import pipeline
 from build_scripts.build.checkpoint import load
 from build_scripts.build.refusal import refusing
 from build_scripts.settings import BuildOptions, ServingError
-from tests.build.test_checkpoint import config, edit, remove, weights
+from tests.build.test_checkpoint import config, edit, remove, tokenizer_config, weights
 from tests.support.checkpoints import make_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,6 +79,15 @@ def unknown_words(directory: Path) -> None:
     edit(file, model=content["model"], added_tokens=added)
 
 
+def one_shard_of_two(directory: Path) -> None:
+    """As an interrupted copy leaves it."""
+    names = dict.fromkeys(load_file(directory / "model.safetensors"), "model-00001-of-00002.safetensors")
+    names["classifier.bias"] = "model-00002-of-00002.safetensors"
+    (directory / "model.safetensors").rename(directory / "model-00001-of-00002.safetensors")
+    index = {"metadata": {}, "weight_map": names}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
 ADAPTER = '{"base_model_name_or_path": "some/base", "peft_type": "LORA"}'
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 438\n"
 CASES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
@@ -104,6 +113,14 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
         both(remove("tokenizer.json"), write("vocab.txt", LFS)),
         ["vocab.txt is a Git LFS pointer", "git lfs pull"],
     ),
+    "a shard is missing": (
+        one_shard_of_two,
+        ["model-00002-of-00002.safetensors is missing (1 file(s)", "download or copy it, too"],
+    ),
+    "no shard is there": (
+        both(one_shard_of_two, remove("model-00001-of-00002.safetensors")),
+        ["model-00001-of-00002.safetensors is missing (2 file(s)"],
+    ),
     "TensorFlow only": (
         both(remove("model.safetensors"), write("tf_model.h5", "x")),
         ["only TensorFlow's tf_model.h5", "save_pretrained"],
@@ -124,7 +141,34 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
         ["has a quantization_config", "save the classifier unquantised"],
     ),
     "unsafe pickle": (pickled({"f": os.system}), ["a pickle", "could run code", "safetensors"]),
-    "strict config error": (config(hidden_size="wide"), ["config.json cannot be used", "hidden_size", "int"]),
+    "strict config error": (
+        config(hidden_size="wide"),
+        ["config.json cannot be used", "'hidden_size': TypeError: Field 'hidden_size' expected int, got str"],
+    ),
+    "sizes that contradict each other": (
+        config(num_attention_heads=5),
+        ["config.json cannot be used", "hidden size (32) is not a multiple", "config.json of the training run"],
+    ),
+    "an activation that nobody knows": (
+        config(hidden_act="no_such"),
+        ["config.json cannot be used", "no bert can be made of it", "no_such"],
+    ),
+    "a model that needs another library": (
+        config(model_type="layoutlmv2"),
+        ["holds a layoutlmv2", "needs more than this project installs", "detectron2", "plain texts"],
+    ),
+    "a tokenizer that needs another library": (
+        tokenizer_config(tokenizer_class="FlaubertTokenizer"),
+        ["tokenizer", "needs more than this project installs", "sacremoses", "tokenizer.json alone"],
+    ),
+    "a tokenizer of words in boxes": (
+        tokenizer_config(tokenizer_class="LayoutLMv2Tokenizer"),
+        ["cannot classify 'a'", "bounding boxes", "plain texts"],
+    ),
+    "model_max_length is no number": (
+        tokenizer_config(model_max_length="128"),
+        ["model_max_length in", "is '128'", "expected a number"],
+    ),
     "relative positions, which transformers 5 drops": (
         both(weights(relative_positions), config(position_embedding_type="relative_key")),
         ["distance_embedding.weight", "unlike what was trained", "expected"],
@@ -148,6 +192,14 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "a label that is half a character": (
         config(id2label={str(i): "\ud83d" for i in range(6)}),
         ["label 0", "mend id2label"],
+    ),
+    "a label that is null": (
+        config(id2label={"0": None, **{str(i): "x" for i in range(1, 6)}}),
+        ["label 0", "is None", "mend id2label"],
+    ),
+    "labels that are objects": (
+        config(id2label={str(i): {"name": "x"} for i in range(6)}),
+        ["label 0", "is {'name': 'x'}", "mend id2label"],
     ),
     "config.json is a directory": (
         both(remove("config.json"), lambda directory: (directory / "config.json").mkdir()),
@@ -181,6 +233,38 @@ def test_custom_code_is_never_run_and_never_asked_for(tmp_path, monkeypatch):
     with pytest.raises(ServingError, match="Python code of its own"):
         load(directory)
     assert not (tmp_path / "ran").exists()
+
+
+class Runs:
+    """Read as a pickle of any kind, it makes a file."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.file,)
+
+
+def test_no_code_in_a_pickle_is_run(tmp_path):
+    directory = make_checkpoint("bert", tmp_path / "checkpoint")
+    tensors = load_file(directory / "model.safetensors")
+    pickled({**tensors, "more": Runs(tmp_path / "ran")})(directory)
+    with pytest.raises(ServingError, match="could run code"):
+        load(directory)
+    assert not (tmp_path / "ran").exists()
+    torch.load(directory / "pytorch_model.bin", weights_only=False)
+    assert (tmp_path / "ran").exists()  # so it was the way of loading
+
+
+@pytest.mark.parametrize(
+    "damage", [tokenizer_config(tokenizer_class="LayoutLMv3Tokenizer"), write("config.json", "[" * 10**5)]
+)
+def test_what_is_not_foreseen_is_one_line_too(damage, tmp_path):
+    directory = make_checkpoint("bert", tmp_path / "checkpoint")
+    damage(directory)
+    with pytest.raises(ServingError, match=r"cannot be served: .* failed \(\w+: ") as refused:
+        pipeline.build(BuildOptions(model=str(directory), repository=tmp_path / "repository"))
+    assert len(str(refused.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,17 @@ class Row:
 # Settings that make another layout of a family; other ones only keep it small.
 TOLD = ("hidden_act", "is_decoder", "relative_attention", "num_hidden_layers", "pad_token_id")
 
+# Sizes by names of their own.
+PERCEIVER = {
+    "d_latents": 32, "num_latents": 8, "num_blocks": 1, "num_self_attends_per_block": 2,
+    "num_self_attention_heads": 4, "num_cross_attention_heads": 4,
+}  # fmt: skip
+REFORMER = {
+    "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 16], "attn_layers": ["local", "lsh"],
+    "feed_forward_size": 48, "num_hashes": 1, "num_buckets": 4, "lsh_attn_chunk_length": 16,
+    "local_attn_chunk_length": 16, "attention_head_size": 8,
+}  # fmt: skip
+
 ROWS = [
     Row("bert", PACKED),
     Row("bert", PACKED, config={"hidden_act": "gelu_new"}),
@@ -95,6 +106,9 @@ ROWS = [
     Row("rembert", PADDED),
     Row("roformer", PADDED),
     Row("megatron-bert", PADDED),
+    Row("ibert", PADDED, "roberta"),
+    Row("mra", PADDED, "roberta"),
+    Row("perceiver", PADDED, config=PERCEIVER),
     Row("xmod", PADDED, "xlm-roberta", {"default_language": "en_XX"}),
     Row("gpt2", PADDED, "bytes"),
     Row("gpt2", ALONE, "bytes", {"pad_token_id": None}),
@@ -106,12 +120,17 @@ ROWS = [
     Row("qwen3", PADDED, "bytes"),
     Row("gemma", PADDED, "bytes"),
     Row("bart", ALONE, "roberta"),
+    Row("mbart", ALONE, "roberta"),
     Row("t5", ALONE, "roberta", {"decoder_start_token_id": 1}),
+    Row("mt5", ALONE, "roberta", {"decoder_start_token_id": 1}),
     Row("xlnet", ALONE, "xlnet"),
     Row("convbert", ALONE),
+    Row("mobilebert", ALONE),
     Row("fnet", ALONE),
     Row("longformer", ALONE_FULL, "roberta", {"attention_window": 16}),
     Row("bloom", REFUSED, "bytes", says="cannot be written as TorchScript"),
+    Row("yoso", REFUSED, says="cannot be written as TorchScript"),
+    Row("reformer", REFUSED, "bytes", REFORMER, says="cannot be written as TorchScript"),
 ]
 
 
