@@ -121,6 +121,20 @@ def test_a_download_takes_the_revision_and_only_what_a_build_reads(downloads, as
     assert all((directory / name).read_bytes() == content(COMMITS[commit], name) for name in files)
 
 
+def test_without_a_list_of_the_files_nothing_of_a_folder_is_taken(downloads, monkeypatch):
+    """The hub may describe no model and still give its files; the kinds of weights cannot be told apart then."""
+
+    class Silent:
+        def model_info(self, *_: object, **__: object) -> None:
+            raise OSError("no answer")
+
+    monkeypatch.setattr(hub, "HfApi", Silent)
+    directory = hub.resolve("some/model")
+    files = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+    weights = ["model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json"]
+    assert files == ["config.json", *weights, "tokenizer.json", "vocab.txt"]
+
+
 def test_a_revision_that_is_not_there_is_one_line(downloads):
     with pytest.raises(ServingError, match=r"MODEL=some/model@nowhere: .*check the name") as refused:
         hub.resolve("some/model@nowhere")
@@ -134,7 +148,7 @@ def test_a_directory_with_an_at_sign_is_a_directory(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("files", "weights"),
+    ("files", "taken"),
     [
         (["model.safetensors", "pytorch_model.bin"], ["model.safetensors"]),
         (["pytorch_model.bin", "openvino_model.bin", "training_args.bin"], ["pytorch_model.bin"]),
@@ -147,7 +161,8 @@ def test_a_directory_with_an_at_sign_is_a_directory(tmp_path, monkeypatch):
             ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
         ),
         (["adapter_model.safetensors", "tf_model.h5"], []),
+        (["checkpoint-500/config.json", "onnx/tokenizer.json", "spiece.model"], ["spiece.model"]),
     ],
 )
-def test_one_kind_of_weights_is_taken(files, weights):
-    assert hub.needed(["config.json", *files]) == ["config.json", *weights]
+def test_one_kind_of_weights_is_taken(files, taken):
+    assert hub.needed(["config.json", *files]) == ["config.json", *taken]
