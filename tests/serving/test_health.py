@@ -66,6 +66,16 @@ def test_a_server_lives_while_its_supervisor_is_at_work(frontend, host):
     assert report(url, 0.3, live=True)[0] == UNWELL
 
 
+def test_a_server_that_drains_is_not_ready_and_lives(frontend):
+    """Though it answers: readiness is about what is to be sent to it next."""
+    port = frontend(200).server_port
+    url = f"http://127.0.0.1:{port}"
+    with held(port):
+        write_state(port, RunState(os.getpid(), url, "", "", "", "", {}, "", draining=True))
+        assert report(url, 0.3, live=False) == (UNREADY, "draining: it is about to stop, and still answers")
+        assert report(url, 0.3, live=True)[0] == WELL
+
+
 SERVED = {"text_classifier": "a", "sentiment": "b", "topic": "c"}
 
 

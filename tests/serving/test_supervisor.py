@@ -13,7 +13,7 @@ from unittest.mock import Mock
 import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports
-from build_scripts.build.releases import SWITCH_LOCK
+from build_scripts.build.releases import CHECKSUMS, SWITCH_LOCK
 from build_scripts.serving import health, run_state, supervisor
 from build_scripts.serving.installation import Installation
 from build_scripts.serving.monitor import last_error
@@ -92,25 +92,43 @@ def test_a_stop_ends_the_wait_for_a_restart(waiting):
 
 
 def test_no_release_is_switched_from_before_a_server_starts_until_it_answers(
-    supervisor_of, frontend, launched, tmp_path
+    supervisor_of, frontend, launched, tmp_path, monkeypatch
 ):
-    starting = supervisor_of(frontend(200).server_port)
+    starting, free_at_reading = supervisor_of(frontend(200).server_port), []
     run_state.run_directory(starting.address.http_port).mkdir(parents=True)
     with (tmp_path / SWITCH_LOCK).open("a") as lock:
 
-        def may_switch() -> bool:
+        def free(kind: int) -> bool:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
             fcntl.flock(lock, fcntl.LOCK_UN)
             return True
 
-        assert may_switch()
+        def require_release(*_) -> dict:
+            free_at_reading.append(free(fcntl.LOCK_EX))
+            return {"release": "0123456789ab"}
+
+        monkeypatch.setattr(supervisor, "require_release", require_release)
+        assert free(fcntl.LOCK_EX)
         with starting.started() as server:
-            assert not may_switch()
+            assert free_at_reading == [False]
+            assert not free(fcntl.LOCK_EX)
+            assert free(fcntl.LOCK_SH)  # a server on other ports may start meanwhile
             assert starting.wait_until_ready(server) is None
-            assert may_switch()
+            assert free(fcntl.LOCK_EX)
+
+
+def test_a_package_is_served_without_a_lock_in_it(supervisor_of, launched, tmp_path):
+    """It may lie on a file system that cannot be written to, and nothing is ever switched there."""
+    starting = supervisor_of(free_ports(1)[0])
+    starting.repository = tmp_path / "package"
+    starting.repository.mkdir()
+    (starting.repository / CHECKSUMS).touch()
+    run_state.run_directory(starting.address.http_port).mkdir(parents=True)
+    with starting.started():
+        assert [path.name for path in starting.repository.iterdir()] == [CHECKSUMS]
 
 
 def test_another_servers_answer_is_not_ones_own(supervisor_of, frontend, process, monkeypatch):
