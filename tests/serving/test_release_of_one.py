@@ -1,0 +1,91 @@
+"""What a release does to the repository, and what it asks of the server; a stand-in answers for that."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from build_scripts.build import releases
+from build_scripts.build.pipeline import update_sources
+from build_scripts.serving import release as releasing
+from build_scripts.serving.model_control import RELEASE_PARAMETER, Running
+from build_scripts.serving.release import go_live, rollback
+from build_scripts.settings import Models
+from tests.support.trees import snapshot
+
+NAMES, LABELS = ("text_classifier", "sentiment", "topic"), ["no", "yes"]
+# More than are kept, the same ids for all, as of one checkpoint.
+IDS = [f"{number:012x}" for number in range(releases.KEPT_RELEASES + 3)]
+
+
+class StandIn:
+    """In the place of `Control`: it remembers what each ensemble passes through, and which models it was asked for."""
+
+    def __init__(self, repository: Path, directory: Path):
+        self.models: set[str] = set()
+        self.ensembles = {name: Running(IDS[-1], pair(name), name) for name in NAMES}
+        self.http_port = 0
+        self.state = SimpleNamespace(
+            repository=repository, staging=directory, log=directory / "log", releases=dict.fromkeys(NAMES, IDS[-1]),
+            embedded=True, caches=False,
+        )  # fmt: skip
+
+    def load(self, model: str, config: ModelConfig | None = None) -> None:
+        self.models.add(model)
+        if config is not None and config.ensemble_scheduling.step:
+            steps = tuple(step.model_name for step in config.ensemble_scheduling.step)
+            self.ensembles[model] = Running(config.parameters[RELEASE_PARAMETER].string_value, steps, model)
+
+    def unload(self, model: str) -> None:
+        self.models.add(model)
+
+    def running(self, name: str) -> Running:
+        return self.ensembles[name]
+
+    def labels_of(self, ensemble: str, count: int) -> list[str]:
+        return LABELS[:count]
+
+
+def pair(name: str) -> tuple[str, str]:
+    return Models(name).tokenizer, Models(name).classifier
+
+
+@pytest.fixture
+def control(tmp_path) -> StandIn:
+    """Of a server with three classifiers, each of which had all of IDS live, one after the other."""
+    repository, directory = tmp_path / "repository", tmp_path / "run"
+    directory.mkdir()
+    (directory / "log").touch()
+    for name in NAMES:
+        for release_id in IDS:
+            with releases.staged(repository, release_id, name) as staging:
+                manifest = {"release": release_id, "labels": LABELS}
+                (staging / releases.MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+            releases.switch(repository, release_id, name)
+    update_sources(repository)
+    return StandIn(repository, directory)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("back", [False, True], ids=["release", "rollback"])
+def test_a_release_of_one_leaves_the_others_links_releases_and_models_alone(control, monkeypatch, name, back):
+    repository = control.state.repository
+    others = [model for other in NAMES if other != name for model in Models(other).all]
+    before = {model: snapshot(repository / model) for model in others}
+    if back:
+        monkeypatch.setattr(releasing, "Control", lambda _: nullcontext(control))
+        rollback(0, name)
+    else:
+        go_live(control, IDS[0], name)
+    expected = IDS[-2] if back else IDS[0]
+    assert releases.live_release(repository, name).name == expected
+    assert control.ensembles[name] == Running(expected, pair(name), name)
+    assert len(releases.releases(repository, name)) == releases.KEPT_RELEASES
+    assert {model: snapshot(repository / model) for model in others} == before
+    assert control.models & set(others) == set()
+    assert list(control.state.staging.iterdir()) == [control.state.log]
