@@ -78,14 +78,14 @@ def test_columns_beyond_the_positions_are_refused_if_they_count(subject, kind):
     class_ids, probabilities = answers(own.exported, ids, mask)
     assert (probabilities - expected).abs().max() < SAME
     assert own.exported.check_inputs(ids, mask) == []
-    mask[2, 140] = 1
+    mask[2, 128] = 1  # the first that has no position
     class_ids, probabilities = answers(own.exported, ids, mask)
     assert class_ids[2] == -1
     assert (probabilities[2] == 0).all()
     assert (probabilities[:2] - expected[:2]).abs().max() < SAME
     complaints = own.exported.check_inputs(ids, mask)
     assert complaints[:2] == ["", ""]
-    assert "column 140" in complaints[2]
+    assert "column 128" in complaints[2]
     assert "0 to 127" in complaints[2]
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from build_scripts.graph.packing import Packed, parts_of, plan_buckets, round_up, unpad_input
+from build_scripts.graph.packing import Packed, attention_width, parts_of, plan_buckets, round_up, unpad_input
 
 LENGTHS = st.lists(st.one_of(st.integers(1, 40), st.integers(1, 512)), min_size=1, max_size=64)
 
@@ -39,8 +40,8 @@ def test_a_part_has_at_most_2048_tokens_and_the_next_text_would_not_fit(lengths)
 
 
 def test_a_text_longer_than_a_part_is_a_part():
-    assert [part.lengths.tolist() for part in parts_of(packed([9, 3000, 2050, 2000, 30]))] == [
-        [3000], [2050], [2000, 30, 9],
+    assert [part.lengths.tolist() for part in parts_of(packed([18, 3000, 2050, 2000, 30]))] == [
+        [3000], [2050], [2000, 30, 18],
     ]  # fmt: skip
 
 
@@ -61,6 +62,36 @@ def test_the_buckets_hold_every_token_once_and_few_scores(lengths):
             assert real_places(bucket.tokens_of, bucket.bias) == list(range(bucket.tokens))
         text, token = text + bucket.texts, token + bucket.tokens
     assert (text, token) == (len(lengths), sum(lengths))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "texts"),
+    [
+        ([100, 70], [2]),
+        ([100, 69], [1, 1]),
+        ([20, 12], [2]),
+        ([20, 11], [1, 1]),
+        ([100, 70, 69], [2, 1]),
+        ([362, 362, 362], [2, 1]),
+        ([363, 363], [1, 1]),
+        ([600, 600], [1, 1]),
+    ],
+    ids=str,
+)
+def test_a_bucket_ends_where_a_text_is_much_shorter_or_its_scores_are_too_many(lengths, texts):
+    """70 % of the longest or 8 tokens less still join it; two texts of 362 tokens have fewer scores than one of 512."""
+    assert [bucket.texts for bucket in plan_buckets(torch.tensor(lengths), 2, torch.float32)] == texts
+
+
+def test_attention_is_as_wide_as_the_longest_text_and_no_wider_than_the_next_step():
+    """The steps are 8, and 16 from 64 on; narrower than 16 is never faster."""
+    widths = [attention_width(longest) for longest in range(1, 513)]
+    assert sorted(set(widths)) == [*range(16, 65, 8), *range(80, 513, 16)]
+    assert all(
+        longest <= width < longest + (8 if width <= 64 else 16)
+        for longest, width in enumerate(widths, 1)
+        if longest > 8
+    )
 
 
 def real_places(tokens_of: Tensor, bias: Tensor) -> list[int]:
