@@ -202,7 +202,7 @@ class Supervisor:
             if broken := broken_process(server):
                 self.stop.wait(REASON_S)
                 # Triton first runs a stub without arguments; that one, too, is dead until it is collected.
-                if broken_process(server) == broken:
+                if server.poll() is None and broken_process(server) == broken:
                     return f"could not start: {broken}: {last_error(self.log)}"
             if time.monotonic() > deadline:
                 return f"could not start: no inference answered within {LOAD_LIMIT_S:.0f} s; see {self.log}"

@@ -10,13 +10,14 @@ from concurrent.futures import Future
 from pathlib import Path
 from unittest.mock import Mock
 
+import psutil
 import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports
 from build_scripts.build.releases import CHECKSUMS, SWITCH_LOCK
 from build_scripts.serving import health, run_state, supervisor
 from build_scripts.serving.installation import Installation
-from build_scripts.serving.monitor import last_error
+from build_scripts.serving.monitor import broken_process, last_error
 from build_scripts.serving.supervisor import MAX_FAILURES, Supervisor
 from build_scripts.serving.triton import TritonProcess
 from build_scripts.settings import Address
@@ -151,6 +152,23 @@ def test_a_process_that_ends_and_is_collected_a_moment_later_is_none_that_died(s
     code = "import subprocess as s, time; p = s.Popen(['true']); time.sleep(0.7); p.wait(); time.sleep(1.5)"
     server, starting = process(sys.executable, "-c", code), supervisor_of(free_ports(1)[0])
     assert starting.wait_until_ready(server).startswith("could not start: tritonserver ended with code 0")
+
+
+def test_a_server_that_ends_while_its_processes_are_looked_at_is_none_that_was_killed(
+    supervisor_of, process, monkeypatch
+):
+    """For an instant it is a zombie, as a killed stub is; its code tells more."""
+    server, starting = process("sleep", "60"), supervisor_of(free_ports(1)[0])
+
+    def ends_meanwhile(looked_at: TritonProcess) -> str | None:
+        looked_at.process.kill()
+        state = psutil.Process(looked_at.process.pid).status
+        wait_for(lambda: state() == psutil.STATUS_ZOMBIE, ENDS_WITHIN_S, "still runs")
+        return broken_process(looked_at)
+
+    monkeypatch.setattr(supervisor, "broken_process", ends_meanwhile)
+    monkeypatch.setattr(supervisor, "REASON_S", 0.0)
+    assert starting.wait_until_ready(server).startswith("could not start: tritonserver ended with code -9")
 
 
 @pytest.fixture
