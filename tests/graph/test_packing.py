@@ -105,3 +105,4 @@ def test_few_numbers_of_rows_and_few_rows_too_many():
     assert rounded == sorted(rounded)
     assert all(rows <= found <= 1.25 * rows for rows, found in enumerate(rounded, 1))
     assert all(found <= 1.0625 * rows for rows, found in enumerate(rounded, 1) if rows >= 128)
+    assert all(rows <= round_up(rows) < rows + 64 for rows in range(2048, 1 << 15))  # a GPU has no parts
