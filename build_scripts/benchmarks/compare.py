@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from build_scripts.benchmarks import beside, compare_report, contenders, corpus, http_load, subprocesses
+from build_scripts.benchmarks import beside, compare_report, contenders, corpus, http_load, infinity, subprocesses
 from build_scripts.benchmarks.bench import checkpoint_directory
 from build_scripts.benchmarks.contenders import Service
 from build_scripts.benchmarks.corpus import Workload
@@ -62,7 +62,7 @@ def compare(model: str, max_length: int | None, seconds: float) -> Path:
     quantize(onnx, onnx.with_name(INT8))
     workloads = corpus.workloads(token_counter(checkpoint))
     with contextlib.ExitStack() as stack:
-        all_services = start(stack, directory, checkpoint.max_length, onnx, manifests["auto"]["precision"])
+        all_services = start(stack, directory, checkpoint, onnx, manifests["auto"]["precision"])
         texts = sorted({text for workload in workloads for text in workload.texts})
         agreement = agreements(all_services, texts[::2])  # all of them would take a slow service minutes
         results, others_share = measure(all_services, workloads, seconds)
@@ -86,8 +86,12 @@ def token_counter(checkpoint: Checkpoint):
     return lambda texts: checkpoint.tokenize(texts)[1].sum(1).tolist()
 
 
-def start(stack: contextlib.ExitStack, directory: Path, max_length: int, onnx: Path, automatic: str) -> list[Service]:
+def start(
+    stack: contextlib.ExitStack, directory: Path, checkpoint: Checkpoint, onnx: Path, automatic: str
+) -> list[Service]:
     """All services, the baseline first; they stop when the stack is closed."""
+    max_length = checkpoint.max_length
+    own_python = infinity.install(OUTPUT / "infinity")
     flasks = {
         f"Flask, padded to {max_length}": ("padded", onnx),
         "Flask, not padded": ("trimmed", onnx),
@@ -105,6 +109,9 @@ def start(stack: contextlib.ExitStack, directory: Path, max_length: int, onnx: P
             log = OUTPUT / f"flask-{kind}.log"
             started.append(stack.enter_context(contenders.flask(name, kind, directory, max_length, file, log)))
             progress.update()
+        if own_python:
+            log = OUTPUT / "infinity.log"
+            started.append(stack.enter_context(infinity.infinity(own_python, directory, checkpoint.labels, log)))
         for name, precision in ensembles.items():
             repository, log = OUTPUT / f"repository-{precision}", OUTPUT / f"ensemble-{precision}.log"
             exact = precision == "fp32" or automatic == "fp32"

@@ -11,7 +11,7 @@ from build_scripts.benchmarks.beside import ALONE, LONG_WORDS, Traffic, Waiting
 from build_scripts.benchmarks.corpus import Workload
 
 BLUES = (report.SKY, report.BLUE)  # ours, the last two
-OTHERS = (report.GREY, "#D9A400", report.ORANGE, "#CC79A7", report.GREEN)
+OTHERS = (report.GREY, "#D9A400", report.ORANGE, "#CC79A7", report.GREEN, "#7A5195")
 
 
 def write(
@@ -41,7 +41,9 @@ def write(
             requests="one text each over HTTP with open connections, closed loop; the client is the same for all, in a "
             "process of its own on the same machine, and posts to /classify or to /v2/models/text_classifier/infer",
             Flask="behind waitress with its default of 4 threads, torch, ONNX Runtime and OpenVINO on all cores; int8 "
-            "as quantize_dynamic makes it, a scale a tensor; OpenVINO computes in bf16 where the CPU has it",
+            "as quantize_dynamic makes it, a scale a tensor; OpenVINO, if it is installed, computes in bf16 where the CPU "
+            "has it",
+            Infinity="in fp32 by torch, in an environment of its own, with its defaults",
             ensemble="as `make serve` configures it, without the supervisor's probes",
             measured=f"medians of {rounds} rounds of {seconds:g} s, all services taking turns; the others together "
             f"used {others_share:.1%} of one core at most while one was measured",

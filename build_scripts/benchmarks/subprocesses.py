@@ -10,8 +10,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 
@@ -36,19 +37,26 @@ def environment_without_variables() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running(module: str, arguments: list[str], log: Path) -> Iterator[subprocess.Popen]:
+def running(
+    module: str,
+    arguments: list[str],
+    log: Path,
+    python: str = sys.executable,
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[subprocess.Popen]:
     """`python -m module arguments`, its output in the log; asked to stop, and gone, when the block ends.
 
-    The arguments are all it is told: variables that were given to the benchmark are not the process's own.
+    The arguments, and `more` of an environment, are all it is told: variables that were given to the benchmark are not
+    the process's own.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [python, "-m", module, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**environment_without_variables(), "PYTHONUNBUFFERED": "1"},
+            env={**environment_without_variables(), "PYTHONUNBUFFERED": "1", **more},
             # Ctrl-C reaches the benchmark alone, which then stops it in order.
             start_new_session=True,
             preexec_fn=_die_with_parent,

@@ -1,0 +1,62 @@
+"""Infinity, a server for embeddings and classifiers from PyPI, as a service that `compare` measures.
+
+It needs older versions of what this project uses, so it has an environment of its own, made when it is first needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from build_scripts.benchmarks import subprocesses
+from build_scripts.benchmarks.contenders import START_LIMIT_S, Service
+
+# click, numpy and transformers: what 0.0.78 imports is gone from later ones, which it does not exclude.
+PACKAGES = ("infinity-emb[server,torch]==0.0.78", "transformers==4.57.6", "click<8.2", "numpy<2")
+NAME = "Infinity 0.0.78"
+MODEL = "classifier"
+# It asks the hub about a directory, and tells its maker who uses it.
+QUIET = {"HF_HUB_OFFLINE": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0", "DO_NOT_TRACK": "1"}
+
+
+def install(directory: Path) -> str | None:
+    """Its Python, or None, with the reason on standard error, if it cannot be installed here."""
+    python, installed = directory / "bin" / "python", directory / "installed"
+    if not installed.exists():
+        print(f"installing {NAME} into {directory}, which takes a minute", file=sys.stderr, flush=True)
+        torch = f"torch=={version('torch').partition('+')[0]}"
+        try:
+            subprocess.run([sys.executable, "-m", "venv", "--clear", str(directory)], check=True)
+            subprocess.run([str(python), "-m", "pip", "install", "--quiet", torch, *PACKAGES], check=True)
+        except subprocess.CalledProcessError as error:
+            print(f"{NAME} is left out: {error}", file=sys.stderr)
+            return None
+        installed.touch()
+    return str(python)
+
+
+@contextlib.contextmanager
+def infinity(python: str, checkpoint: Path, labels: Sequence[str], log: Path) -> Iterator[Service]:
+    """The checkpoint behind `POST /classify`, in fp32 on the CPU; what it batches and how is Infinity's default."""
+    (port,) = subprocesses.free_ports(1)
+    arguments = ["v2", "--model-id", str(checkpoint), "--served-model-name", MODEL, "--engine", "torch"]
+    arguments += ["--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port)]
+    # The fast path for BERT that it would take needs a package that no current torch supports.
+    arguments += ["--no-bettertransformer"]
+    with subprocesses.running("infinity_emb.cli", arguments, log, python, QUIET) as process:
+        subprocesses.wait_until(lambda: subprocesses.listens(port), process.poll, log, START_LIMIT_S)
+        yield Service(
+            NAME,
+            port,
+            process.pid,
+            "/classify",
+            body=lambda text: {"model": MODEL, "input": [text]},
+            body_of_many=lambda texts: {"model": MODEL, "input": texts},
+            class_id=lambda answer: labels.index(answer["data"][0][0]["label"]),
+            probabilities=lambda answer: [one["score"] for one in answer["data"][0]],
+            exact=False,
+        )
