@@ -41,8 +41,8 @@ def write(
             requests="one text each over HTTP with open connections, closed loop; the client is the same for all, in a "
             "process of its own on the same machine, and posts to /classify or to /v2/models/text_classifier/infer",
             Flask="behind waitress with its default of 4 threads, torch, ONNX Runtime and OpenVINO on all cores; int8 "
-            "as quantize_dynamic makes it, a scale a tensor; OpenVINO (`pip install openvino`) computes in bf16 where the "
-            "CPU has it",
+            "as quantize_dynamic makes it, a scale a tensor; OpenVINO (`pip install openvino`) computes in bf16 where "
+            "the CPU has it",
             Infinity="in fp32 by torch, in an environment of its own, with its defaults",
             ensemble="as `make serve` configures it, without the supervisor's probes",
             measured=f"medians of {rounds} rounds of {seconds:g} s, all services taking turns; the others together "
