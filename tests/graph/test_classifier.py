@@ -58,7 +58,9 @@ def test_an_unknown_id_costs_only_its_own_row(subject, kind, bad_id):
     vocab_size = own.model.get_input_embeddings().num_embeddings
     bad_id = vocab_size if bad_id == "vocab_size" else bad_id
     ids, mask = batch(own, [7, 20, 11], width=32)
+    ids[0, 2], ids[0, 3] = 0, vocab_size - 1  # the first and the last that are known
     clean_ids, clean = answers(own.exported, ids, mask)
+    assert (eager(own, ids, mask).softmax(1) - clean).abs().max() < MAX_LOGIT_ERROR
     ids[1, 4] = bad_id
     class_ids, probabilities = answers(own.exported, ids, mask)
     assert class_ids.tolist() == [clean_ids[0], -1, clean_ids[2]]
