@@ -19,8 +19,10 @@ from build_scripts.settings import Models
 from tests.support.trees import snapshot
 
 NAMES, LABELS = ("text_classifier", "sentiment", "topic"), ["no", "yes"]
-# More than are kept, the same ids for all, as of one checkpoint.
-IDS = [f"{number:012x}" for number in range(releases.KEPT_RELEASES + 3)]
+# By classifier, in the order in which they were live; more than are kept.
+IDS = {
+    name: [f"{index}{number:011x}" for number in range(releases.KEPT_RELEASES + 3)] for index, name in enumerate(NAMES)
+}
 
 
 class StandIn:
@@ -28,11 +30,11 @@ class StandIn:
 
     def __init__(self, repository: Path, directory: Path):
         self.models: set[str] = set()
-        self.ensembles = {name: Running(IDS[-1], pair(name), name) for name in NAMES}
+        self.ensembles = {name: Running(IDS[name][-1], pair(name), name) for name in NAMES}
         self.http_port = 0
         self.state = SimpleNamespace(
-            repository=repository, staging=directory, log=directory / "log", releases=dict.fromkeys(NAMES, IDS[-1]),
-            embedded=True, caches=False,
+            repository=repository, staging=directory, log=directory / "log", embedded=True, caches=False,
+            releases={name: IDS[name][-1] for name in NAMES},
         )  # fmt: skip
 
     def load(self, model: str, config: ModelConfig | None = None) -> None:
@@ -57,12 +59,12 @@ def pair(name: str) -> tuple[str, str]:
 
 @pytest.fixture
 def control(tmp_path) -> StandIn:
-    """Of a server with three classifiers, each of which had all of IDS live, one after the other."""
+    """Of a server with three classifiers, each of which had all of its IDS live, one after the other."""
     repository, directory = tmp_path / "repository", tmp_path / "run"
     directory.mkdir()
     (directory / "log").touch()
     for name in NAMES:
-        for release_id in IDS:
+        for release_id in IDS[name]:
             with releases.staged(repository, release_id, name) as staging:
                 manifest = {"release": release_id, "labels": LABELS}
                 (staging / releases.MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
@@ -81,8 +83,8 @@ def test_a_release_of_one_leaves_the_others_links_releases_and_models_alone(cont
         monkeypatch.setattr(releasing, "Control", lambda _: nullcontext(control))
         rollback(0, name)
     else:
-        go_live(control, IDS[0], name)
-    expected = IDS[-2] if back else IDS[0]
+        go_live(control, IDS[name][0], name)
+    expected = IDS[name][-2] if back else IDS[name][0]
     assert releases.live_release(repository, name).name == expected
     assert control.ensembles[name] == Running(expected, pair(name), name)
     assert len(releases.releases(repository, name)) == releases.KEPT_RELEASES
