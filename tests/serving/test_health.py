@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports
-from build_scripts.serving import run_state
+from build_scripts.serving import health, run_state
 from build_scripts.serving.health import UNREADY, UNWELL, WELL, report
 from build_scripts.serving.run_state import RunState, held, write_state
 from build_scripts.settings import PROJECT
@@ -106,6 +107,18 @@ def test_the_classifier_that_is_ill_is_named(frontend, of_models, code, said):
             assert report(url, 0.5, live=False, names=[name])[0] == own
 
 
+def test_all_classifiers_are_asked_at_once(monkeypatch):
+    """One that hangs takes the whole time of a probe, and leaves the others theirs."""
+    together = threading.Barrier(len(SERVED))
+
+    def well(*_) -> health.Health:
+        together.wait(10)
+        return health.Health(True, "class id 3")
+
+    monkeypatch.setattr(health, "wait_until_well", well)
+    assert report("http://127.0.0.1:9", 0.3, live=False, names=[*SERVED])[0] == WELL
+
+
 def test_of_a_server_that_nobody_supervises_the_names_are_given(frontend):
     url = f"http://127.0.0.1:{frontend(200, topic=500).server_port}"
     assert report(url, 0.3, live=False) == (WELL, "well: class id 3")
@@ -124,10 +137,10 @@ def test_no_proxy_comes_between(frontend, name):
 
 
 def test_the_command_exits_with_the_code(frontend):
-    url = f"http://127.0.0.1:{frontend(503).server_port}"
+    url = f"http://127.0.0.1:{frontend(503, topic=200).server_port}"
     command = [sys.executable, "-S", "-m", "build_scripts.serving.health", "--url", url, "--timeout", "0.3"]
     codes = [
         subprocess.run([*command, *more], cwd=PROJECT, capture_output=True, timeout=20).returncode
-        for more in ([], ["--live"])
+        for more in ([], ["--live"], ["--name", "topic"])
     ]
-    assert codes == [UNREADY, WELL]
+    assert codes == [UNREADY, WELL, WELL]
