@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from build_scripts import __main__ as command_line
 from build_scripts.build.checkpoint import load, serving_tokenizer
-from build_scripts.build.tokenizer import check_vocabulary
+from build_scripts.build.tokenizer import check_vocabulary, pad_id
 from build_scripts.settings import PROJECT, ServingError
 from tests.support.checkpoints import make_checkpoint, make_tokenizer
 from tests.support.texts import VARIED
@@ -247,6 +248,15 @@ def test_a_bad_file_is_refused(subject, option, content, says, tmp_path, tiny_re
 def test_what_can_be_no_hub_id_is_refused_without_asking_the_hub(model, says, tmp_path, monkeypatch, capfd):
     stderr = run_repo(monkeypatch, capfd, "--model", model, "--model-repository", tmp_path)
     assert_one_helpful_line(stderr, [f"MODEL={model}", says])
+
+
+@pytest.mark.parametrize(
+    ("of_config", "of_tokenizer", "expected"),
+    [(0, 5, 0), (9, 5, 9), (10, 5, 5), (-1, 5, 5), (None, 0, 0), (None, 10, 0), (None, None, 0)],
+)
+def test_the_padding_is_the_first_id_that_the_embedding_has(of_config, of_tokenizer, expected):
+    config, tokenizer = SimpleNamespace(pad_token_id=of_config), SimpleNamespace(pad_token_id=of_tokenizer)
+    assert pad_id(tokenizer, config, rows=10) == expected
 
 
 def test_a_vocabulary_may_fill_the_embedding_and_no_more(subject):
