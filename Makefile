@@ -104,7 +104,7 @@ soak: install ## mixed valid and hostile traffic with killed processes: DURATION
 	@$(RUN) soak
 
 check: $(VENV)/installed-bench lint ## what a change needs first, in a minute and a half: lint, and the tests that start no server
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not server and not slow" -n 3 --dist loadfile
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not server and not slow" -n 3 --dist worksteal
 
 test: $(VENV)/installed-bench ## run all tests
 	@$(VENV)/bin/python -m pytest

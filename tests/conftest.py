@@ -30,7 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("server")
         if "default_oracle" in getattr(item, "fixturenames", ()):  # the first of them trains the default model
             item.add_marker("slow")
-        if getattr(item, "callspec", None) and item.callspec.params.get("kind") in LIKE_ANOTHER:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if not {parameters.get("kind"), parameters.get("served")}.isdisjoint(LIKE_ANOTHER):
             item.add_marker("slow")
 
 

@@ -45,6 +45,7 @@ def test_extreme_batches_equal_hugging_face(subject, kind, lengths):
     assert_equals_hugging_face(subject(kind), *batch(subject(kind), lengths, width=128))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 @pytest.mark.parametrize("lengths", [[512], [300, 300], [512, 511, 400, 257, 256, 255, 48, 47, 1]])
 def test_512_columns_equal_hugging_face(subject, kind, lengths):
@@ -173,6 +174,7 @@ def test_any_batch_of_lengths_equals_hugging_face(subject, kind, lengths, seed, 
     assert_equals_hugging_face(subject(kind), *batch(subject(kind), lengths, max(lengths) + wider, seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_reduced_precision_stays_near_fp32(subject, kind, precision):

@@ -80,6 +80,7 @@ def test_a_server_that_drains_is_not_ready_and_lives(frontend):
 SERVED = {"text_classifier": "a", "sentiment": "b", "topic": "c"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("of_models", "code", "said"),
     [

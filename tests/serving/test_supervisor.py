@@ -140,6 +140,7 @@ def test_another_servers_answer_is_not_ones_own(supervisor_of, frontend, process
     assert front.asked == 0
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_wait_for_an_answer_with_tritons_reason(supervisor_of, process):
     server, starting = process("sh", "-c", "sleep 0.1 & exec sleep 60"), supervisor_of(free_ports(1)[0])
     starting.log.write_text("I1 loading\nI2 pb_stub.cc:366] Failed to initialize Python stub: no file\nI3 unloading\n")

@@ -200,6 +200,7 @@ def test_a_text_is_truncated_only_if_a_token_was_left_out(minilm):
     assert minilm.too_long(texts) == minilm.truncated(texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LONGEST_TEXTS)
 @pytest.mark.parametrize("served", ["minilm", "roberta", "xlm-roberta"], indirect=True)
 def test_the_longest_texts_get_hugging_faces_ids(served, name):
@@ -231,6 +232,7 @@ FAR_SIGHTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 @pytest.mark.parametrize("name", FAR_SIGHTED)
 def test_a_long_text_is_tokenized_as_a_whole(serve, kind, name):

@@ -18,6 +18,8 @@ from tests.support.background import in_background
 from tests.support.fake_frontend import Frontend
 from tests.support.servers import wait_for
 
+pytestmark = pytest.mark.slow  # each waits for seconds, for something to be noticed or not
+
 # A hang is noticed in 1.4 s, or in 2.9 s where the statistics hang too; a busy machine may take longer.
 GIVEN_UP_WITHIN_S, LEFT_ALONE_S = 6.0, 2.5
 
@@ -91,7 +93,6 @@ def test_inference_that_fails_while_nothing_computes_hangs(frontend, idle, statu
     assert why in found
 
 
-@pytest.mark.slow
 def test_what_a_classifier_has_computed_before_does_not_count(frontend, with_stubs, tmp_path):
     done = tmp_path / "done"
     server = with_stubs(classifier=f"i=0; while [ $i -lt 1000000 ]; do i=$((i+1)); done; touch '{done}'; sleep 60\n")
@@ -152,7 +153,6 @@ def inside(with_stubs, monkeypatch) -> TritonProcess:
 
 
 @pytest.mark.parametrize("status", [503, None], ids=["overloaded", "no answer"])
-@pytest.mark.slow
 def test_a_classifier_inside_tritonserver_that_finishes_nothing_hangs(frontend, inside, monkeypatch, status):
     """However much tritonserver computes meanwhile. While it refuses nobody, a tokenizer that computes counts, too."""
     monkeypatch.setattr(watch, "FRONTEND_LIMIT_S", 1.5)
@@ -163,7 +163,6 @@ def test_a_classifier_inside_tritonserver_that_finishes_nothing_hangs(frontend, 
 @pytest.mark.parametrize(
     ("computes", "seconds"), [(True, 0.0001), (False, 0.1)], ids=["finishes batches", "a full batch takes long"]
 )
-@pytest.mark.slow
 def test_a_classifier_inside_tritonserver_that_may_compute_is_left_alone(
     frontend, inside, monkeypatch, computes, seconds
 ):
@@ -175,7 +174,6 @@ def test_a_classifier_inside_tritonserver_that_may_compute_is_left_alone(
 
 
 @pytest.mark.parametrize(("limit_s", "hangs"), [(0.0, True), (60.0, False)])
-@pytest.mark.slow
 def test_tritonserver_itself_may_work_for_a_while(frontend, with_stubs, monkeypatch, limit_s, hangs):
     """Over a body that it unpacks, while its models wait."""
     monkeypatch.setattr(watch, "FRONTEND_LIMIT_S", limit_s)
@@ -295,7 +293,6 @@ def test_another_classifier_that_computes_does_not_hide_one_that_hangs(frontend,
         assert result.result(2 * GIVEN_UP_WITHIN_S).startswith("inference of topic hangs")
 
 
-@pytest.mark.slow
 def test_a_classifier_of_several_that_computes_is_left_alone(frontend, with_stubs, monkeypatch):
     monkeypatch.setattr(watch, "FRONTEND_LIMIT_S", 0.0)
     front = frontend(200, topic=None)
