@@ -25,6 +25,7 @@ from pathlib import Path
 
 from build_scripts import machine
 from build_scripts.build import releases
+from build_scripts.serving.environment import threads
 from build_scripts.serving.run_state import read_state
 from build_scripts.settings import SOURCE_REPOSITORY, Address, ServingError
 
@@ -67,7 +68,7 @@ def examine(repository: Path, address: Address) -> Iterator[Finding]:
         yield precision_is_native(manifest["precision"])
     if live:
         yield from tokenizers_loads(repository)
-    yield from (shared_memory(), stack(), open_files(), cores())
+    yield from (shared_memory(), stack(), open_files(), cores(max(1, len(live))))
     yield from ports(address)
     yield metrics(address)
 
@@ -153,14 +154,17 @@ def open_files() -> Finding:
     return Finding("open files", f"at most {soft} (hard limit {hard})")
 
 
-def cores() -> Finding:
-    """How many threads the classifier gets, and why."""
+def cores(classifiers: int) -> Finding:
+    """How many threads each classifier gets, and why."""
     allowed, quota, used = len(os.sched_getaffinity(0)), machine.cpu_quota(), machine.cores()
     found = f"{allowed} of {os.cpu_count()} may be used, " + (f"quota {quota:g}" if quota else "no quota")
     own = os.environ.get("OMP_NUM_THREADS", "")
     if own.isdecimal() and int(own) > used:
         return Finding("cores", found, f"OMP_NUM_THREADS={own} is more than {used}; unset it")
-    return Finding("cores", f"{found}: {own or used} threads" + (" (OMP_NUM_THREADS)" if own else ""))
+    given = f"{own or threads(classifiers)} threads" + (
+        f" for each of {classifiers} classifiers" if classifiers > 1 else ""
+    )
+    return Finding("cores", f"{found}: {given}" + (" (OMP_NUM_THREADS)" if own else ""))
 
 
 def ports(address: Address) -> Iterator[Finding]:

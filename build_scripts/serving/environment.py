@@ -31,20 +31,29 @@ def passed_on() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name in NAMES or name.startswith(PREFIXES)}
 
 
-def tuning() -> dict[str, str]:
-    """Environment that was chosen by measurement; what the user has set wins.
+def threads(classifiers: int = 1) -> int:
+    """How many each classifier of a server gets: one a core, but all together not more than two a core.
+
+    Of eight that were asked on 2 cores, with a thread a core each, the requests/s were 0.65 of those with one thread each;
+    of two they were 0.92, and then a classifier that is asked alone is slower.
+    No more than MOST_THREADS: a short text's products would be split into pieces that are done before their threads have
+    met. A larger machine is filled by several instances, which `make tune` finds. (Reckoned, not measured.)
+    """
+    return max(1, min(cores(), MOST_THREADS, 2 * cores() // classifiers))
+
+
+def tuning(classifiers: int = 1) -> dict[str, str]:
+    """Environment that was chosen by measurement; what the user has set wins. classifiers: how many are served.
 
     OMP_WAIT_POLICY: the embedded backend computes on two threads, in turns, and each brings OpenMP threads of its own.
     Once there are more than cores, libgomp spins 100 times only, but with this policy up to 1000 times, if
     GOMP_SPINCOUNT allows it (see build_scripts/__init__.py). A lone client, after traffic that was computed in parts,
     got 0.60 of the requests/s without it and 0.92 with it.
     TOKENIZERS_PARALLELISM: a text takes 15 us, less than handing it to another thread would cost.
-    OMP_NUM_THREADS: torch, in both backends, takes as many threads, and would count the host's cores in a container. No
-    more than MOST_THREADS: a short text's products would be split into pieces that are done before their threads have
-    met. A larger machine is filled by several instances, which `make tune` finds. (Reckoned, not measured.)
+    OMP_NUM_THREADS: torch, in both backends, takes as many threads, and would count the host's cores in a container.
     """
     chosen = {
-        "OMP_NUM_THREADS": str(min(cores(), MOST_THREADS)),
+        "OMP_NUM_THREADS": str(threads(classifiers)),
         "OMP_WAIT_POLICY": "active",
         "TOKENIZERS_PARALLELISM": "false",
     }

@@ -125,7 +125,7 @@ def launch(
             stderr=subprocess.STDOUT,
             env={
                 **passed_on(),
-                **tuning(),
+                **tuning(len(names)),
                 **installation.environment,
                 METRICS_VARIABLE: address.metrics_address,
             },

@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -14,7 +14,7 @@ import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports
 from build_scripts.serving import installation
-from build_scripts.serving.environment import tuning
+from build_scripts.serving.environment import threads, tuning
 from build_scripts.serving.installation import (
     Installation,
     check_platform,
@@ -24,7 +24,7 @@ from build_scripts.serving.installation import (
     prepare_backends,
 )
 from build_scripts.serving.triton import METRICS_VARIABLE, launch
-from build_scripts.settings import PROJECT, Address, ServingError
+from build_scripts.settings import ENSEMBLE, PROJECT, Address, ServingError
 
 
 @pytest.mark.parametrize("name", ["libpython3.99.so.1.0", "libpython3.99.a", None])
@@ -72,8 +72,10 @@ def on_path(monkeypatch, tmp_path) -> Installation:
 
 
 @contextlib.contextmanager
-def launched(installation: Installation, address: Address, log: Path) -> Iterator[psutil.Process]:
-    server = launch(installation, [log.parent], address, "a key", log)
+def launched(
+    installation: Installation, address: Address, log: Path, names: Sequence[str] = (ENSEMBLE,)
+) -> Iterator[psutil.Process]:
+    server = launch(installation, [log.parent], address, "a key", log, names)
     try:
         yield psutil.Process(server.process.pid)
     finally:
@@ -96,12 +98,26 @@ def test_a_server_on_path_is_used_with_nothing_of_the_embedded_one(on_path, tmp_
     assert {name for name in environment if environment[name] != os.environ.get(name)} == {*tuning(), METRICS_VARIABLE}
 
 
+def test_many_classifiers_have_two_threads_a_core_together(monkeypatch):
+    monkeypatch.setattr("build_scripts.serving.environment.cores", lambda: 8)
+    assert [threads(classifiers) for classifiers in (1, 2, 3, 8, 16, 17, 30)] == [8, 8, 5, 2, 1, 1, 1]
+
+
 @forks
-@pytest.mark.parametrize(("cores", "threads"), [(1, "1"), (2, "2"), (16, "16"), (64, "16")])
-def test_a_text_gets_no_more_threads_than_it_can_use_however_large_the_machine(monkeypatch, cores, threads):
+def test_a_server_is_told_the_threads_of_as_many_classifiers_as_it_loads(on_path, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("build_scripts.serving.environment.cores", lambda: 8)
+    names = [ENSEMBLE, "sentiment", "topic"]
+    with launched(on_path, Address("127.0.0.1", *free_ports(3)), tmp_path / "log", names) as server:
+        assert server.environ()["OMP_NUM_THREADS"] == "5"
+
+
+@forks
+@pytest.mark.parametrize(("cores", "expected"), [(1, "1"), (2, "2"), (16, "16"), (64, "16")])
+def test_a_text_gets_no_more_threads_than_it_can_use_however_large_the_machine(monkeypatch, cores, expected):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("build_scripts.serving.environment.cores", lambda: cores)
-    assert tuning()["OMP_NUM_THREADS"] == threads
+    assert tuning()["OMP_NUM_THREADS"] == expected
 
 
 def test_a_process_that_may_use_one_core_starts_one_thread():
