@@ -161,9 +161,8 @@ def cores(classifiers: int) -> Finding:
     own = os.environ.get("OMP_NUM_THREADS", "")
     if own.isdecimal() and int(own) > used:
         return Finding("cores", found, f"OMP_NUM_THREADS={own} is more than {used}; unset it")
-    given = f"{own or threads(classifiers)} threads" + (
-        f" for each of {classifiers} classifiers" if classifiers > 1 else ""
-    )
+    given = f"{own or threads(classifiers)} threads"
+    given += f" for each of {classifiers} classifiers" if classifiers > 1 else ""
     return Finding("cores", f"{found}: {given}" + (" (OMP_NUM_THREADS)" if own else ""))
 
 

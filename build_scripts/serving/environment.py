@@ -34,10 +34,10 @@ def passed_on() -> dict[str, str]:
 def threads(classifiers: int = 1) -> int:
     """How many each classifier of a server gets: one a core, but all together not more than two a core.
 
-    Of eight that were asked on 2 cores, with a thread a core each, the requests/s were 0.65 of those with one thread each;
-    of two they were 0.92, and then a classifier that is asked alone is slower.
-    No more than MOST_THREADS: a short text's products would be split into pieces that are done before their threads have
-    met. A larger machine is filled by several instances, which `make tune` finds. (Reckoned, not measured.)
+    Eight that were asked at once on 2 cores, with a thread a core each, answered 0.65 times the requests/s of eight
+    with one thread each; two 0.92 times, but then one that is asked alone is slower.
+    No more than MOST_THREADS: a short text's products would be split into pieces that are done before their threads
+    have met. A larger machine is filled by several instances, which `make tune` finds. (Reckoned, not measured.)
     """
     return max(1, min(cores(), MOST_THREADS, 2 * cores() // classifiers))
 
