@@ -68,7 +68,7 @@ def test_the_users_own_number_of_threads_wins(monkeypatch):
     assert "OMP_NUM_THREADS" not in tuning()
 
 
-@pytest.mark.parametrize(("own", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+@pytest.mark.parametrize(("own", "spins"), [({}, "6000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
 def test_threads_that_wait_for_each_other_leave_the_cores_to_others_soon_unless_the_user_says_otherwise(own, spins):
     """Said before torch is there: its OpenMP reads the variable when it is loaded."""
     command = "import sys, os, build_scripts.settings; print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
