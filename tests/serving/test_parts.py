@@ -236,6 +236,20 @@ def test_what_is_held_is_answered_before_the_model_is_unloaded(backend, subject)
     assert [len(one.sent) for one in held] == [1, 1, 1]
 
 
+def test_the_thread_ends_when_nothing_is_held_and_comes_back_with_more(backend, subject, monkeypatch):
+    """Its OpenMP threads end with it: as long as they are there, `execute` gets less out of its own."""
+    monkeypatch.setitem(backend.worker.run.__globals__, "IDLE_S", 0.01)
+    ids, mask = batch(subject("bert"), [20] * 6)
+    backend.gate.open.set()
+    before = set(threading.enumerate())
+    for _ in range(2):
+        held = request(ids, mask)
+        hand_over(backend, held)
+        assert_like_hugging_face(*answers(held), subject("bert"), ids, mask)
+        wait_for(lambda: set(threading.enumerate()) <= before, LIMIT_S, "the thread is still there")
+    backend.finalize()
+
+
 def test_a_model_of_one_input_costs_its_whole_width(backend):
     backend.inputs = backend.inputs[:1]
     assert backend.costs_of(fake_triton.Request(INPUT__0=np.zeros((2, 30), np.int64))) == [30, 30]

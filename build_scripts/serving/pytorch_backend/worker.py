@@ -22,6 +22,9 @@ TOKENS_WORTH_ASKING = 256
 
 # So long after a part, while more waits, for Triton to hand in what came meanwhile.
 LISTENING_S = 0.001
+# With nothing to do for so long the thread ends, and with it its OpenMP threads: while there are more of those than
+# cores, all spin for less, and `execute`, which computes what is short, is slower (p50 of a lone client 12 ms, not 7).
+IDLE_S = 0.5
 # Setting the gauge costs as much, so it is set at most so often; to 0 always.
 GAUGE_INTERVAL_S = 0.005
 
@@ -89,8 +92,7 @@ class Worker:
         self.changed = threading.Condition()
         self.busy = self.ending = False
         self.handed_over = 0
-        self.thread = threading.Thread(target=self.run, name="parts", daemon=True)
-        self.thread.start()
+        self.thread: threading.Thread | None = None
 
     def leaves_to_caller(self, costs: list[list[int]]) -> bool:
         """Whether `execute` may compute these requests at once: one part, and nothing else is computed.
@@ -111,6 +113,9 @@ class Worker:
             for entry in entries:
                 self.schedule.add(entry, time.monotonic())
             self.handed_over += 1
+            if not self.thread:
+                self.thread = threading.Thread(target=self.run, name="parts", daemon=True)
+                self.thread.start()
             self.gauge.show(self.schedule.requests)
             self.changed.notify_all()
             self.changed.wait_for(lambda: not self.busy, LARGE_S)
@@ -118,17 +123,19 @@ class Worker:
     def finish(self) -> None:
         """Compute what is held, and end."""
         with self.changed:
-            self.ending = True
+            self.ending, thread = True, self.thread
             self.changed.notify_all()
-        self.thread.join()
+        if thread:
+            thread.join()
         self.gauge.end()
 
     def run(self) -> None:
         torch.set_num_threads(torch.get_num_threads())  # OpenMP keeps the number a thread, and this one is new
         while True:
             with self.changed:
-                self.changed.wait_for(lambda: self.schedule or self.ending)
+                self.changed.wait_for(lambda: self.schedule or self.ending, IDLE_S)
                 if not self.schedule:
+                    self.thread = None
                     return
                 self.busy = True
                 part = self.schedule.take(time.monotonic())
