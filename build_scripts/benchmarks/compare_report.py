@@ -111,12 +111,12 @@ def colors(names: Sequence[str]) -> list[str]:
 
 
 def draw(file: Path, workload: str, names: Sequence[str], results: Sequence) -> None:
-    """One panel for latency, one for each level's throughput."""
+    """One panel for the latency of one client, one for the throughput of each larger number."""
     levels = list(results[-1].throughput)
     values, notes = p50_column(results, levels[0])
     title = f"{workload} texts, concurrency {levels[0]}"
     panels = [report.Bars(title, "p50 latency (ms), less is better", values, notes)]
-    for level in levels:
+    for level in levels[1:]:
         title = f"{workload} texts, concurrency {level}"
         panels.append(report.Bars(title, "requests/s", *throughput_column(results, level)))
     report.bar_chart(file, names, colors(names), panels)

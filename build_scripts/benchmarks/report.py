@@ -141,6 +141,8 @@ def bar_chart(file: Path, services: Sequence[str], colors: Sequence[str], panels
         axis.tick_params(axis="y", length=0)
         axis.invert_yaxis()
         axis.set_xlim(0, 1.35 * max(bars.values))  # room for the notes
+    for unused in axes[len(panels) :]:
+        unused.remove()
     _save(figure, file)
 
 
