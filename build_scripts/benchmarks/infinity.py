@@ -28,12 +28,13 @@ def install(directory: Path) -> str | None:
     python, installed = directory / "bin" / "python", directory / "installed"
     if not installed.exists():
         print(f"installing {NAME} into {directory}, which takes a minute", file=sys.stderr, flush=True)
-        torch = f"torch=={version('torch').partition('+')[0]}"
+        # With its +cpu or +cu…: the same build, rather than a CUDA build of gigabytes beside ours.
+        torch = f"torch=={version('torch')}"
         try:
             subprocess.run([sys.executable, "-m", "venv", "--clear", str(directory)], check=True)
             subprocess.run([str(python), "-m", "pip", "install", "--quiet", torch, *PACKAGES], check=True)
         except subprocess.CalledProcessError as error:
-            print(f"{NAME} is left out: {error}", file=sys.stderr)
+            print(f"{NAME} is left out; PIP_EXTRA_INDEX_URL may name an index with {torch}: {error}", file=sys.stderr)
             return None
         installed.touch()
     return str(python)
