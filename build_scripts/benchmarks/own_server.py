@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from build_scripts.benchmarks import subprocesses
-from build_scripts.serving.supervisor import READY
+from build_scripts.serving.start_message import READY
 from build_scripts.settings import Address, BuildOptions
 
 READY_LIMIT_S = 300.0

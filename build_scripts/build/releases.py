@@ -193,6 +193,18 @@ def switch(repository: Path, release_id: str, name: str = ENSEMBLE) -> None:
     sync(link.parent)
 
 
+def take_back(repository: Path, name: str) -> None:
+    """Undo the last switch: what was live before is live again, or nothing is."""
+    earlier = history(repository, name)[1:]
+    if earlier:
+        switch(repository, earlier[0], name)
+    else:
+        link = repository / name / "live"
+        link.unlink()
+        sync(link.parent)
+    write_history(repository, earlier, name)
+
+
 def history(repository: Path, name: str = ENSEMBLE) -> list[str]:
     """The ids of the releases that were live, the last one first. Written down: a copy has file times of its own."""
     with contextlib.suppress(FileNotFoundError):

@@ -94,8 +94,16 @@ def join(control: Control, release_id: str, name: str) -> None:
     repository = Path(control.state.repository)
     with releases.locked(repository):
         refuse_what_ends_the_server(repository, Models(name), embedded=control.state.embedded)
-        releases.switch(repository, release_id, name)
-        control.load(name)
+        live = releases.live_release(repository, name)
+        changed = live is None or live.name != release_id
+        if changed:
+            releases.switch(repository, release_id, name)
+        try:
+            control.load(name)
+        except ServingError:
+            if changed:  # the next start of the server would fail otherwise, and that of all classifiers
+                releases.take_back(repository, name)
+            raise
         served = {**control.state.releases, name: release_id}
         write_state(control.http_port, replace(control.state, releases=served))
         if control.state.caches:

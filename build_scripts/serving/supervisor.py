@@ -21,7 +21,6 @@ import psutil
 
 from build_scripts.build.pipeline import require_release
 from build_scripts.build.releases import SWITCH_LOCK, is_package, names
-from build_scripts.machine import cpu_precisions, has_gpu
 from build_scripts.serving import health
 from build_scripts.serving.installation import Installation
 from build_scripts.serving.listening import check_open_files, check_ports, listens
@@ -29,6 +28,7 @@ from build_scripts.serving.local_http import open_url
 from build_scripts.serving.memory import MemoryWatch
 from build_scripts.serving.monitor import broken_process, last_error
 from build_scripts.serving.run_state import RunState, beat, write_state
+from build_scripts.serving.start_message import start_message
 from build_scripts.serving.stopping import stop as stop_server
 from build_scripts.serving.triton import LOAD_LIMIT_S, TritonProcess, launch
 from build_scripts.serving.watch import PROBE_TIMEOUT_S, Watch, interruptible
@@ -41,20 +41,6 @@ STABLE_S, MAX_DELAY_S = 10.0, 2.0
 MAX_FAILURES, MAX_FAILED_STARTS = 12, 4
 # Triton gives the reason for a process that ended in its log, a moment later.
 REASON_S = 1.0
-# How the message begins that a server is loaded, answers, and is warm.
-READY = "ready: a real inference answered on "
-EXAMPLE = json.dumps(
-    {
-        "inputs": [
-            {
-                "name": "TEXT",
-                "shape": [1, 1],
-                "datatype": "BYTES",
-                "data": ["Midfielder scores twice as champions win away"],
-            }
-        ]
-    }
-)
 
 
 def serve(
@@ -269,35 +255,6 @@ def warm_up(url: str, name: str) -> None:
         body = json.dumps({"TEXT": "word " * (tokens - 2)}).encode()
         with contextlib.suppress(OSError):
             open_url(f"{url}/v2/models/{name}/generate", body, timeout_s=30).close()
-
-
-def start_message(installation: Installation, repository: Path, address: Address) -> str:
-    """What a user wants to know once the server answers."""
-    served = names(repository) or [ENSEMBLE]
-    lines = ["", f"{READY}{address.http_url}", f"  server     {installation.description}"]
-    for name in served:
-        lines += describe(require_release(repository, name), f"{address.http_url}/v2/models/{name}")
-    lines += [
-        f"  gRPC       {address.grpc_url}",
-        f"  metrics    http://{address.metrics_address}/metrics",
-        # Not `generate`, which answers 400 where this answers 503: whoever builds on the example may retry.
-        f"  try        curl -s {address.http_url.removeprefix('http://')}/v2/models/{served[0]}/infer -d '{EXAMPLE}'",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def describe(manifest: dict, url: str) -> list[str]:
-    """The lines of one classifier."""
-    lines = [
-        f"  model      {manifest['checkpoint']} ({manifest['architecture']}, release {manifest['release']})",
-        f"  precision  {manifest['precision']}",
-        f"  labels     {', '.join(manifest['labels'])}",
-        f"  HTTP       {url}",
-    ]
-    if manifest["precision"] not in cpu_precisions() and not has_gpu():
-        lines.append(f"  warning    this CPU emulates {manifest['precision']}: slow; rebuild with PRECISION=auto")
-    return lines
 
 
 def say(message: str) -> None:

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from build_scripts.serving import health
-from build_scripts.serving.supervisor import READY
+from build_scripts.serving.start_message import READY
 from build_scripts.settings import PROJECT
 from tests.support.servers import embedded, post, running, start, wait_for
 

@@ -14,8 +14,8 @@ from build_scripts.build import releases
 from build_scripts.build.pipeline import update_sources
 from build_scripts.serving import release as releasing
 from build_scripts.serving.model_control import RELEASE_PARAMETER, Running
-from build_scripts.serving.release import go_live, rollback
-from build_scripts.settings import Models
+from build_scripts.serving.release import go_live, join, rollback
+from build_scripts.settings import Models, ServingError
 from tests.support.trees import snapshot
 
 NAMES, LABELS = ("text_classifier", "sentiment", "topic"), ["no", "yes"]
@@ -91,3 +91,25 @@ def test_a_release_of_one_leaves_the_others_links_releases_and_models_alone(cont
     assert {model: snapshot(repository / model) for model in others} == before
     assert control.models & set(others) == set()
     assert list(control.state.staging.iterdir()) == [control.state.log]
+
+
+def test_a_classifier_that_does_not_load_is_not_what_the_next_start_would_load(control, monkeypatch):
+    def load(*_):
+        raise ServingError("no such operator")
+
+    repository = control.state.repository
+    for release_id in ("a" * 12, "b" * 12):
+        with releases.staged(repository, release_id, "new") as staging:
+            (staging / releases.MANIFEST).write_text(json.dumps({"release": release_id}), encoding="utf-8")
+    update_sources(repository, "new")
+    monkeypatch.setattr(control, "load", load)
+    with pytest.raises(ServingError, match="no such operator"):
+        join(control, "a" * 12, "new")
+    assert releases.live_release(repository, "new") is None
+    assert releases.history(repository, "new") == []
+    assert set(releases.names(repository)) == set(NAMES)
+    releases.switch(repository, "b" * 12, "new")
+    with pytest.raises(ServingError, match="no such operator"):
+        join(control, "a" * 12, "new")
+    assert releases.live_release(repository, "new").name == "b" * 12
+    assert releases.history(repository, "new") == ["b" * 12]

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from build_scripts.serving import supervisor
+from build_scripts.serving import start_message
 from build_scripts.serving.installation import Installation
-from build_scripts.serving.supervisor import start_message
 from build_scripts.settings import Address
 
 INSTALLATION = Installation(Path("tritonserver"), "a stand-in")
@@ -24,10 +23,10 @@ MANIFEST = {
 
 
 def message(monkeypatch, native: list[str], gpu: bool = False) -> str:
-    monkeypatch.setattr(supervisor, "require_release", lambda *_: MANIFEST)
-    monkeypatch.setattr(supervisor, "cpu_precisions", lambda: native)
-    monkeypatch.setattr(supervisor, "has_gpu", lambda: gpu)
-    return start_message(INSTALLATION, Path("repository"), Address("0.0.0.0", 9000, 9001, 9002))
+    monkeypatch.setattr(start_message, "require_release", lambda *_: MANIFEST)
+    monkeypatch.setattr(start_message, "cpu_precisions", lambda: native)
+    monkeypatch.setattr(start_message, "has_gpu", lambda: gpu)
+    return start_message.start_message(INSTALLATION, Path("repository"), Address("0.0.0.0", 9000, 9001, 9002))
 
 
 def test_an_emulated_precision_is_warned_of(monkeypatch):
