@@ -134,31 +134,42 @@ def deep_json(target: Target, seconds: float) -> Counter:
 
 
 def slow_clients(target: Target, seconds: float) -> Counter:
-    """A byte a second on many connections, from the first or from the body on; each is heard until it stops.
-
-    Triton 2.51 says 404 to a request whose first line comes in pieces: those may be refused so.
-    """
+    """A byte a second on many connections, half of them from the first byte on, half from the body on."""
     sent = request(infer_body([target.text]))
     body_at = sent.index(b"\r\n\r\n") + 4
-    outcomes: Counter = Counter()
+    turns = min(round(seconds), len(sent) - body_at)
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(target.connect()) for _ in range(SLOW_CLIENTS)]
-        said = [0, body_at] * (SLOW_CLIENTS // 2)
-        for connection, begin in zip(connections, said):
+        begins = [0, body_at] * (SLOW_CLIENTS // 2)
+        for connection, begin in zip(connections, begins):
             connection.sendall(sent[:begin])
-        turns = min(round(seconds), len(sent) - body_at)
         for turn in range(turns):
-            for connection, begin in zip(connections, said):
-                connection.sendall(sent[begin + turn : begin + turn + 1])
+            for connection, begin in zip(connections, begins):
+                with contextlib.suppress(ConnectionError):  # those that were refused by then
+                    connection.sendall(sent[begin + turn : begin + turn + 1])
             time.sleep(1)
-        for connection, begin in zip(connections, said):
-            connection.sendall(sent[begin + turns :])
-            with contextlib.suppress(TimeoutError, StopIteration):
-                status, body = next(answers(connection))
-                right = status == 200 and class_ids(body) == [target.class_id]
-                outcomes["answered" if right else "refused" if status == 404 and not begin else "wrong"] += 1
-    outcomes["hung"] = SLOW_CLIENTS - outcomes.total()
-    return outcomes
+        return Counter(
+            last_words(target, connection, sent[begin + turns :], not begin)
+            for connection, begin in zip(connections, begins)
+        )
+
+
+def last_words(target: Target, connection: socket.socket, rest: bytes, may_be_refused: bool) -> str:
+    """Send the rest of a request; what became of it.
+
+    may_be_refused: Triton 2.51 says 404 to a request whose first line comes in pieces, and closes the connection.
+    """
+    try:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(rest)
+        status, body = next(answers(connection))
+    except TimeoutError:
+        return "hung"
+    except (OSError, StopIteration):
+        return "closed" if may_be_refused else "wrong"
+    if status == 404 and may_be_refused:
+        return "refused"
+    return "answered" if status == 200 and class_ids(body) == [target.class_id] else "wrong"
 
 
 def idle_connections(target: Target, seconds: float) -> Counter:
@@ -189,7 +200,7 @@ def hang_ups(target: Target, seconds: float) -> Counter:
     rng, sent = random.Random(3), request(infer_body([target.text]))
 
     def one() -> str:
-        with target.connect() as connection:
+        with target.connect() as connection, contextlib.suppress(ConnectionError):
             connection.sendall(sent[: rng.choice([rng.randrange(1, len(sent)), len(sent)])])
         time.sleep(HANG_UP_EVERY_S)
         return "closed"

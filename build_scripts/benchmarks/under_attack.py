@@ -17,7 +17,7 @@ from build_scripts.benchmarks.attacks import ATTACKS, Attack, Target
 from build_scripts.benchmarks.overload import resident
 from build_scripts.benchmarks.traffic import CLIENTS, Findings, Traffic
 from build_scripts.serving.health import probe
-from build_scripts.serving.memory import GROWTH_BYTES, HOLD_S, REQUEST_BYTES
+from build_scripts.serving.memory import GROWTH_BYTES, HOLD_S, REQUEST_BYTES, private_bytes
 from build_scripts.settings import Address
 
 # Within so many seconds of whatever ended it, the service must answer again.
@@ -55,25 +55,29 @@ def attack_all(
     """Every attack, one after the other, in about so many seconds. supervisor: the process of `serve`."""
     text = min(traffic.texts, key=len)
     target = Target(address, text, traffic.class_ids[text], traffic.class_ids[""])
-    found, memory = [], resident(supervisor)
+    found, memory, held = [], resident(supervisor), held_bytes(supervisor)
     for attack in ATTACKS:
-        found.append(attack_one(attack, target, supervisor, findings, seconds / len(ATTACKS), memory))
+        found.append(attack_one(attack, target, supervisor, findings, seconds / len(ATTACKS), memory, held))
         progress.update(seconds / len(ATTACKS))
     return found
 
 
 def attack_one(
-    attack: Attack, target: Target, supervisor: int, findings: Findings, seconds: float, memory: float
+    attack: Attack, target: Target, supervisor: int, findings: Findings, seconds: float, memory: float, held: int
 ) -> Attacked:
     """Run it, then wait until the service answers again. Only one that may end the server excuses lost requests.
 
-    memory: MiB of the server before the first attack.
+    memory: MiB of the server before the first attack. held: bytes of tritonserver alone, then.
     """
     server = server_of(supervisor)
     if attack.may_restart:
         findings.window_until = time.monotonic() + seconds + PATIENCE_S
-    outcomes = attack.run(target, seconds)
-    silent, after = settle(target, supervisor, memory)
+    try:
+        outcomes = attack.run(target, seconds)
+    except OSError as error:  # not the end of the soak; and the command line takes a broken pipe for one of its own
+        outcomes = Counter()
+        findings.note("failed", f"{attack.name}: {error!r}")
+    silent, after = settle(target, supervisor, memory, held)
     restarted = server_of(supervisor) != server
     if restarted:
         findings.recoveries.append((attack.name, silent))
@@ -81,8 +85,11 @@ def attack_one(
     return Attacked(attack, outcomes, silent, (memory, after), restarted)
 
 
-def settle(target: Target, supervisor: int, memory: float) -> tuple[float, float]:
-    """Wait until the service answers and its memory is back, for a while; the longest silence in s, and MiB by then."""
+def settle(target: Target, supervisor: int, memory: float, held: int) -> tuple[float, float]:
+    """Wait until the service answers and its memory is back, for a while; the longest silence in s, and MiB by then.
+
+    While tritonserver alone holds more than it may, its watch can still end it.
+    """
     began = answered = time.monotonic()
     silent = 0.0
     while True:
@@ -90,7 +97,8 @@ def settle(target: Target, supervisor: int, memory: float) -> tuple[float, float
         silent = max(silent, now - answered)
         answered = now if well else answered
         after = resident(supervisor)
-        if well and (is_back(memory, after) or now - began > SETTLE_LIMIT_S):
+        settled = is_back(memory, after) and held_bytes(supervisor) - held < GROWTH_BYTES
+        if well and (settled or now - began > SETTLE_LIMIT_S):
             return silent, after
         if now - answered > 2 * RECOVERY_LIMIT_S:
             return silent, after
@@ -109,6 +117,12 @@ def server_of(supervisor: int) -> int | None:
             if one.name() == "tritonserver":
                 return one.pid
     return None
+
+
+def held_bytes(supervisor: int) -> int:
+    """What tritonserver has in memory for itself alone; 0 while there is none."""
+    server = server_of(supervisor)
+    return 0 if server is None else private_bytes(server)
 
 
 def attack_report(attacked: list[Attacked]) -> list[str]:

@@ -1,20 +1,25 @@
 """How the soak judges what it sees; the soak itself is run in test_load."""
 
 import json
+import os
 import socket
+import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
-from build_scripts.benchmarks.attacks import ATTACKS, Attack, answers, infer_body, request
+from build_scripts.benchmarks import attacks, under_attack
+from build_scripts.benchmarks.attacks import ATTACKS, Attack, Target, answers, infer_body, request
 from build_scripts.benchmarks.hostile import GENERATE, INFER
 from build_scripts.benchmarks.http_load import Answers
 from build_scripts.benchmarks.overload import Overload
 from build_scripts.benchmarks.soak import Course, report
 from build_scripts.benchmarks.traffic import CLIENTS, Findings, class_ids, judge
-from build_scripts.benchmarks.under_attack import RECOVERY_LIMIT_S, Attacked
+from build_scripts.benchmarks.under_attack import RECOVERY_LIMIT_S, Attacked, attack_one
 from build_scripts.serving.memory import GROWTH_BYTES, REQUEST_BYTES
+from build_scripts.settings import Address
 
 
 @pytest.mark.parametrize(
@@ -64,6 +69,58 @@ def test_a_request_says_how_long_it_is():
     head, body = request(infer_body(["é"]), "X: y\r\n").split(b"\r\n\r\n", 1)
     assert f"Content-Length: {len(body)}".encode() in head.split(b"\r\n")
     assert json.loads(body)["inputs"][0]["data"] == ["é"]
+
+
+@pytest.mark.slow
+def test_a_slow_client_that_is_refused_half_way_is_counted_and_ends_nothing(monkeypatch):
+    """The server closes what begins with a first line in pieces; writing on is then a broken pipe."""
+    monkeypatch.setattr(attacks, "SLOW_CLIENTS", 2)
+    answer = json.dumps({"outputs": [{"name": "CLASS_ID", "data": [3]}]}).encode()
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            received = connection.recv(65536)
+            if received == b"P":
+                connection.sendall(b"HTTP/1.1 404 x\r\nContent-Length: 0\r\n\r\n")
+                return
+            while not received.endswith(infer_body(["a text"])):
+                received += connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 x\r\nContent-Length: %d\r\n\r\n" % len(answer) + answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=lambda: [background(serve, listener.accept()[0]) for _ in range(2)]).start()
+        target = Target(Address("127.0.0.1", listener.getsockname()[1], 1, 2), "a text", 3, 0)
+        assert attacks.slow_clients(target, 4) == {"refused": 1, "answered": 1}
+
+
+def background(function, *arguments) -> None:
+    threading.Thread(target=function, args=arguments).start()
+
+
+@pytest.mark.slow
+def test_an_attack_that_fails_is_a_finding_and_the_soak_goes_on(monkeypatch):
+    def broken(target, seconds):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(under_attack, "settle", lambda *_: (0.0, 500.0))
+    findings = Findings()
+    attacked = attack_one(Attack("breaks", broken), None, os.getpid(), findings, 1.0, 500.0, 0)
+    assert attacked.outcomes == {}
+    assert findings.counts["failed"] == 1
+    assert "breaks" in next(iter(findings.examples))
+
+
+@pytest.mark.parametrize(("held_mib", "waits"), [(200, False), (300, True)])
+def test_the_soak_waits_while_tritonserver_alone_holds_what_its_watch_may_end_it_for(monkeypatch, held_mib, waits):
+    """The processes of its models may have shrunk meanwhile: the sum says nothing about it."""
+    monkeypatch.setattr(under_attack, "probe", lambda *_: SimpleNamespace(well=True))
+    monkeypatch.setattr(under_attack, "resident", lambda _: 500.0)
+    monkeypatch.setattr(under_attack, "held_bytes", lambda _: held_mib << 20)
+    monkeypatch.setattr(under_attack, "SETTLE_LIMIT_S", 0.3)
+    target = Target(Address("127.0.0.1", 1, 2, 3), "a text", 3, 0)
+    began = time.monotonic()
+    under_attack.settle(target, os.getpid(), 500.0, 0)
+    assert (time.monotonic() - began > 0.3) == waits
 
 
 NOBODY = Answers(1.0, {}, 0)
