@@ -157,7 +157,7 @@ def slow_clients(target: Target, seconds: float) -> Counter:
 def last_words(target: Target, connection: socket.socket, rest: bytes, may_be_refused: bool) -> str:
     """Send the rest of a request; what became of it.
 
-    may_be_refused: Triton 2.51 says 404 to a request whose first line comes in pieces, and closes the connection.
+    may_be_refused: to a request whose first line comes in pieces Triton 2.51 says 404 or 405, and then closes.
     """
     try:
         with contextlib.suppress(ConnectionError):
@@ -167,7 +167,7 @@ def last_words(target: Target, connection: socket.socket, rest: bytes, may_be_re
         return "hung"
     except (OSError, StopIteration):
         return "closed" if may_be_refused else "wrong"
-    if status == 404 and may_be_refused:
+    if status in (404, 405) and may_be_refused:
         return "refused"
     return "answered" if status == 200 and class_ids(body) == [target.class_id] else "wrong"
 

@@ -81,7 +81,7 @@ def test_a_slow_client_that_is_refused_half_way_is_counted_and_ends_nothing(monk
         with connection:
             received = connection.recv(65536)
             if received == b"P":
-                connection.sendall(b"HTTP/1.1 404 x\r\nContent-Length: 0\r\n\r\n")
+                connection.sendall(b"HTTP/1.1 405 x\r\nContent-Length: 0\r\n\r\n")
                 return
             while not received.endswith(infer_body(["a text"])):
                 received += connection.recv(65536)

@@ -4,7 +4,6 @@ import itertools
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -17,9 +16,8 @@ from hypothesis import strategies as st
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build_scripts.serving import client
-from build_scripts.serving.installation import embedded_wheel, perf_analyzer_environment
 from build_scripts.settings import PROJECT, SOURCE_REPOSITORY, TOKENIZER
-from tests.support.servers import embedded, post
+from tests.support.servers import embedded, perf_analyzer_failure, post
 from tests.support.texts import HEADLINES
 
 SPORTS, TEXT = 7, "Midfielder scores twice as champions win away"
@@ -170,20 +168,10 @@ def test_the_models_describe_themselves_as_promised(default_server):
 
 @pytest.mark.skipif(not embedded(), reason="perf_analyzer's libraries come with the embedded server")
 def test_perf_analyzer_needs_no_shape_flags(default_server, tmp_path):
-    binary = Path(sys.executable).with_name("perf_analyzer")
-    command = [str(binary), "-m", "text_classifier", "-u", default_server.http.removeprefix("http://")]
     pairs = tmp_path / "pairs.json"
     pairs.write_text(json.dumps({"data": [{"TEXT": [PAIR[0]], "TEXT_PAIR": [PAIR[1]]}]}), encoding="utf-8")
     for arguments in ([], ["--input-data", str(pairs)]):
-        done = subprocess.run(
-            [*command, "--request-count", "20", *arguments],
-            env=perf_analyzer_environment(embedded_wheel()),
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert "Throughput:" in done.stdout, done.stdout + done.stderr
-        assert "Failed" not in done.stdout + done.stderr
+        assert perf_analyzer_failure(default_server, "text_classifier", *arguments) is None
 
 
 def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess:

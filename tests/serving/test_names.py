@@ -19,7 +19,7 @@ from build_scripts.serving.release import release, rollback, status
 from build_scripts.settings import Models, ServingError
 from tests.support.checkpoints import make_checkpoint
 from tests.support.release_clients import TEXTS, TOLERANCE, Clients, Release
-from tests.support.servers import RunningServer, post, running, wait_for
+from tests.support.servers import RunningServer, embedded, perf_analyzer_failure, post, running, wait_for
 from tests.support.texts import PAIRS
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
@@ -86,6 +86,17 @@ def test_each_answers_as_its_own_checkpoint_texts_and_pairs_over_http_and_grpc(s
         assert np.allclose(found.as_numpy("PROBABILITIES"), expected, atol=TOLERANCE)
         labels = [own.labels[index] for index in expected.argmax(1)]
         assert [answer.label for answer in classify(texts, server.grpc, name=name)] == labels
+
+
+@pytest.mark.skipif(not embedded(), reason="perf_analyzer's libraries come with the embedded server")
+@pytest.mark.parametrize("name", SERVED)
+def test_perf_analyzer_measures_each_by_its_name_texts_and_pairs(server, tmp_path, name):
+    data = tmp_path / "inputs.json"
+    for one in ({"TEXT": [TEXTS[0]]}, dict(zip(("TEXT", "TEXT_PAIR"), ([part] for part in PAIRS[0])))):
+        data.write_text(json.dumps({"data": [one]}), encoding="utf-8")
+        for protocol in ("http", "grpc"):
+            arguments = ["--input-data", str(data), "-i", protocol]
+            assert perf_analyzer_failure(server, name, *arguments) is None
 
 
 def blocks(port: int) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ import psutil
 
 from build_scripts.benchmarks.subprocesses import free_ports
 from build_scripts.serving.health import wait_until_well
-from build_scripts.serving.installation import find_installation
+from build_scripts.serving.installation import embedded_wheel, find_installation, perf_analyzer_environment
 from build_scripts.serving.run_state import run_directory
 from build_scripts.settings import PROJECT, Address
 
@@ -134,6 +134,16 @@ def wait_for(condition: Callable[[], bool], limit_s: float, what: str) -> float:
 def embedded() -> bool:
     """Whether the server under test is the embedded one, whose classifier is a process of its own."""
     return "embedded" in find_installation().description
+
+
+def perf_analyzer_failure(server: RunningServer, model: str, *arguments: str) -> str | None:
+    """What perf_analyzer says if its requests to a model of the server fail; `-i grpc` among the arguments for gRPC."""
+    url = server.grpc if "grpc" in arguments else server.http.removeprefix("http://")
+    command = [str(Path(sys.executable).with_name("perf_analyzer")), "-m", model, "-u", url, "--request-count", "20"]
+    environment = perf_analyzer_environment(embedded_wheel())
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=60)
+    said = done.stdout + done.stderr
+    return None if done.returncode == 0 and "Throughput:" in said and "Failed" not in said else said
 
 
 def post(url: str, body: bytes | dict, headers: dict[str, str] | None = None, timeout_s: float = 30.0):
