@@ -10,11 +10,15 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
+from build_scripts.benchmarks.attacks import Target, exchange, infer_body, request
+from build_scripts.benchmarks.hostile import MAX_REQUEST_BYTES
 from build_scripts.serving import health
+from build_scripts.serving.memory import GROWTH_BYTES, private_bytes
 from build_scripts.serving.start_message import READY
 from build_scripts.settings import PROJECT
 from tests.support.servers import embedded, post, running, start, wait_for
@@ -156,6 +160,17 @@ def test_no_process_crashes_when_the_server_stops(default_repository, tmp_path):
     finally:
         os.close(kernel_log)
     assert not [line for line in said.splitlines() if any(f"[{pid}]: segfault" in line for pid in pids)]
+
+
+@pytest.mark.slow
+def test_what_large_requests_took_is_given_back_and_no_reason_to_end_the_server(default_repository, tmp_path):
+    """glibc would keep hundreds of MiB, for which the memory watch ends a server after ten seconds."""
+    sent = request(infer_body([" " * MAX_REQUEST_BYTES]))  # one text of so many bytes is refused at once
+    with running(default_repository, tmp_path / "output.txt") as server, ThreadPoolExecutor(100) as pool:
+        triton = server.find("bin/tritonserver").pid
+        before, target = private_bytes(triton), Target(server.address, "", 0, 0)
+        assert set(pool.map(lambda _: exchange(target, sent, []), range(300))) == {"refused"}
+        assert private_bytes(triton) - before < GROWTH_BYTES / 4
 
 
 def test_a_killed_supervisor_leaves_no_server_behind(default_repository, tmp_path):
