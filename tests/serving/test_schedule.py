@@ -153,6 +153,16 @@ def test_short_requests_among_themselves_are_one_part_though_a_long_text_with_th
     assert not clock.schedule.is_one_part([*several, LONG], clock.now)
 
 
+def test_short_requests_that_wait_are_one_part_though_parts_are_small(clock):
+    """In smaller parts many clients with short texts got half the requests/s, and the rate, so the parts, got less."""
+    for number in range(60):
+        clock.add(number, SHORT)
+    clock.add("long", LONG)
+    assert 60 * sum(SHORT) > clock.schedule.limit(clock.now)
+    assert len(clock.step().pieces) == 60
+    assert [entry.request for entry, _, _ in clock.step().pieces] == ["long"]
+
+
 def test_the_limit_follows_what_parts_were_measured_to_take(clock):
     clock.schedule.rate = policy.FIRST_RATE
     for _ in range(5):
@@ -178,11 +188,13 @@ def test_every_row_is_handed_out_once_and_parts_keep_their_limits(requests, max_
     handed_out: dict[int, list[int]] = {number: [] for number in range(len(requests))}
 
     def step() -> None:
-        limit = clock.schedule.limit(clock.now)
+        clock_rate, limit = clock.schedule.rate, clock.schedule.limit(clock.now)
         part = clock.step()
         rows = [row for _, first, last in part.pieces for row in range(first, last)]
         assert 1 <= len(rows) <= max_rows
         assert part.tokens == sum(sum(entry.tokens[first:last]) for entry, first, last in part.pieces)
+        if all(entry.line == 0 for entry, _, _ in part.pieces):
+            limit = clock_rate * policy.LARGE_S
         assert part.tokens <= limit or len(rows) == 1
         assert len({entry.kind for entry, _, _ in part.pieces}) == 1
         for entry, first, last in part.pieces:

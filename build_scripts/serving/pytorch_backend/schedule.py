@@ -117,7 +117,9 @@ class Schedule:
         self.level = max(self.level, self.had[line])
         part, limit = Part([], 0), self.limit(now)
         kind = self.lines[line][0].kind
-        part = self.fill(part, line, kind, limit)
+        # Short requests among themselves have nobody to overtake. In small parts 16 clients with short texts got 0.4 to
+        # 0.9 of the requests/s; fewer tokens at once also cost more each, which made the next parts smaller still.
+        part = self.fill(part, line, kind, limit if line else self.rate * LARGE_S)
         for other in range(len(self.lines)):
             if other != line:
                 part = self.fill(part, other, kind, limit if line else FILLING * limit)
