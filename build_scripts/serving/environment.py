@@ -45,10 +45,8 @@ def threads(classifiers: int = 1) -> int:
 def tuning(classifiers: int = 1) -> dict[str, str]:
     """Environment that was chosen by measurement; what the user has set wins. classifiers: how many are served.
 
-    OMP_WAIT_POLICY: the embedded backend computes on two threads, in turns, and each brings OpenMP threads of its own.
-    Once there are more than cores, libgomp spins 100 times only, but with this policy up to 1000 times, if
-    GOMP_SPINCOUNT allows it (see build_scripts/__init__.py). A lone client, after traffic that was computed in parts,
-    got 0.60 of the requests/s without it and 0.92 with it.
+    OMP_WAIT_POLICY: with more OpenMP threads than cores, as with several classifiers, libgomp spins 100 times only, but
+    with this policy up to 1000 times, if GOMP_SPINCOUNT allows it (see build_scripts/__init__.py).
     TOKENIZERS_PARALLELISM: a text takes 15 us, less than handing it to another thread would cost.
     OMP_NUM_THREADS: torch, in both backends, takes as many threads, and would count the host's cores in a container.
     """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import urllib.request
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from build_scripts.settings import CLASSIFIER, ENSEMBLE
+from build_scripts.settings import CLASSIFIER, ENSEMBLE, PROJECT
 from tests.support import fake_triton
 from tests.support.fake_triton import TritonError
 from tests.support.servers import embedded, wait_for
@@ -81,7 +83,7 @@ def assert_like_hugging_face(response, subject, input_ids: Tensor, attention_mas
     assert (torch.from_numpy(response.outputs["OUTPUT__1"]) - expected.softmax(1)).abs().max() < MAX_LOGIT_ERROR
 
 
-@pytest.mark.parametrize("rate", [1e-9, 1e3, 1e9], ids=["a row a part", "a few rows", "all at once"])
+@pytest.mark.parametrize("rate", [1e-9, 200.0, 1e9], ids=["a row a part", "a few rows", "all at once"])
 def test_answers_do_not_depend_on_the_parts(backend, subject, rate):
     input_ids, mask = batch(subject("bert"), LENGTHS)
     backend.worker.schedule.rate = rate
@@ -92,7 +94,7 @@ def test_answers_do_not_depend_on_the_parts(backend, subject, rate):
     hand_over(backend, *requests)
     for one, ids, ones in zip(answers(*requests), input_ids.split(rows), mask.split(rows)):
         assert_like_hugging_face(one, subject("bert"), ids, ones)
-    assert len(backend.gate.batches) == {1e-9: 7, 1e3: 6, 1e9: 1}[rate]
+    assert len(backend.gate.batches) == {1e-9: 7, 200.0: 6, 1e9: 1}[rate]
 
 
 def test_a_lone_text_is_computed_by_execute_itself_and_several_if_they_are_one_part(backend, subject):
@@ -236,18 +238,42 @@ def test_what_is_held_is_answered_before_the_model_is_unloaded(backend, subject)
     assert [len(one.sent) for one in held] == [1, 1, 1]
 
 
-def test_the_thread_ends_when_nothing_is_held_and_comes_back_with_more(backend, subject, monkeypatch):
-    """Its OpenMP threads end with it: as long as they are there, `execute` gets less out of its own."""
-    monkeypatch.setitem(backend.worker.run.__globals__, "IDLE_S", 0.01)
+def test_only_who_computes_keeps_openmp_threads(backend, subject, monkeypatch):
+    """With those of both there are more than cores, and libgomp then lets all of them sleep between two products."""
+    released: list[str] = []
+    for owner in (backend, backend.worker):
+        monkeypatch.setattr(owner, "release", lambda: released.append(threading.current_thread().name))
     ids, mask = batch(subject("bert"), [20] * 6)
+    held = request(ids, mask)
+    hand_over(backend, held)  # the thread is at work
+    assert released == [threading.current_thread().name]
     backend.gate.open.set()
-    before = set(threading.enumerate())
-    for _ in range(2):
-        held = request(ids, mask)
-        hand_over(backend, held)
-        assert_like_hugging_face(*answers(held), subject("bert"), ids, mask)
-        wait_for(lambda: set(threading.enumerate()) <= before, LIMIT_S, "the thread is still there")
-    backend.finalize()
+    answers(held)
+    wait_for(lambda: released[1:] == ["parts"], LIMIT_S, "the thread kept its own")
+
+
+def test_openmp_threads_end_when_they_are_released_and_come_back_with_the_next_product():
+    command = """
+import os, time, torch
+from build_scripts.serving.pytorch_backend.openmp import releaser
+torch.set_num_threads(3)
+x = torch.ones(1 << 20)
+threads = lambda: len(os.listdir("/proc/self/task"))
+before = torch.exp(x)
+with_them = threads()
+release = releaser()
+for _ in range(2):
+    release()
+    end = time.monotonic() + 20
+    while threads() == with_them and time.monotonic() < end:  # they end by themselves, a moment later
+        time.sleep(0.01)
+    time.sleep(0.1)
+    print(with_them - threads())
+    assert torch.equal(torch.exp(x), before)
+    print(with_them - threads())
+"""
+    done = subprocess.run([sys.executable, "-c", command], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["2", "0"] * 2, done.stderr
 
 
 def test_a_model_of_one_input_costs_its_whole_width(backend):

@@ -24,6 +24,7 @@ import triton_python_backend_utils as pb_utils
 # First in line: what lies beside this file is meant, whatever the environment has installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from model_config import DTYPES, boolean, device_of, positional, read_parameters, set_threads
+from openmp import releaser
 from schedule import Entry, Schedule
 from worker import Gauge, Waiting, Worker
 
@@ -68,7 +69,10 @@ class TritonPythonModel:
         self.worker = None
         if self.device.type == "cpu" and self.max_batch_size > 1:
             gauge = Gauge(config["name"], args["model_instance_name"])
-            self.worker = Worker(Schedule(self.max_batch_size), gauge, self.compute, self.respond, self.pause)
+            self.release = releaser()
+            self.worker = Worker(
+                Schedule(self.max_batch_size), gauge, self.compute, self.respond, self.pause, self.release
+            )
         libc = ctypes.CDLL(None)  # glibc; tritonserver runs on nothing else
         for number, value in MALLOPT.values():
             libc.mallopt(number, value)
@@ -139,6 +143,7 @@ class TritonPythonModel:
                 one.send(refusal(message))
         kind = [array.shape[1:] for array in waiting[0].columns]
         good = zip(waiting, costs, messages)
+        self.release()
         worker.hand_over([Entry(one, cost, kind) for one, cost, message in good if not message])
 
     def answer(self, requests):

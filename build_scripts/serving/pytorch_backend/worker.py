@@ -22,9 +22,6 @@ TOKENS_WORTH_ASKING = 256
 
 # So long after a part, while more waits, for Triton to hand in what came meanwhile.
 LISTENING_S = 0.001
-# With nothing to do for so long the thread ends, and with it its OpenMP threads: while there are more of those than
-# cores, all spin for less, and `execute`, which computes what is short, is slower (p50 of a lone client 12 ms, not 7).
-IDLE_S = 0.5
 # Setting the gauge costs as much, so it is set at most so often; to 0 always.
 GAUGE_INTERVAL_S = 0.005
 
@@ -73,7 +70,8 @@ class Worker:
     """Owns the schedule. All that is shared is read and written under `changed`.
 
     compute: inputs (rows, width) -> output arrays, a row each. respond: output arrays -> a response. pause: called with
-    the seconds of the last part and how many requests it answered, before the next is taken.
+    the seconds of the last part and how many requests it answered, before the next is taken. release: ends the OpenMP
+    threads of whoever calls it; called by the thread when nothing waits, because `execute` may compute then.
     """
 
     def __init__(
@@ -83,12 +81,14 @@ class Worker:
         compute: Callable,
         respond: Callable,
         pause: Callable[[float, int], None],
+        release: Callable[[], object],
     ):
         self.schedule = schedule
         self.gauge = gauge
         self.compute = compute
         self.respond = respond
         self.pause = pause
+        self.release = release
         self.changed = threading.Condition()
         self.busy = self.ending = False
         self.handed_over = 0
@@ -133,9 +133,8 @@ class Worker:
         torch.set_num_threads(torch.get_num_threads())  # OpenMP keeps the number a thread, and this one is new
         while True:
             with self.changed:
-                self.changed.wait_for(lambda: self.schedule or self.ending, IDLE_S)
+                self.changed.wait_for(lambda: self.schedule or self.ending)
                 if not self.schedule:
-                    self.thread = None
                     return
                 self.busy = True
                 part = self.schedule.take(time.monotonic())
@@ -151,6 +150,8 @@ class Worker:
                 waiting = bool(self.schedule)
                 if waiting:
                     self.listen()
+            if not waiting:
+                self.release()
             self.pause(seconds, 0 if waiting else answered)
 
     def listen(self) -> None:
