@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -113,7 +114,8 @@ def fingerprint(options: BuildOptions, source: Path) -> str:
                 digest.update(block)
     asked = {"max_length": options.max_length, "precision": options.precision, "model": options.model}
     versions = {name: version(name) for name in INGREDIENT_PACKAGES}
-    digest.update(json.dumps([asked, versions, cpu_precisions(), has_gpu()], sort_keys=True).encode())
+    here = [platform.machine(), cpu_precisions(), has_gpu()]  # the tokenizers library is a processor's own
+    digest.update(json.dumps([asked, versions, here], sort_keys=True).encode())
     return digest.hexdigest()[:12]
 
 
