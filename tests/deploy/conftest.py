@@ -49,6 +49,7 @@ def base_system() -> Path:
     """Debian 12 with most of what the Containerfile asks for, in place of the base image of a registry."""
     need("mmdebstrap", root=True)
     if not (BASE / "complete").exists():
+        TOOLS.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(BASE, ignore_errors=True)
         sources = run("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages").stdout.split()
         packages = "ca-certificates,python3.11,libpython3.11"
