@@ -265,9 +265,8 @@ release = releaser()
 for _ in range(2):
     release()
     end = time.monotonic() + 20
-    while threads() == with_them and time.monotonic() < end:  # they end by themselves, a moment later
+    while threads() > with_them - 2 and time.monotonic() < end:  # they end by themselves, a moment later
         time.sleep(0.01)
-    time.sleep(0.1)
     print(with_them - threads())
     assert torch.equal(torch.exp(x), before)
     print(with_them - threads())

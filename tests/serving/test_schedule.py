@@ -188,13 +188,13 @@ def test_every_row_is_handed_out_once_and_parts_keep_their_limits(requests, max_
     handed_out: dict[int, list[int]] = {number: [] for number in range(len(requests))}
 
     def step() -> None:
-        clock_rate, limit = clock.schedule.rate, clock.schedule.limit(clock.now)
+        rate_now, limit = clock.schedule.rate, clock.schedule.limit(clock.now)
         part = clock.step()
         rows = [row for _, first, last in part.pieces for row in range(first, last)]
         assert 1 <= len(rows) <= max_rows
         assert part.tokens == sum(sum(entry.tokens[first:last]) for entry, first, last in part.pieces)
         if all(entry.line == 0 for entry, _, _ in part.pieces):
-            limit = clock_rate * policy.LARGE_S
+            limit = rate_now * policy.LARGE_S
         assert part.tokens <= limit or len(rows) == 1
         assert len({entry.kind for entry, _, _ in part.pieces}) == 1
         for entry, first, last in part.pieces:
