@@ -81,21 +81,17 @@ class Course:
 def drive(supervisor: int, address: Address, traffic: Traffic, duration_s: float) -> Course:
     """Calm, flood and storm, one after the other."""
     findings = Findings()
-    with (
-        tqdm(total=round(duration_s), unit="s", desc="soaking", disable=None) as progress,
-        contextlib.ExitStack() as stack,
-    ):
-        stack.enter_context(clients(address, traffic, findings))
-        memory = calm(supervisor, findings, CALM_SHARE * duration_s, progress)
+    with tqdm(total=round(duration_s), unit="s", desc="soaking", disable=None) as progress:
+        with clients(address, traffic, findings):
+            memory = calm(supervisor, findings, CALM_SHARE * duration_s, progress)
         attacked = attack_all(supervisor, address, traffic, findings, ATTACK_SHARE * duration_s, progress)
-        stack.close()
         headlines = [text for text in traffic.texts if len(text) < SHORT]
         flood = overload(address, supervisor, headlines, FLOOD_SHARE * duration_s)
         progress.update(round(FLOOD_SHARE * duration_s))
-        stack.enter_context(clients(address, traffic, findings))
         rest = 1 - CALM_SHARE - ATTACK_SHARE - FLOOD_SHARE
-        storm(supervisor, address, findings, rest * duration_s, progress)
-        memory["end"] = resident(supervisor)
+        with clients(address, traffic, findings):
+            storm(supervisor, address, findings, rest * duration_s, progress)
+            memory["end"] = resident(supervisor)
     return Course(findings, memory, attacked, flood)
 
 

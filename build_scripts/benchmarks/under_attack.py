@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from build_scripts.benchmarks.attacks import ATTACKS, Attack, Target
 from build_scripts.benchmarks.overload import resident
-from build_scripts.benchmarks.traffic import CLIENTS, Findings, Traffic
+from build_scripts.benchmarks.traffic import CLIENTS, Findings, Traffic, clients
 from build_scripts.serving.health import probe
 from build_scripts.serving.memory import GROWTH_BYTES, HOLD_S, REQUEST_BYTES, private_bytes
 from build_scripts.settings import Address
@@ -24,8 +24,11 @@ from build_scripts.settings import Address
 RECOVERY_LIMIT_S = 10.0
 # Within so many more, memory must be back: what the server may hold on to, it may for HOLD_S.
 SETTLE_LIMIT_S = 3 * HOLD_S
+# What tritonserver alone may keep of the attacks: its watch ends it for a tenth more, and counts from less.
+HELD_BYTES = GROWTH_BYTES * 9 // 10
 # An attack that may end the server is let go on for so long at most, beyond its share of the time.
 PATIENCE_S = 90.0
+NOTHING = Attack("nothing, and no traffic", lambda *_: Counter(), may_restart=True)
 
 
 @dataclass
@@ -52,13 +55,23 @@ class Attacked:
 def attack_all(
     supervisor: int, address: Address, traffic: Traffic, findings: Findings, seconds: float, progress: tqdm
 ) -> list[Attacked]:
-    """Every attack, one after the other, in about so many seconds. supervisor: the process of `serve`."""
+    """Every attack beside ordinary traffic, one after the other, in about so many seconds; then nothing at all.
+
+    For each request that waits the watch of memory lets tritonserver hold more. So one that still holds too much is
+    ended once nobody asks, and whoever comes then must find it answering again.
+
+    supervisor: the process of `serve`.
+    """
     text = min(traffic.texts, key=len)
     target = Target(address, text, traffic.class_ids[text], traffic.class_ids[""])
-    found, memory, held = [], resident(supervisor), held_bytes(supervisor)
-    for attack in ATTACKS:
-        found.append(attack_one(attack, target, supervisor, findings, seconds / len(ATTACKS), memory, held))
-        progress.update(seconds / len(ATTACKS))
+    found, share = [], seconds / len(ATTACKS)
+    with clients(address, traffic, findings):
+        memory, held = resident(supervisor), held_bytes(supervisor)
+        for attack in ATTACKS:
+            found.append(attack_one(attack, target, supervisor, findings, share, memory, held))
+            progress.update(share)
+    found.append(attack_one(NOTHING, target, supervisor, findings, 0.0, memory, held))
+    findings.window_until = 0.0
     return found
 
 
@@ -81,7 +94,8 @@ def attack_one(
     restarted = server_of(supervisor) != server
     if restarted:
         findings.recoveries.append((attack.name, silent))
-    findings.window_until = min(findings.window_until, time.monotonic() + 0.5)
+    if held_bytes(supervisor) - held < HELD_BYTES:  # else its watch can still end it, while the next attack runs
+        findings.window_until = min(findings.window_until, time.monotonic() + 0.5)
     return Attacked(attack, outcomes, silent, (memory, after), restarted)
 
 
@@ -97,7 +111,7 @@ def settle(target: Target, supervisor: int, memory: float, held: int) -> tuple[f
         silent = max(silent, now - answered)
         answered = now if well else answered
         after = resident(supervisor)
-        settled = is_back(memory, after) and held_bytes(supervisor) - held < GROWTH_BYTES
+        settled = is_back(memory, after) and held_bytes(supervisor) - held < HELD_BYTES
         if well and (settled or now - began > SETTLE_LIMIT_S):
             return silent, after
         if now - answered > 2 * RECOVERY_LIMIT_S:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from build_scripts.benchmarks import attacks, under_attack
+from build_scripts.benchmarks import attacks, traffic, under_attack
 from build_scripts.benchmarks.attacks import ATTACKS, Attack, Target, answers, infer_body, request
 from build_scripts.benchmarks.hostile import GENERATE, INFER
 from build_scripts.benchmarks.http_load import Answers
@@ -110,7 +110,7 @@ def test_an_attack_that_fails_is_a_finding_and_the_soak_goes_on(monkeypatch):
     assert "breaks" in next(iter(findings.examples))
 
 
-@pytest.mark.parametrize(("held_mib", "waits"), [(200, False), (300, True)])
+@pytest.mark.parametrize(("held_mib", "waits"), [(200, False), (240, True)])
 def test_the_soak_waits_while_tritonserver_alone_holds_what_its_watch_may_end_it_for(monkeypatch, held_mib, waits):
     """The processes of its models may have shrunk meanwhile: the sum says nothing about it."""
     monkeypatch.setattr(under_attack, "probe", lambda *_: SimpleNamespace(well=True))
@@ -121,6 +121,30 @@ def test_the_soak_waits_while_tritonserver_alone_holds_what_its_watch_may_end_it
     began = time.monotonic()
     under_attack.settle(target, os.getpid(), 500.0, 0)
     assert (time.monotonic() - began > 0.3) == waits
+
+
+@pytest.mark.parametrize(("held_mib", "excused"), [(200, False), (240, True)])
+def test_requests_are_excused_for_as_long_as_the_watch_may_end_the_server(monkeypatch, held_mib, excused):
+    """It waits while requests do; the excuse must not end before."""
+    monkeypatch.setattr(under_attack, "settle", lambda *_: (0.0, 500.0))
+    monkeypatch.setattr(under_attack, "held_bytes", lambda _: held_mib << 20)
+    findings = Findings()
+    attack_one(Attack("may end it", lambda *_: Counter(), may_restart=True), None, os.getpid(), findings, 1.0, 500.0, 0)
+    assert (findings.window_until > time.monotonic() + 30) == excused
+
+
+def test_after_the_attacks_comes_a_look_while_nobody_sends(monkeypatch):
+    """A restart that the watch put off while requests waited is over before the flood."""
+    threads, seen = threading.active_count(), []
+    monkeypatch.setattr(
+        under_attack, "attack_one", lambda attack, *_: seen.append((attack.name, threading.active_count() - threads))
+    )
+    monkeypatch.setattr(traffic, "ask", lambda *_: time.sleep(0.01))
+    some, findings = traffic.Traffic(["a text"], {"a text": 3, "": 0}, []), Findings()
+    under_attack.attack_all(os.getpid(), Address("127.0.0.1", 1, 2, 3), some, findings, 1.0, SimpleNamespace(update=id))
+    assert [name for name, _ in seen[:-1]] == [attack.name for attack in ATTACKS]
+    assert [senders for _, senders in seen] == [CLIENTS] * len(ATTACKS) + [0]
+    assert findings.window_until == 0.0
 
 
 NOBODY = Answers(1.0, {}, 0)
