@@ -97,7 +97,7 @@ compare: $(VENV)/installed-bench ## this ensemble against the services it replac
 tune: install ## instances and threads for this machine, into classifier/config.pbtxt: AIM=latency or throughput, P99_MS= FILE=
 	@$(RUN) tune
 
-bench: $(VENV)/installed-bench ## the classifier file alone, against this machine's peak, with curves in build/bench: MODEL=
+bench: $(VENV)/installed-bench ## the classifier file alone, against the machine's peak and other runtimes, in build/bench: MODEL=
 	@$(RUN) bench
 
 soak: install ## mixed valid and hostile traffic with killed processes: DURATION=600 MODEL= MAX_LENGTH=

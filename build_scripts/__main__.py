@@ -313,7 +313,7 @@ def tune(
 
 @app.command(epilog="Example: python -m build_scripts bench --model ./my-checkpoint")
 def bench(model: Model = "", max_length: MaxLength = None, seconds: Seconds = 3.0) -> None:
-    """Time the classifier file alone, against this machine's peak; writes build/bench."""
+    """Time the classifier file alone, against the machine's peak and other runtimes; writes build/bench."""
     from build_scripts.benchmarks.bench import bench as measure
 
     print(f"\nwritten: {measure(model, max_length, seconds)}")

@@ -1,8 +1,9 @@
-"""Time the classifier file alone, against this machine's peak and Hugging Face: build/bench/report.md, with curves.
+"""Time the classifier file alone: against the machine's peak, Hugging Face and other runtimes, and as curves.
 
     python -m build_scripts bench
 
-No server, no tokenizer: `torch.jit.load` and a call, as the server's backend does it, on the CPU.
+No server, no tokenizer: `torch.jit.load` and a call, as the server's backend does it, on the CPU. Writes
+build/bench/report.md.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from build_scripts.benchmarks import report
+from build_scripts.benchmarks import report, runtimes
 from build_scripts.benchmarks.bench_curves import curves
 from build_scripts.benchmarks.bench_curves import section as curves_section
 from build_scripts.benchmarks.bench_report import HUGGING_FACE, PEAK_SHAPE, PRECISIONS, Measured, peak, sections
@@ -28,7 +29,7 @@ from build_scripts.build.hub import resolve
 from build_scripts.graph.architectures import BertParts, bert_parts
 from build_scripts.graph.packed_linear import PackedLinear
 from build_scripts.machine import cores, cpu_precisions
-from build_scripts.settings import BUILD
+from build_scripts.settings import BUILD, ServingError
 
 OUTPUT = BUILD / "bench"
 LONGEST_RANDOM = 500
@@ -50,7 +51,15 @@ def bench(model: str, max_length: int | None, seconds: float) -> Path:
             variants = variants_of(checkpoint, loaded, reduced, lengths)
             flops = [classifier_flops(parts, one) if parts else None for one in (lengths, equal_lengths(lengths))]
             measured.append(Measured(name, lengths, interleaved(variants, seconds, name), *flops))
-        growth = [] if parts is None else growth_of(checkpoint, parts, loaded, measured)
+        files["fp16"] = OUTPUT / "model.fp16.pt"
+        export(checkpoint, "fp16", files["fp16"])
+        native = {precision: files[precision] for precision in cpu_precisions()}
+        growth = [] if parts is None else growth_of(checkpoint, parts, native, measured)
+    batches = {one.name: random_batch(checkpoint, one.lengths) for one in measured}
+    try:
+        beside = runtimes.section(runtimes.measure(native, checkpoint, batches, OUTPUT), batches)
+    except ServingError as error:  # what was measured by now is not lost
+        beside = ["## Beside other runtimes", f"Not measured: {error}"]
     config = checkpoint.model.config
     emulated = [precision for precision in PRECISIONS if precision not in cpu_precisions()]
     facts = report.facts(
@@ -62,22 +71,19 @@ def bench(model: str, max_length: int | None, seconds: float) -> Path:
         concurrency=f"one call at a time on {torch.get_num_threads()} threads, no server",
         measured=f"up to {ROUNDS * MOST_CALLS} calls of each; all variants of a batch take turns",
     )
-    text = "\n\n".join(["# The classifier file alone", facts, *sections(measured, checkpoint.max_length), *growth])
+    text = "\n\n".join(
+        ["# The classifier file alone", facts, *sections(measured, checkpoint.max_length), *beside, *growth]
+    )
     print(text)
     return report.write(OUTPUT, text)
 
 
-def growth_of(
-    checkpoint: Checkpoint, parts: BertParts, loaded: dict[str, torch.nn.Module], measured: list[Measured]
-) -> list[str]:
-    """The curves' section, in every precision that this CPU computes natively; the chart lies beside the report."""
-    file = OUTPUT / "model.fp16.pt"
-    export(checkpoint, "fp16", file)
-    files = {**loaded, "fp16": torch.jit.load(str(file)).eval()}
-    files = {precision: files[precision] for precision in cpu_precisions()}
+def growth_of(checkpoint: Checkpoint, parts: BertParts, files: dict[str, Path], measured: list[Measured]) -> list[str]:
+    """The curves' section; the chart lies beside the report. files: one in every precision that the CPU computes."""
+    loaded = {precision: torch.jit.load(str(file)).eval() for precision, file in files.items()}
     # fp16 weights are multiplied in fp32.
-    peaks = {name: peak(measured, "bf16" if name == "bf16" else "fp32") for name in files}
-    found = curves(files, parts, lambda batch: random_batch(checkpoint, batch), checkpoint.max_length, peaks)
+    peaks = {name: peak(measured, "bf16" if name == "bf16" else "fp32") for name in loaded}
+    found = curves(loaded, parts, lambda batch: random_batch(checkpoint, batch), checkpoint.max_length, peaks)
     return curves_section(found, OUTPUT / "curves")
 
 
@@ -90,6 +96,7 @@ def workloads(max_length: int) -> dict[str, list[int]]:
     """Token counts of each batch, by name."""
     normal = torch.randn(32, generator=torch.Generator().manual_seed(7)).tolist()
     batches = {
+        "1 × 8": [8],
         "1 × 16": [16],
         "1 × 64": [64],
         f"1 × {max_length}": [max_length],

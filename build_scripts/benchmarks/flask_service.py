@@ -22,6 +22,7 @@ from waitress import serve
 from build_scripts.build.checkpoint import Checkpoint, load
 from build_scripts.build.parity import probabilities
 from build_scripts.machine import cores
+from build_scripts.settings import ServingError
 
 KINDS = ("padded", "trimmed", "onnx", "onnx-int8", "openvino")
 # waitress's own default: so many texts at a time are worked on.
@@ -99,22 +100,28 @@ class Logits(torch.nn.Module):
 
 
 def export_onnx(checkpoint: Checkpoint, file: Path) -> None:
-    """Hugging Face's fp32 model; batch and tokens may have any size."""
+    """Hugging Face's fp32 model; batch and tokens may have any size. Raises ServingError if torch cannot export it."""
     example = checkpoint.tokenizer(["one", "a longer text"], padding=True, return_tensors="pt")
     free = {0: "batch", 1: "tokens"}
     with warnings.catch_warnings():
         # torch 2.13 prefers its newer exporter, which needs two more packages and gives the same graph.
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            Logits(checkpoint.model).eval(),  # the exporter would otherwise leave the model in training mode
-            (example["input_ids"], example["attention_mask"]),
-            str(file),
-            input_names=["input_ids", "attention_mask"],
-            output_names=["logits"],
-            dynamic_axes={"input_ids": free, "attention_mask": free, "logits": {0: "batch"}},
-            opset_version=17,
-            dynamo=False,
-        )
+        try:
+            torch.onnx.export(
+                Logits(checkpoint.model).eval(),  # the exporter would otherwise leave the model in training mode
+                (example["input_ids"], example["attention_mask"]),
+                str(file),
+                input_names=["input_ids", "attention_mask"],
+                output_names=["logits"],
+                dynamic_axes={"input_ids": free, "attention_mask": free, "logits": {0: "batch"}},
+                opset_version=17,
+                dynamo=False,
+            )
+        except Exception as error:  # of many kinds, most of them RuntimeError
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ServingError(
+                f"torch cannot export this {checkpoint.model.config.model_type} to ONNX ({reason})"
+            ) from error
 
 
 def main() -> int:
