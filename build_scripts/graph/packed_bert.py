@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from build_scripts.graph.activations import FUSED, activate
 from build_scripts.graph.architectures import BertParts, EncoderLayer
 from build_scripts.graph.packed_linear import Norm, PackedLinear
-from build_scripts.graph.packing import Bucket, Packed, parts_of, plan_buckets, round_up, unpad_input
+from build_scripts.graph.packing import Bucket, Packed, parts_of, plan_buckets, unpad_input
 
 
 def add_rows(x: Tensor, spare: int) -> Tensor:
@@ -129,7 +129,7 @@ class FirstTokenLayer(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor, buckets: list[Bucket]) -> Tensor:
         batch, hidden = lengths.size(0), x.size(1)
-        spare = round_up(batch) - batch
+        spare = self.query.spare_rows(batch)
         first = x.narrow(0, 0, 1) if batch == 1 else add_rows(x[lengths.cumsum(0) - lengths], spare)
         query = self.query(first).narrow(0, 0, batch).float().view(batch, self.heads, -1).transpose(0, 1)
         exact = x.float()
@@ -211,7 +211,7 @@ class PackedBert(nn.Module):
         """The logits of the texts of a part, in its order: (texts, num_labels) fp32."""
         dtype = self.embedding_norm.weight.dtype
         buckets = plan_buckets(packed.lengths, self.heads, dtype)
-        spare = round_up(packed.ids.size(0)) - packed.ids.size(0)
+        spare = self.last_layer.query.spare_rows(packed.ids.size(0))
         words = F.embedding(add_rows(packed.ids, spare), self.words).to(dtype)
         x = self.embedding_norm(words + F.embedding(add_rows(packed.positions, spare), self.positions))
         x = self.embedding_projection(x)

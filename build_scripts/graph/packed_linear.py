@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from build_scripts.graph.packing import round_up
+
 
 def runs_fbgemm() -> bool:
     """Whether the CPU is one that FBGEMM is built for: x86 with AVX2. torch says "DEFAULT" or an ARM name elsewhere."""
@@ -106,6 +108,11 @@ class PackedLinear(nn.Module):
         if self.activation == "relu":
             return F.relu(y)
         return y
+
+    @torch.jit.export
+    def spare_rows(self, rows: int) -> int:
+        """How many zeros to add to so many rows, see round_up. FBGEMM prepares nothing for a number of rows."""
+        return 0 if self.fp16_weight is not None else round_up(rows) - rows
 
     @torch.jit.export
     def add(self, x: Tensor, residual: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def parts_of(packed: Packed) -> list[Packed]:
 
 
 def round_up(rows: int) -> int:
-    """The number of rows that a linear layer is given: rows, or a few more.
+    """The number of rows that a linear layer of oneDNN's is given: rows, or a few more.
 
     oneDNN prepares primitives for every number of rows that it has not seen lately: 2 ms and 2 MiB a batch. Batches of
     mixed texts have a new number almost every time, so the numbers are few: multiples of 2 from 8 rows on, of 4 from

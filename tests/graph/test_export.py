@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from build_scripts.graph import packed_bert
+from build_scripts.graph import packed_bert, packed_linear
 from build_scripts.graph.architectures import bert_parts
 from build_scripts.graph.packed_bert import PackedBert
 from build_scripts.graph.packed_linear import PackedLinear
@@ -57,7 +57,7 @@ def test_the_graph_without_its_planning_is_exported_and_equals_hugging_face(subj
     plan = OneBucket()
     monkeypatch.setattr(packed_bert, "parts_of", plan.parts_of)
     monkeypatch.setattr(packed_bert, "plan_buckets", plan.plan_buckets)
-    monkeypatch.setattr(packed_bert, "round_up", lambda rows: rows)
+    monkeypatch.setattr(packed_linear, "round_up", lambda rows: rows)
     texts, width = torch.export.Dim("texts", min=2, max=64), torch.export.Dim("width", min=2, max=128)
     dynamic = {0: texts, 1: width}
     with torch.no_grad():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from build_scripts.graph.architectures import bert_parts
+from build_scripts.graph.packed_linear import runs_fbgemm
 from tests.support.checkpoints import FALLBACK_KINDS, KINDS, PACKED_KINDS
 from tests.support.texts import PAIRS, VARIED
 from tests.support.token_batches import MAX_LOGIT_ERROR, SAME, answers, assert_equals_hugging_face, batch
@@ -192,16 +193,25 @@ def test_reduced_precision_stays_near_fp32(subject, kind, precision):
 def test_no_product_sees_padding(subject, kind, lengths):
     """But for a few rows: their number is rounded up, so that oneDNN meets few different ones."""
     tokens = sum(lengths)
-    assert tokens <= rows_multiplied(subject(kind), lengths, width=128) <= 1.0625 * tokens
+    assert tokens <= rows_multiplied(subject(kind), subject(kind).exported, lengths, width=128) <= 1.0625 * tokens
+
+
+@pytest.mark.skipif(not runs_fbgemm(), reason="needs FBGEMM")
+@pytest.mark.parametrize("lengths", [[1], [9], [17], [3, 5, 3], [90, 60, 7, 1]])
+def test_with_fp16_weights_no_row_is_added(subject, lengths):
+    """FBGEMM, unlike oneDNN, prepares nothing for a number of rows."""
+    own = subject("bert")
+    file = torch.jit.load(str(own.file("fp16"))).eval()
+    assert rows_multiplied(own, file, lengths, width=128) == sum(lengths)
 
 
 def test_a_large_batch_is_computed_in_parts(subject):
-    assert rows_multiplied(subject("bert"), [128] * 64, width=128) == 2048
+    assert rows_multiplied(subject("bert"), subject("bert").exported, [128] * 64, width=128) == 2048
 
 
 @pytest.mark.parametrize("kind", FALLBACK_KINDS)
 def test_the_fallback_computes_padding_up_to_the_longest_text_only(subject, kind):
-    assert rows_multiplied(subject(kind), [3, 25, 2], width=128) == 3 * 25
+    assert rows_multiplied(subject(kind), subject(kind).exported, [3, 25, 2], width=128) == 3 * 25
 
 
 @pytest.mark.parametrize("kind", PACKED_KINDS)
@@ -211,9 +221,11 @@ def test_a_lone_text_is_not_sorted_padded_or_joined_with_itself(subject, kind):
     assert operators(subject(kind), [16, 9]) >= {"aten::sort", "aten::cat"}
 
 
-def rows_multiplied(subject, lengths: list[int], width: int) -> int:
-    """The largest number of rows that a linear layer of the file multiplies: counted, not timed."""
-    file = subject.exported  # loading packs weights, which is counted otherwise
+def rows_multiplied(subject, file, lengths: list[int], width: int) -> int:
+    """The largest number of rows that a linear layer of the file multiplies: counted, not timed.
+
+    file: loaded by now, because packing weights would be counted, too.
+    """
     with LinearRows() as counter:
         answers(file, *batch(subject, lengths, width))
     return max(counter.rows)
