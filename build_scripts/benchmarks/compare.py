@@ -65,8 +65,10 @@ def compare(model: str, max_length: int | None, seconds: float) -> Path:
         all_services = start(stack, directory, checkpoint, onnx, manifests["auto"]["precision"])
         texts = sorted({text for workload in workloads for text in workload.texts})
         agreement = agreements(all_services, texts[::2])  # all of them would take a slow service minutes
+        began, stolen = time.monotonic(), subprocesses.stolen_seconds()
         results, others_share = measure(all_services, workloads, seconds)
         waiting = beside.measure(all_services, workloads[0].texts, corpus.corpus(), ROUNDS, seconds)
+        stolen_share = (subprocesses.stolen_seconds() - stolen) / (time.monotonic() - began)
         memory = [subprocesses.peak_memory(service.pid) for service in all_services]
     return compare_report.write(
         OUTPUT,
@@ -78,6 +80,7 @@ def compare(model: str, max_length: int | None, seconds: float) -> Path:
         agreement,
         memory,
         others_share,
+        stolen_share,
         seconds,
     )
 

@@ -24,12 +24,14 @@ def write(
     agreement: Sequence[str],
     memory: Sequence[float],
     others_share: float,
+    stolen_share: float,
     seconds: float,
 ) -> Path:
     """The report, printed and written, one chart a workload, and one of short texts beside long ones.
 
     manifest: of the release with automatic precision. results: `compare.Results` by workload name, in the order of
     names, the baseline first. memory: peak MiB. others_share: of one core, that idle services used at most.
+    stolen_share: of one core, that a hypervisor took from this machine.
     """
     rounds = len(next(iter(results[workloads[0].name][0].throughput.values())))
     sections = [
@@ -46,7 +48,8 @@ def write(
             Infinity="in fp32 by torch, in an environment of its own, with its defaults",
             ensemble="as `make serve` configures it, without the supervisor's probes",
             measured=f"medians of {rounds} rounds of {seconds:g} s, all services taking turns; the others together "
-            f"used {others_share:.1%} of one core at most while one was measured",
+            f"used {others_share:.1%} of one core at most while one was measured; the hypervisor took "
+            f"{stolen_share:.1%} of one core from this machine",
         ),
     ]
     for workload in workloads:
