@@ -51,9 +51,10 @@ def bench(model: str, max_length: int | None, seconds: float) -> Path:
             variants = variants_of(checkpoint, loaded, reduced, lengths)
             flops = [classifier_flops(parts, one) if parts else None for one in (lengths, equal_lengths(lengths))]
             measured.append(Measured(name, lengths, interleaved(variants, seconds, name), *flops))
-        files["fp16"] = OUTPUT / "model.fp16.pt"
-        export(checkpoint, "fp16", files["fp16"])
-        native = {precision: files[precision] for precision in cpu_precisions()}
+        if parts is not None:  # for no other graph is there a file with fp16 weights
+            files["fp16"] = OUTPUT / "model.fp16.pt"
+            export(checkpoint, "fp16", files["fp16"])
+        native = {precision: files[precision] for precision in cpu_precisions() if precision in files}
         growth = [] if parts is None else growth_of(checkpoint, parts, native, measured)
     batches = {one.name: random_batch(checkpoint, one.lengths) for one in measured}
     try:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from build_scripts.benchmarks import report
 from build_scripts.benchmarks.flask_service import export_onnx, onnx_runtime, openvino
 from build_scripts.benchmarks.subprocesses import environment_without_variables
-from build_scripts.benchmarks.timing import MOST_CALLS, PAUSE_S, ROUNDS, TURN_S, timed
+from build_scripts.benchmarks.timing import PAUSE_S, ROUNDS, calls_a_turn, timed
 from build_scripts.build.checkpoint import Checkpoint
 from build_scripts.machine import cores
 from build_scripts.settings import ServingError
@@ -140,8 +140,7 @@ def main() -> int:
     with torch.inference_mode(), torch.jit.optimized_execution(False):
         for line in sys.stdin:
             run = partial(call, *inputs_of(arguments.kind, *batches[line.rstrip("\n")]))
-            count = min(MOST_CALLS, max(1, round(TURN_S / timed(run))))
-            print(json.dumps([timed(run) for _ in range(count)]), flush=True)
+            print(json.dumps([timed(run) for _ in range(calls_a_turn(timed(run)))]), flush=True)
     return 0
 
 

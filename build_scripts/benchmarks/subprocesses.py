@@ -110,11 +110,6 @@ def cpu_seconds(pid: int) -> float:
     return seconds
 
 
-def stolen_seconds() -> float:
-    """That a hypervisor has taken from this machine's processors so far, all together; threads that spin lose most."""
-    return psutil.cpu_times().steal
-
-
 def end_on_sigterm() -> None:
     """Let SIGTERM end this process like Ctrl-C does: what it started is stopped first."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -26,7 +26,7 @@ def interleaved(variants: dict[str, Callable[[], object]], seconds: float, title
         if first > seconds:
             times[name].append(first)
         else:
-            calls[name] = min(MOST_CALLS, max(1, round(TURN_S / timed(run))))
+            calls[name] = calls_a_turn(timed(run))
     for _ in tqdm(range(ROUNDS), desc=title, unit="round", disable=None, leave=False):
         for name, count in calls.items():
             if sum(times[name]) < seconds:
@@ -34,6 +34,11 @@ def interleaved(variants: dict[str, Callable[[], object]], seconds: float, title
                 variants[name]()
                 times[name] += [timed(variants[name]) for _ in range(count)]
     return times
+
+
+def calls_a_turn(seconds: float) -> int:
+    """Of a variant that takes so many seconds a call."""
+    return min(MOST_CALLS, max(1, round(TURN_S / seconds)))
 
 
 def timed(run: Callable[[], object]) -> float:
