@@ -28,7 +28,6 @@ SETTLE_LIMIT_S = 3 * HOLD_S
 HELD_BYTES = GROWTH_BYTES * 9 // 10
 # An attack that may end the server is let go on for so long at most, beyond its share of the time.
 PATIENCE_S = 90.0
-NOTHING = Attack("nothing, and no traffic", lambda *_: Counter(), may_restart=True)
 
 
 @dataclass
@@ -55,47 +54,47 @@ class Attacked:
 def attack_all(
     supervisor: int, address: Address, traffic: Traffic, findings: Findings, seconds: float, progress: tqdm
 ) -> list[Attacked]:
-    """Every attack beside ordinary traffic, one after the other, in about so many seconds; then nothing at all.
-
-    For each request that waits the watch of memory lets tritonserver hold more. So one that still holds too much is
-    ended once nobody asks, and whoever comes then must find it answering again.
-
-    supervisor: the process of `serve`.
-    """
+    """Every attack, one after the other, in about so many seconds. supervisor: the process of `serve`."""
     text = min(traffic.texts, key=len)
     target = Target(address, text, traffic.class_ids[text], traffic.class_ids[""])
-    found, share = [], seconds / len(ATTACKS)
-    with clients(address, traffic, findings):
-        memory, held = resident(supervisor), held_bytes(supervisor)
-        for attack in ATTACKS:
-            found.append(attack_one(attack, target, supervisor, findings, share, memory, held))
-            progress.update(share)
-    found.append(attack_one(NOTHING, target, supervisor, findings, 0.0, memory, held))
-    findings.window_until = 0.0
+    found, share, memory, held = [], seconds / len(ATTACKS), resident(supervisor), held_bytes(supervisor)
+    for attack in ATTACKS:
+        found.append(attack_one(attack, target, supervisor, traffic, findings, share, memory, held))
+        progress.update(share)
     return found
 
 
 def attack_one(
-    attack: Attack, target: Target, supervisor: int, findings: Findings, seconds: float, memory: float, held: int
+    attack: Attack,
+    target: Target,
+    supervisor: int,
+    traffic: Traffic,
+    findings: Findings,
+    seconds: float,
+    memory: float,
+    held: int,
 ) -> Attacked:
-    """Run it, then wait until the service answers again. Only one that may end the server excuses lost requests.
+    """Run it beside ordinary traffic, then wait until the service answers again.
+
+    Only one that may end the server excuses lost requests. For each request that waits the watch of memory lets
+    tritonserver hold more; so nobody sends while it is waited for, or it would end the server at any time later.
 
     memory: MiB of the server before the first attack. held: bytes of tritonserver alone, then.
     """
     server = server_of(supervisor)
     if attack.may_restart:
         findings.window_until = time.monotonic() + seconds + PATIENCE_S
-    try:
-        outcomes = attack.run(target, seconds)
-    except OSError as error:  # not the end of the soak; and the command line takes a broken pipe for one of its own
-        outcomes = Counter()
-        findings.note("failed", f"{attack.name}: {error!r}")
+    with clients(target.address, traffic, findings):
+        try:
+            outcomes = attack.run(target, seconds)
+        except OSError as error:  # not the end of the soak; and the command line takes a broken pipe for one of its own
+            outcomes = Counter()
+            findings.note("failed", f"{attack.name}: {error!r}")
     silent, after = settle(target, supervisor, memory, held)
     restarted = server_of(supervisor) != server
     if restarted:
         findings.recoveries.append((attack.name, silent))
-    if held_bytes(supervisor) - held < HELD_BYTES:  # else its watch can still end it, while the next attack runs
-        findings.window_until = min(findings.window_until, time.monotonic() + 0.5)
+    findings.window_until = 0.0  # before the next attack's traffic
     return Attacked(attack, outcomes, silent, (memory, after), restarted)
 
 
@@ -107,11 +106,12 @@ def settle(target: Target, supervisor: int, memory: float, held: int) -> tuple[f
     began = answered = time.monotonic()
     silent = 0.0
     while True:
+        after = resident(supervisor)
+        settled = is_back(memory, after) and held_bytes(supervisor) - held < HELD_BYTES
+        # After the look at memory: a server that is ended at this moment holds nothing, and answered a moment ago.
         well, now = probe(target.address.http_url, 1.0).well, time.monotonic()
         silent = max(silent, now - answered)
         answered = now if well else answered
-        after = resident(supervisor)
-        settled = is_back(memory, after) and held_bytes(supervisor) - held < HELD_BYTES
         if well and (settled or now - began > SETTLE_LIMIT_S):
             return silent, after
         if now - answered > 2 * RECOVERY_LIMIT_S:

@@ -21,6 +21,9 @@ from build_scripts.benchmarks.under_attack import RECOVERY_LIMIT_S, Attacked, at
 from build_scripts.serving.memory import GROWTH_BYTES, REQUEST_BYTES
 from build_scripts.settings import Address
 
+NOWHERE = Target(Address("127.0.0.1", 1, 2, 3), "a text", 3, 0)
+NO_TEXTS = traffic.Traffic([], {}, [])
+
 
 @pytest.mark.parametrize(
     ("path", "status", "in_recovery", "verdict"),
@@ -104,7 +107,8 @@ def test_an_attack_that_fails_is_a_finding_and_the_soak_goes_on(monkeypatch):
 
     monkeypatch.setattr(under_attack, "settle", lambda *_: (0.0, 500.0))
     findings = Findings()
-    attacked = attack_one(Attack("breaks", broken), None, os.getpid(), findings, 1.0, 500.0, 0)
+    monkeypatch.setattr(traffic, "ask", lambda *_: time.sleep(0.01))
+    attacked = attack_one(Attack("breaks", broken), NOWHERE, os.getpid(), NO_TEXTS, findings, 1.0, 500.0, 0)
     assert attacked.outcomes == {}
     assert findings.counts["failed"] == 1
     assert "breaks" in next(iter(findings.examples))
@@ -117,33 +121,41 @@ def test_the_soak_waits_while_tritonserver_alone_holds_what_its_watch_may_end_it
     monkeypatch.setattr(under_attack, "resident", lambda _: 500.0)
     monkeypatch.setattr(under_attack, "held_bytes", lambda _: held_mib << 20)
     monkeypatch.setattr(under_attack, "SETTLE_LIMIT_S", 0.3)
-    target = Target(Address("127.0.0.1", 1, 2, 3), "a text", 3, 0)
     began = time.monotonic()
-    under_attack.settle(target, os.getpid(), 500.0, 0)
+    under_attack.settle(NOWHERE, os.getpid(), 500.0, 0)
     assert (time.monotonic() - began > 0.3) == waits
 
 
-@pytest.mark.parametrize(("held_mib", "excused"), [(200, False), (240, True)])
-def test_requests_are_excused_for_as_long_as_the_watch_may_end_the_server(monkeypatch, held_mib, excused):
-    """It waits while requests do; the excuse must not end before."""
-    monkeypatch.setattr(under_attack, "settle", lambda *_: (0.0, 500.0))
-    monkeypatch.setattr(under_attack, "held_bytes", lambda _: held_mib << 20)
-    findings = Findings()
-    attack_one(Attack("may end it", lambda *_: Counter(), may_restart=True), None, os.getpid(), findings, 1.0, 500.0, 0)
-    assert (findings.window_until > time.monotonic() + 30) == excused
+def test_a_server_that_is_ended_while_it_is_looked_at_is_waited_for(monkeypatch):
+    """It holds too much and answers, is ended at that moment and holds nothing, and there is another."""
+    moments = iter(["ended", "anew"])
+    server = SimpleNamespace(is_now="holds")
+
+    def answers_until_it_is_ended(*_):
+        well, server.is_now = server.is_now != "ended", next(moments, "anew")
+        return SimpleNamespace(well=well)
+
+    monkeypatch.setattr(under_attack, "resident", lambda _: 500.0)
+    monkeypatch.setattr(under_attack, "held_bytes", lambda _: (300 << 20) * (server.is_now == "holds"))
+    monkeypatch.setattr(under_attack, "probe", answers_until_it_is_ended)
+    under_attack.settle(NOWHERE, os.getpid(), 500.0, 0)
+    assert server.is_now == "anew"
 
 
-def test_after_the_attacks_comes_a_look_while_nobody_sends(monkeypatch):
-    """A restart that the watch put off while requests waited is over before the flood."""
-    threads, seen = threading.active_count(), []
-    monkeypatch.setattr(
-        under_attack, "attack_one", lambda attack, *_: seen.append((attack.name, threading.active_count() - threads))
-    )
+@pytest.mark.parametrize("may_restart", [False, True])
+def test_the_watch_is_waited_for_while_nobody_sends_and_its_restart_is_excused(monkeypatch, may_restart):
+    """It puts a restart off for as long as requests wait."""
+    others, findings, seen = threading.active_count(), Findings(), {}
+
+    def look(when: str) -> None:
+        senders = threading.active_count() - others
+        seen[when] = (senders, findings.window_until > time.monotonic() + 30)
+
+    attack = Attack("one", lambda *_: (look("attack"), Counter())[1], may_restart)
+    monkeypatch.setattr(under_attack, "settle", lambda *_: (look("settle"), (0.0, 500.0))[1])
     monkeypatch.setattr(traffic, "ask", lambda *_: time.sleep(0.01))
-    some, findings = traffic.Traffic(["a text"], {"a text": 3, "": 0}, []), Findings()
-    under_attack.attack_all(os.getpid(), Address("127.0.0.1", 1, 2, 3), some, findings, 1.0, SimpleNamespace(update=id))
-    assert [name for name, _ in seen[:-1]] == [attack.name for attack in ATTACKS]
-    assert [senders for _, senders in seen] == [CLIENTS] * len(ATTACKS) + [0]
+    attack_one(attack, NOWHERE, os.getpid(), NO_TEXTS, findings, 1.0, 500.0, 0)
+    assert seen == {"attack": (CLIENTS, may_restart), "settle": (0, may_restart)}
     assert findings.window_until == 0.0
 
 
