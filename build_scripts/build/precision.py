@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +25,7 @@ TIMED_ROUNDS = 7
 
 @dataclass(frozen=True)
 class Attempt:
-    """One precision, exported and measured. milliseconds: for a fixed set of calibration batches, the least."""
+    """One precision, exported and measured. milliseconds: what `timings` found."""
 
     precision: str
     graph: str
@@ -85,9 +88,10 @@ def passes(parity: Parity, precision: str) -> bool:
 
 
 def timings(files: dict[str, Path], checkpoint: Checkpoint, texts: list[Text], device: str) -> dict[str, float]:
-    """Milliseconds for one pass over the same batches, the files taking turns: the least of all.
+    """Milliseconds a batch, of one text or of more: the geometric mean of each batch's least, the files taking turns.
 
-    Other programs only ever make a pass longer, most of the passes of a busy machine among them.
+    With their sum the large batches would decide alone, and a tie between these would be broken by noise, however much
+    longer a lone text takes. The least, because other programs only ever make a batch take longer.
     """
     models = {name: torch.jit.load(str(file), map_location=device).eval() for name, file in files.items()}
     batches = [
@@ -95,16 +99,15 @@ def timings(files: dict[str, Path], checkpoint: Checkpoint, texts: list[Text], d
         for size in TIMED_BATCHES
         for turn in range(2)
     ]
-    times: dict[str, list[float]] = {name: [] for name in models}
+    least = {name: [math.inf] * len(batches) for name in models}
     with torch.inference_mode(), torch.jit.optimized_execution(False):
         for turn in range(TIMED_ROUNDS + 1):
-            for name, model in models.items():
+            for name, number in itertools.product(models, range(len(batches))):
                 start = time.perf_counter()
-                for batch in batches:
-                    model(*batch)[0].cpu()
+                models[name](*batches[number])[0].cpu()
                 if turn > 0:  # the first round warms up
-                    times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: min(values) for name, values in times.items()}
+                    least[name][number] = min(least[name][number], 1e3 * (time.perf_counter() - start))
+    return {name: statistics.geometric_mean(times) for name, times in least.items()}
 
 
 def _refuse_wrong_graph(checkpoint: Checkpoint, attempts: list[Attempt]) -> None:

@@ -41,5 +41,5 @@ def _attempt(attempt: dict, chosen: str) -> str:
     return (
         f"{verdict(attempt, chosen)}: {parity['wrong']} of {parity['texts']} class ids differ from Hugging Face's "
         f"({parity['near_ties']} near ties aside), probabilities by at most "
-        f"{parity['max_probability_error']:.2g}; {attempt['milliseconds']:.1f} ms for the calibration batches"
+        f"{parity['max_probability_error']:.2g}; {attempt['milliseconds']:.1f} ms a batch of one or eight texts"
     )

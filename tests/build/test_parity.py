@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,6 +153,28 @@ def test_auto_takes_the_fastest_that_passed(subject, measured, tmp_path, results
     assert {attempt.precision: attempt.passed for attempt in choice.attempts} == {
         name: result is GOOD for name, (result, _) in results.items()
     }
+
+
+def test_a_lone_text_counts_as_much_as_a_batch(subject, monkeypatch):
+    """Else noise decides between two that are level on batches, however much longer one of them takes for one text."""
+    milliseconds = {"fp32": {1: 5.0, 8: 20.0}, "fp16": {1: 3.5, 8: 22.0}, "bf16": {1: 4.5, 8: 25.0}}
+    now = [0.0]
+
+    class Model:
+        def __init__(self, name: str):
+            self.name = name
+
+        def eval(self):
+            return self
+
+        def __call__(self, input_ids, attention_mask):
+            now[0] += milliseconds[self.name][len(input_ids)] / 1e3
+            return (torch.zeros(len(input_ids)),)
+
+    monkeypatch.setattr(precision, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(precision.torch.jit, "load", lambda file, **_: Model(file))
+    found = precision.timings({name: name for name in milliseconds}, subject("bert").checkpoint, HEADLINES, "cpu")
+    assert found == pytest.approx({"fp32": 10.0, "fp16": 77.0**0.5, "bf16": 112.5**0.5})
 
 
 @pytest.mark.parametrize(("graph", "expected"), [(PACKED, "fp16"), (TRACED, "bf16")])
