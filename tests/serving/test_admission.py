@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from build_scripts.benchmarks.overload import overload, percentile
+from build_scripts.benchmarks.overload import FLOODING, overload, percentile
 from build_scripts.benchmarks.subprocesses import free_ports
 from build_scripts.serving.client import classify
 from build_scripts.settings import SOURCE_REPOSITORY, ServingError
@@ -257,6 +257,6 @@ def test_a_flood_is_refused_at_once_and_leaves_no_trace(default_repository, tmp_
         assert (list(calm.latencies_ms), calm.unanswered) == ([200], 0)
     assert (found.others, found.flood.unanswered) == (0, 0)
     accepted, refused = found.flood.latencies_ms[200], found.flood.latencies_ms[503]
-    assert len(accepted) > 128 + 64  # more than the queue and a full batch: those answered made room for others
+    assert len(accepted) > FLOODING
     assert len(refused) > len(accepted)
     assert percentile(refused, 0.5) < percentile(accepted, 0.5)

@@ -29,9 +29,7 @@ pytestmark = [
 ]
 FP32 = ("--precision", "fp32")
 GENERATE = "/v2/models/text_classifier/generate"
-NOTICED_WITHIN_S = 2.0
-# How long a start takes is the machine's: `make soak` reports it. Here it has to come.
-RECOVERED_WITHIN_S = 60.0
+RECOVERED_WITHIN_S, NOTICED_WITHIN_S = 10.0, 2.0
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +91,12 @@ def test_a_process_that_dies_or_hangs_under_load_is_replaced(server, victim, num
         wait_for(lambda: load.answered > 20, 10, "no load")
         lines, before = server.said().count("restarting"), server.find("bin/tritonserver").pid
         server.find(victim).send_signal(number)
+        began = time.monotonic()
         noticed = wait_for(lambda: server.said().count("restarting") > lines, 5, f"not noticed: {server.said()}")
         assert noticed < NOTICED_WITHIN_S + 0.5, server.said()
         answered = load.answered
         wait_for(lambda: load.answered > answered + 5, RECOVERED_WITHIN_S, server.said())
+        assert time.monotonic() - began < RECOVERED_WITHIN_S
     assert not load.wrong
     assert server.find("bin/tritonserver").pid != before
     assert health.wait_until_well(server.http, 2).well
