@@ -101,7 +101,7 @@ bench: $(VENV)/installed-bench ## the classifier file alone, against the machine
 	@$(RUN) bench
 
 soak: install ## mixed valid and hostile traffic with killed processes: DURATION=600 MODEL= MAX_LENGTH=
-	@$(RUN) soak
+	@$(hint)$(VENV)/bin/python -m tests.soak
 
 check: $(VENV)/installed-bench lint ## what a change needs first, in a minute and a half: lint, and the tests that start no server
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not server and not slow" -n 3 --dist worksteal

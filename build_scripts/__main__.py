@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from build_scripts.lines import read_lines
-from build_scripts.settings import (
+from build_scripts.core.settings import (
     ENSEMBLE,
     PACKAGE,
     PRECISIONS,
@@ -25,6 +24,7 @@ from build_scripts.settings import (
     ServingError,
     check_name,
 )
+from build_scripts.core.text_files import read_lines
 
 if TYPE_CHECKING:
     from build_scripts.serving.client import Text
@@ -85,8 +85,8 @@ def repo(
     model_repository: Repository = SOURCE_REPOSITORY,
 ) -> None:
     """Build the model repository: checkpoint, TorchScript, verified, assembled."""
-    from build_scripts.build.pipeline import build
-    from build_scripts.build.summary import print_build
+    from build_scripts.releases.pipeline import build
+    from build_scripts.releases.summary import print_build
 
     print_build(build(build_options(model, max_length, precision, calibration, model_repository, name)))
 
@@ -111,15 +111,15 @@ def serve(
     tls_ca: Authority = None,
 ) -> None:
     """Build if needed, then run and supervise a real tritonserver in the foreground."""
-    from build_scripts.build.pipeline import build, update_sources
-    from build_scripts.build.releases import is_package, locked, names
-    from build_scripts.serving.caching import cache_arguments
-    from build_scripts.serving.installation import find_installation
-    from build_scripts.serving.listening import check_ports, resolved
-    from build_scripts.serving.run_state import held
-    from build_scripts.serving.supervisor import serve as run
-    from build_scripts.serving.tls import Tls, tls_arguments
-    from build_scripts.serving.tracing import trace_arguments
+    from build_scripts.releases.pipeline import build, update_sources
+    from build_scripts.releases.store import is_package, locked, names
+    from build_scripts.serving.keep.run_state import held
+    from build_scripts.serving.keep.supervisor import serve as run
+    from build_scripts.serving.start.caching import cache_arguments
+    from build_scripts.serving.start.installation import find_installation
+    from build_scripts.serving.start.ports import check_ports, resolved
+    from build_scripts.serving.start.tls import Tls, tls_arguments
+    from build_scripts.serving.start.tracing import trace_arguments
 
     address = resolved(Address(host, http_port, grpc_port, metrics_port))
     options = build_options(model, max_length, precision, calibration, model_repository, name or ENSEMBLE)
@@ -140,10 +140,15 @@ def serve(
             with locked(options.repository):
                 update_sources(options.repository)
         else:
-            from build_scripts.build.summary import print_build
+            from build_scripts.releases.summary import print_build
 
             print_build(build(options))
-        raise typer.Exit(run(installation, options.repository, address, directory, drain, bool(cache)))
+        start_answer_cache = None
+        if cache:  # only then: an image that serves a package has no tritonclient, which this imports
+            from build_scripts.serving.swap.answer_cache import load_all_cached
+
+            start_answer_cache = load_all_cached
+        raise typer.Exit(run(installation, options.repository, address, directory, drain, start_answer_cache))
 
 
 @app.command(epilog="Example: python -m build_scripts package --output build/package")
@@ -152,7 +157,7 @@ def package(
     output: Annotated[Path, variable("OUTPUT", "Where to write; an earlier package there is replaced.")] = PACKAGE,
 ) -> None:
     """Pack the live releases for a bucket, a volume or an image: a directory, a tar and an OCI image layout."""
-    from build_scripts.build.package import package as pack
+    from build_scripts.releases.package import package as pack
 
     packed = pack(model_repository.absolute(), output.absolute())
     print(
@@ -181,7 +186,7 @@ def classify(
     from tqdm import tqdm
 
     from build_scripts.serving.client import classify as answers
-    from build_scripts.serving.tls import Tls
+    from build_scripts.serving.start.tls import Tls
 
     texts: Iterable[Text]
     if text is not None and file is None:
@@ -215,7 +220,7 @@ def health(
 
     Asks every classifier, or the one that NAME names.
     """
-    from build_scripts.serving.health import report
+    from build_scripts.serving.keep.health import report
 
     code, line = report(Address(host, http_port).http_url, 2.0, live=live, names=[check_name(name)] if name else [])
     print(line)
@@ -264,7 +269,7 @@ def release(
     http_port: HttpPort = DEFAULT.http_port,
 ) -> None:
     """Build a release into the running server's repository and put it live, without a failed request."""
-    from build_scripts.serving.release import release as put_live
+    from build_scripts.serving.swap.release import release as put_live
 
     put_live(build_options(model, max_length, precision, calibration, SOURCE_REPOSITORY, name), http_port)
 
@@ -272,7 +277,7 @@ def release(
 @app.command(epilog="Example: python -m build_scripts rollback --http-port 9000")
 def rollback(name: Name = ENSEMBLE, http_port: HttpPort = DEFAULT.http_port) -> None:
     """Put the release that was live before back, without a failed request."""
-    from build_scripts.serving.release import rollback as put_back
+    from build_scripts.serving.swap.release import rollback as put_back
 
     put_back(http_port, check_name(name))
 
@@ -280,7 +285,7 @@ def rollback(name: Name = ENSEMBLE, http_port: HttpPort = DEFAULT.http_port) -> 
 @app.command(epilog="Example: python -m build_scripts status --http-port 9000")
 def status(http_port: HttpPort = DEFAULT.http_port) -> None:
     """Print what the running server answers with, classifier by classifier, and what could be rolled back to."""
-    from build_scripts.serving.release import status as describe
+    from build_scripts.serving.swap.release import status as describe
 
     print(describe(http_port))
 
@@ -317,19 +322,6 @@ def bench(model: Model = "", max_length: MaxLength = None, seconds: Seconds = 3.
     from build_scripts.benchmarks.bench import bench as measure
 
     print(f"\nwritten: {measure(model, max_length, seconds)}")
-
-
-@app.command(epilog="Example: python -m build_scripts soak --duration 600")
-def soak(
-    model: Model = "",
-    max_length: MaxLength = None,
-    duration: Annotated[float, variable("DURATION", "Seconds, half a minute at least.")] = 600.0,
-) -> None:
-    """Mixed valid and hostile traffic with killed processes, every answer checked; writes build/soak."""
-    from build_scripts.benchmarks.soak import check_duration
-    from build_scripts.benchmarks.soak import soak as run
-
-    raise typer.Exit(0 if run(model, max_length, check_duration(duration)) else 1)
 
 
 def main() -> None:

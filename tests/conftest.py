@@ -74,13 +74,13 @@ class Subject:
     def checkpoint(self):
         import torch
 
-        from build_scripts.build.checkpoint import load
+        from build_scripts.convert.checkpoint import load
 
         with torch.inference_mode(False):
             return load(self.directory)
 
     def file(self, precision: str = "fp32") -> Path:
-        from build_scripts.build.export import export
+        from build_scripts.convert.export import export
 
         path = self.directory / f"exported.{precision}.pt"
         if not path.exists():
@@ -126,8 +126,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_repository(subject, tmp_path_factory) -> Path:
     """A complete repository of a tiny model; whoever uses it leaves it as it is."""
-    from build_scripts.build.pipeline import build
-    from build_scripts.settings import BuildOptions
+    from build_scripts.core.settings import BuildOptions
+    from build_scripts.releases.pipeline import build
 
     repository = tmp_path_factory.mktemp("tiny") / "repository"
     with single_thread():
@@ -138,8 +138,8 @@ def tiny_repository(subject, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def default_repository(tmp_path_factory) -> Path:
     """The embedded default model, built in fp32 so that answers can be compared exactly."""
-    from build_scripts.build.pipeline import build
-    from build_scripts.settings import BuildOptions
+    from build_scripts.core.settings import BuildOptions
+    from build_scripts.releases.pipeline import build
 
     repository = tmp_path_factory.mktemp("default") / "repository"
     build(BuildOptions(precision="fp32", repository=repository))
@@ -157,7 +157,7 @@ def default_server(default_repository, tmp_path_factory):
 @pytest.fixture(scope="session")
 def default_oracle():
     """Hugging Face's answers for the default model."""
-    from build_scripts.build.demo import demo_checkpoint
+    from build_scripts.releases.default_model import demo_checkpoint
     from tests.support.oracle import HuggingFace
 
     return HuggingFace(demo_checkpoint(), max_length=512)

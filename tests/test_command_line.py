@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from build_scripts.__main__ import app
-from build_scripts.settings import PROJECT, VARIABLE_PREFIX
+from build_scripts.core.settings import PROJECT, VARIABLE_PREFIX
 
 COMMANDS = sorted(typer.main.get_command(app).commands)
 MAKEFILE = (PROJECT / "Makefile").read_text(encoding="utf-8")

@@ -12,11 +12,11 @@ import pytest
 import typer
 
 from build_scripts.__main__ import app
-from build_scripts.benchmarks import soak
 from build_scripts.benchmarks.subprocesses import running
-from build_scripts.build.parity import calibration_texts
-from build_scripts.lines import read_lines
-from build_scripts.settings import PROJECT, VARIABLE_PREFIX
+from build_scripts.convert.parity import calibration_texts
+from build_scripts.core.settings import PROJECT, VARIABLE_PREFIX
+from build_scripts.core.text_files import read_lines
+from tests.soak import soak
 
 MAKEFILE = (PROJECT / "Makefile").read_text(encoding="utf-8")
 VARIABLES = " ".join(re.findall(r"^VARIABLES \+?:?= (.+)$", MAKEFILE, re.MULTILINE)).split()
@@ -54,11 +54,6 @@ def make(tmp_path):
         return Made(done.returncode, done.stderr, dict(line.split("=", 1) for line in lines))
 
     return run
-
-
-def test_the_makefile_and_the_command_line_know_the_same_variables():
-    options = {option.envvar for command in COMMANDS.values() for option in command.params if option.envvar}
-    assert {VARIABLE_PREFIX + name for name in VARIABLES} == options
 
 
 @pytest.mark.parametrize("name", VARIABLES)
@@ -144,7 +139,7 @@ def test_every_file_of_texts_and_standard_input_have_the_same_lines(tmp_path):
     path.write_bytes(content.encode())
     assert list(read_lines("FILE", str(path))) == expected
     assert calibration_texts(path)[: len(expected) - 1] == [line for line in expected if line]
-    code = "from build_scripts.lines import read_lines; print(list(read_lines('FILE', '-')))"
+    code = "from build_scripts.core.text_files import read_lines; print(list(read_lines('FILE', '-')))"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=PROJECT, input=content.encode(), capture_output=True, timeout=60)
     assert (done.returncode, done.stdout.decode().strip()) == (0, str(expected)), done.stderr

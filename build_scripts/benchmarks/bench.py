@@ -22,14 +22,15 @@ from build_scripts.benchmarks.bench_curves import section as curves_section
 from build_scripts.benchmarks.bench_report import HUGGING_FACE, PEAK_SHAPE, PRECISIONS, Measured, peak, sections
 from build_scripts.benchmarks.flops import classifier_flops
 from build_scripts.benchmarks.timing import MOST_CALLS, ROUNDS, interleaved
-from build_scripts.build.checkpoint import Checkpoint, load
-from build_scripts.build.demo import demo_checkpoint
-from build_scripts.build.export import DTYPES, export
-from build_scripts.build.hub import resolve
-from build_scripts.graph.architectures import BertParts, bert_parts
+from build_scripts.convert.architectures import bert_parts
+from build_scripts.convert.checkpoint import Checkpoint, load
+from build_scripts.convert.export import DTYPES, export
+from build_scripts.core.machine import cores, cpu_precisions
+from build_scripts.core.settings import BUILD, ServingError
 from build_scripts.graph.packed_linear import PackedLinear
-from build_scripts.machine import cores, cpu_precisions
-from build_scripts.settings import BUILD, ServingError
+from build_scripts.graph.parts import BertParts
+from build_scripts.releases.default_model import demo_checkpoint
+from build_scripts.releases.hub import resolve
 
 OUTPUT = BUILD / "bench"
 LONGEST_RANDOM = 500

@@ -19,9 +19,9 @@ from build_scripts.benchmarks import report
 from build_scripts.benchmarks.flops import classifier_flops
 from build_scripts.benchmarks.report import Curve
 from build_scripts.benchmarks.timing import interleaved
-from build_scripts.graph.architectures import BertParts
 from build_scripts.graph.classifier import TextClassifier
 from build_scripts.graph.packed_bert import PackedBert
+from build_scripts.graph.parts import BertParts
 
 LENGTHS = (8, 16, 32, 64, 128, 256, 512)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)

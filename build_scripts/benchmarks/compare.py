@@ -19,15 +19,23 @@ from pathlib import Path
 import psutil
 from tqdm import tqdm
 
-from build_scripts.benchmarks import beside, compare_report, contenders, corpus, http_load, infinity, subprocesses
+from build_scripts.benchmarks import (
+    compare_report,
+    contenders,
+    corpus,
+    http_load,
+    infinity,
+    mixed_lengths,
+    subprocesses,
+)
 from build_scripts.benchmarks.bench import checkpoint_directory
 from build_scripts.benchmarks.contenders import Service
 from build_scripts.benchmarks.corpus import Workload
 from build_scripts.benchmarks.flask_service import export_onnx, quantize
-from build_scripts.build.checkpoint import Checkpoint, load
-from build_scripts.build.pipeline import build
-from build_scripts.serving.installation import find_installation
-from build_scripts.settings import BUILD, BuildOptions, ServingError
+from build_scripts.convert.checkpoint import Checkpoint, load
+from build_scripts.core.settings import BUILD, BuildOptions, ServingError
+from build_scripts.releases.pipeline import build
+from build_scripts.serving.start.installation import find_installation
 
 OUTPUT = BUILD / "compare"
 # Connections, for each workload.
@@ -68,7 +76,7 @@ def compare(model: str, max_length: int | None, seconds: float) -> Path:
         agreement = agreements(all_services, texts[::2])  # all of them would take a slow service minutes
         began, stolen = time.monotonic(), psutil.cpu_times().steal
         results, others_share = measure(all_services, workloads, seconds)
-        waiting = beside.measure(all_services, workloads[0].texts, corpus.corpus(), ROUNDS, seconds)
+        waiting = mixed_lengths.measure(all_services, workloads[0].texts, corpus.corpus(), ROUNDS, seconds)
         # By a hypervisor, from all cores together; those who wait with threads that spin lose most by it.
         stolen_share = (psutil.cpu_times().steal - stolen) / (time.monotonic() - began)
         memory = [subprocesses.peak_memory(service.pid) for service in all_services]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from build_scripts.benchmarks import report
-from build_scripts.benchmarks.beside import ALONE, LONG_WORDS, Traffic, Waiting
 from build_scripts.benchmarks.corpus import Workload
+from build_scripts.benchmarks.mixed_lengths import ALONE, LONG_WORDS, Traffic, Waiting
 
 BLUES = (report.SKY, report.BLUE)  # ours, the last two
 OTHERS = (report.GREY, "#D9A400", report.ORANGE, "#CC79A7", report.GREEN, "#7A5195")

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from build_scripts.benchmarks import subprocesses
-from build_scripts.serving import health
-from build_scripts.serving.installation import Installation
-from build_scripts.serving.stopping import stop
-from build_scripts.serving.triton import launch
-from build_scripts.settings import ENSEMBLE, Address, ServingError
+from build_scripts.core.settings import ENSEMBLE, Address, ServingError
+from build_scripts.serving.keep import health
+from build_scripts.serving.keep.shutdown import stop
+from build_scripts.serving.start.installation import Installation
+from build_scripts.serving.start.tritonserver import launch
 
 START_LIMIT_S = 300.0
 # Of the Flask kinds, those that compute in fp32.

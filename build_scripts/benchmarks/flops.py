@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from build_scripts.graph.architectures import BertParts, EncoderLayer
+from build_scripts.graph.parts import BertParts, EncoderLayer
 
 
 def classifier_flops(parts: BertParts, lengths: Sequence[int]) -> int:

@@ -22,11 +22,12 @@ from tqdm import tqdm
 from build_scripts.benchmarks import choices, corpus, own_server, report, starting, subprocesses
 from build_scripts.benchmarks.corpus import Workload
 from build_scripts.benchmarks.perf_analyzer import WINDOWS, Level, measure
-from build_scripts.build.pipeline import build
-from build_scripts.build.releases import live_release, read_manifest
-from build_scripts.serving import client, health
-from build_scripts.serving.run_state import RunState, read_state
-from build_scripts.settings import BUILD, Address, BuildOptions, ServingError
+from build_scripts.core.settings import BUILD, Address, BuildOptions, ServingError
+from build_scripts.releases.pipeline import build
+from build_scripts.releases.store import live_release, read_manifest
+from build_scripts.serving import client
+from build_scripts.serving.keep import health
+from build_scripts.serving.keep.run_state import RunState, read_state
 
 OUTPUT = BUILD / "perf"
 CONCURRENCY = (1, 2, 4, 8, 16)

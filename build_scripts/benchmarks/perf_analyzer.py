@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from build_scripts.serving.installation import embedded_wheel, perf_analyzer_environment
-from build_scripts.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, Address, ServingError
+from build_scripts.core.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, Address, ServingError
+from build_scripts.serving.start.installation import embedded_wheel, perf_analyzer_environment
 
 MODELS = (TOKENIZER, CLASSIFIER)
 # perf_analyzer takes three windows at least, and averages the last three.

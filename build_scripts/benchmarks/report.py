@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from build_scripts.machine import describe
+from build_scripts.core.machine import describe
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; ours first, the baseline in grey.
 BLUE, ORANGE, GREEN, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#8C8C8C"

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from build_scripts.benchmarks import subprocesses
-from build_scripts.serving import health
-from build_scripts.settings import Address
+from build_scripts.core.settings import Address
+from build_scripts.serving.keep import health
 
 
 def seconds_to_answer(arguments: list[str], address: Address, log: Path, limit_s: float) -> float:

@@ -20,11 +20,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from build_scripts.benchmarks import contenders, http_load, report, subprocesses
-from build_scripts.build.pipeline import require_release
-from build_scripts.build.releases import CONFIG
-from build_scripts.machine import cores, describe, has_gpu
-from build_scripts.serving.installation import Installation, find_installation
-from build_scripts.settings import BUILD, CLASSIFIER, ServingError
+from build_scripts.core.machine import cores, describe, has_gpu
+from build_scripts.core.settings import BUILD, CLASSIFIER, ServingError
+from build_scripts.releases.pipeline import require_release
+from build_scripts.releases.store import CONFIG
+from build_scripts.serving.start.installation import Installation, find_installation
 
 OUTPUT = BUILD / "tune"
 AIMS = ("latency", "throughput")

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from build_scripts.graph.activations import FUSED, activate
-from build_scripts.graph.architectures import BertParts, EncoderLayer
 from build_scripts.graph.packed_linear import Norm, PackedLinear
 from build_scripts.graph.packing import Bucket, Packed, parts_of, plan_buckets, unpad_input
+from build_scripts.graph.parts import BertParts, EncoderLayer
 
 
 def add_rows(x: Tensor, spare: int) -> Tensor:

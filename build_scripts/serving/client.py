@@ -14,8 +14,8 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from build_scripts.serving.tls import Tls
-from build_scripts.settings import ENSEMBLE, Address, ServingError
+from build_scripts.core.settings import ENSEMBLE, Address, ServingError
+from build_scripts.serving.start.tls import Tls
 
 # Enough to keep every core busy, few enough that the first answers come at once.
 BATCH_SIZE = 32

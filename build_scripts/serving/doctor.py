@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from build_scripts import machine
-from build_scripts.build import releases
-from build_scripts.serving.environment import threads
-from build_scripts.serving.run_state import read_state
-from build_scripts.settings import SOURCE_REPOSITORY, Address, ServingError
+from build_scripts.core import machine
+from build_scripts.core.settings import SOURCE_REPOSITORY, Address, ServingError
+from build_scripts.releases import store
+from build_scripts.serving.keep.run_state import read_state
+from build_scripts.serving.start.environment import threads
 
 # A file of torch 2.13 was read and run by these; 1.13 refuses it: it knows neither of the operators.
 TORCH_READS, TORCH_READ_BY = (2, 1), "2.1.2, 2.5.1 and 2.13"
@@ -58,11 +58,11 @@ class Finding:
 
 def examine(repository: Path, address: Address) -> Iterator[Finding]:
     """All findings, the repository's first."""
-    live = [releases.live_release(repository, name) for name in releases.names(repository)]
+    live = [store.live_release(repository, name) for name in store.names(repository)]
     if not live:
         yield Finding("repository", f"{repository} holds no built release", "run `make repo`, or name another")
-    kind = "package" if releases.is_package(repository) else "repository"
-    for manifest in [releases.read_manifest(directory) for directory in live if directory]:
+    kind = "package" if store.is_package(repository) else "repository"
+    for manifest in [store.read_manifest(directory) for directory in live if directory]:
         yield Finding("repository", f"{kind} {repository}, release {manifest['release']} of {manifest['checkpoint']}")
         yield torch_reads(manifest["versions"]["torch"])
         yield precision_is_native(manifest["precision"])

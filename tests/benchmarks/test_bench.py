@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from build_scripts.benchmarks import bench, bench_curves, bench_report, timing
 from build_scripts.benchmarks.flops import classifier_flops
-from build_scripts.graph.architectures import bert_parts
+from build_scripts.convert.architectures import bert_parts
 from build_scripts.graph.packed_bert import PackedBert
 from build_scripts.graph.packed_linear import PackedLinear
 

@@ -8,7 +8,7 @@ import pytest
 
 from build_scripts.benchmarks import choices, own_server
 from build_scripts.benchmarks.http_load import Answers
-from build_scripts.settings import Address, BuildOptions, ServingError
+from build_scripts.core.settings import Address, BuildOptions, ServingError
 
 
 def answering(milliseconds: float, called: list[str], name: str) -> Callable[[], list[Answers]]:

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from build_scripts.benchmarks import beside
-from build_scripts.benchmarks.beside import ALONE, Traffic, Waiting
+from build_scripts.benchmarks import mixed_lengths
 from build_scripts.benchmarks.contenders import Service
-from build_scripts.settings import ServingError
+from build_scripts.benchmarks.mixed_lengths import ALONE, Traffic, Waiting
+from build_scripts.core.settings import ServingError
 from tests.support.recorder import Recorder
 
 
@@ -39,10 +39,12 @@ LONG = [f"long {index}" for index in range(64)]
 
 @pytest.mark.parametrize(("traffic", "texts"), [(Traffic(3), 1), (Traffic(1, 5), 5)])
 def test_the_short_client_is_alone_with_its_texts_beside_the_long_ones(monkeypatch, traffic, texts):
-    monkeypatch.setattr(beside, "LEAD_S", 0.2)
+    monkeypatch.setattr(mixed_lengths, "LEAD_S", 0.2)
     seen = Waiting()
     with recorded() as server:
-        beside.load_once(service(server, body_of_many=lambda many: {"text": many}), traffic, ["short"], LONG, 0.3, seen)
+        mixed_lengths.load_once(
+            service(server, body_of_many=lambda many: {"text": many}), traffic, ["short"], LONG, 0.3, seen
+        )
         bodies = [json.loads(body)["text"] for body in server.bodies]
     assert traffic.connections <= server.most_at_once <= traffic.connections + 1
     assert bodies.count(["short"]) >= 3
@@ -55,28 +57,28 @@ def test_the_short_client_is_alone_with_its_texts_beside_the_long_ones(monkeypat
 def test_alone_nothing_else_is_sent(monkeypatch):
     seen = Waiting()
     with recorded() as server:
-        beside.load_once(service(server), ALONE, ["short"], LONG, 0.1, seen)
+        mixed_lengths.load_once(service(server), ALONE, ["short"], LONG, 0.1, seen)
         assert {json.loads(body)["text"][0] for body in server.bodies} == {"short"}
     assert seen.long_texts == [0]
 
 
 def test_a_service_that_fails_is_named_with_the_traffic_that_it_failed_in():
     with recorded(503) as server, pytest.raises(ServingError, match=r"one failed beside 2 × 1 long: \{503: "):
-        beside.load_once(service(server), Traffic(2), ["short"], LONG, 0.1, Waiting())
+        mixed_lengths.load_once(service(server), Traffic(2), ["short"], LONG, 0.1, Waiting())
 
 
 def test_only_who_takes_many_texts_a_request_is_sent_many_and_a_slow_one_is_left_out():
     server = type("Port", (), {"server_address": ("", 0)})
     plain, many, slow = service(server), service(server, body_of_many=list), service(server, slow=True)
-    assert [beside.can_be_sent(one, Traffic(1, 64)) for one in (plain, many, slow)] == [False, True, False]
-    assert [beside.can_be_sent(one, Traffic(4)) for one in (plain, many, slow)] == [True, True, False]
+    assert [mixed_lengths.can_be_sent(one, Traffic(1, 64)) for one in (plain, many, slow)] == [False, True, False]
+    assert [mixed_lengths.can_be_sent(one, Traffic(4)) for one in (plain, many, slow)] == [True, True, False]
 
 
 def test_long_texts_are_long_and_differ():
-    texts = beside.long_texts(["one two three", "four five"] * 400)
-    assert {len(text.split()) for text in texts} == {beside.LONG_WORDS}
+    texts = mixed_lengths.long_texts(["one two three", "four five"] * 400)
+    assert {len(text.split()) for text in texts} == {mixed_lengths.LONG_WORDS}
     assert len(texts) == 64
-    assert len(set(beside.long_texts([str(number) for number in range(5000)]))) == 64
+    assert len(set(mixed_lengths.long_texts([str(number) for number in range(5000)]))) == 64
 
 
 def test_what_was_not_measured_is_a_dash_and_ratios_are_to_the_first_that_was():

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from build_scripts.benchmarks import http_load, subprocesses
-from build_scripts.settings import ServingError
+from build_scripts.core.settings import ServingError
 from tests.support.recorder import Recorder
 from tests.support.servers import embedded
 from tests.support.texts import VARIED
@@ -157,9 +157,9 @@ def test_a_disagreeing_service_stops_the_comparison():
 @pytest.mark.skipif(not embedded(), reason="kills the classifier's process")
 def test_a_short_soak_finds_nothing_wrong(default_repository, capfd, monkeypatch, tmp_path):
     """Half a minute of what `make soak` does for ten; the report is read by people, its verdict here."""
-    from build_scripts.benchmarks.soak import soak
+    from tests.soak.soak import soak
 
-    monkeypatch.setattr("build_scripts.benchmarks.soak.BUILD", tmp_path)
+    monkeypatch.setattr("tests.soak.soak.BUILD", tmp_path)
     shutil.copytree(default_repository, tmp_path / "soak" / "repository", symlinks=True)  # it need not build again
     good = soak("", None, 30.0)
     said = capfd.readouterr().out

@@ -11,8 +11,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from build_scripts.benchmarks import tune
 from build_scripts.benchmarks.tune import Setting
-from build_scripts.build.releases import CONFIG
-from build_scripts.settings import CLASSIFIER, SOURCE_REPOSITORY, ServingError
+from build_scripts.core.settings import CLASSIFIER, SOURCE_REPOSITORY, ServingError
+from build_scripts.releases.store import CONFIG
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 6, 8, 64, 96])

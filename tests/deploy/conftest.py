@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from build_scripts.build.package import Package, package
-from build_scripts.settings import PROJECT
+from build_scripts.core.settings import PROJECT
+from build_scripts.releases.package import Package, package
 from tests.support import containers
 from tests.support.containers import Buildah, Container, Namespaces, run
 from tests.support.deploy_tools import PATH, TOOLS, need, pip_as_here
@@ -111,6 +111,6 @@ def await_well(container: Container) -> float:
 
     def well() -> bool:
         assert container.process.poll() is None, container.said()
-        return container.inside("python", "-m", "build_scripts.serving.health", check=False).returncode == 0
+        return container.inside("python", "-m", "build_scripts.serving.keep.health", check=False).returncode == 0
 
     return wait_for(well, START_LIMIT_S, container.said())

@@ -96,7 +96,7 @@ def test_health_fails_in_the_container_once_a_models_process_is_dead(start):
     await_well(one)
     killed = pid_of(one, "tokenizer/1")
     one.inside("python", "-c", f"import os, signal; os.kill({killed}, signal.SIGKILL)")
-    ill = one.inside("python", "-m", "build_scripts.serving.health", "--timeout", "0.2", check=False)
+    ill = one.inside("python", "-m", "build_scripts.serving.keep.health", "--timeout", "0.2", check=False)
     assert ill.returncode != 0
     await_well(one)
     assert pid_of(one, "tokenizer/1") != killed

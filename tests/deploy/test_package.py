@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports, listens
-from build_scripts.serving.health import wait_until_well
-from build_scripts.serving.installation import find_installation
+from build_scripts.serving.keep.health import wait_until_well
+from build_scripts.serving.start.installation import find_installation
 from tests.support.containers import run
 from tests.support.deploy_tools import need, tool
 from tests.support.servers import post, running, wait_for

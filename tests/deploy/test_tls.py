@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from build_scripts.serving.tls import Tls, tls_arguments
-from build_scripts.settings import PROJECT, ServingError
+from build_scripts.core.settings import PROJECT, ServingError
+from build_scripts.serving.start.tls import Tls, tls_arguments
 from tests.support.containers import run
 from tests.support.deploy_tools import need
 from tests.support.servers import running

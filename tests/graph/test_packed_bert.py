@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from build_scripts.graph.architectures import bert_parts
+from build_scripts.convert.architectures import bert_parts
 from build_scripts.graph.packed_linear import runs_fbgemm
 from tests.support.checkpoints import FALLBACK_KINDS, KINDS, PACKED_KINDS
 from tests.support.texts import PAIRS, VARIED
@@ -89,7 +89,7 @@ def test_every_activation_with_a_name_is_packed_and_equals_hugging_face(subject,
 
 @pytest.mark.slow
 def test_an_unknown_activation_takes_the_fallback_and_equals_hugging_face(subject, tmp_path):
-    from build_scripts.build.export import PACKED, TRACED, export
+    from build_scripts.convert.export import PACKED, TRACED, export
 
     assert export(subject("bert").checkpoint, "fp32", tmp_path / "model.pt") == PACKED
     own = subject("bert", hidden_act="hardswish")

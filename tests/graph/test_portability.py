@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from build_scripts.build.export import export
+from build_scripts.convert.export import export
+from build_scripts.convert.traced import device_constants
 from build_scripts.graph.packed_linear import PackedLinear
-from build_scripts.graph.traced import device_constants
 from tests.support.checkpoints import KINDS, PACKED_KINDS
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from build_scripts.benchmarks.overload import FLOODING, overload, percentile
 from build_scripts.benchmarks.subprocesses import free_ports
+from build_scripts.core.settings import SOURCE_REPOSITORY, ServingError
 from build_scripts.serving.client import classify
-from build_scripts.settings import SOURCE_REPOSITORY, ServingError
+from tests.soak.overload import FLOODING, overload, percentile
 from tests.support.servers import running, wait_for
 from tests.support.texts import HEADLINES
 

@@ -15,9 +15,9 @@ import torch
 import tritonclient.grpc as triton
 from safetensors.torch import load_file, save_file
 
-from build_scripts.build.pipeline import build
+from build_scripts.core.settings import BuildOptions
+from build_scripts.releases.pipeline import build
 from build_scripts.serving.client import Text, classify, inputs, text_input
-from build_scripts.settings import BuildOptions
 from tests.support.checkpoints import make_checkpoint
 from tests.support.oracle import HuggingFace
 from tests.support.servers import RunningServer, running, wait_for

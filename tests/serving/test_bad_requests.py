@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from build_scripts.benchmarks.hostile import GENERATE, INFER, MAX_TEXT_BYTES, hostile_requests
+from tests.soak.hostile import GENERATE, INFER, MAX_TEXT_BYTES, hostile_requests
 from tests.support.servers import embedded, post
 from tests.support.texts import any_text
 

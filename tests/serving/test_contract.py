@@ -15,8 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from build_scripts.core.settings import PROJECT, SOURCE_REPOSITORY, TOKENIZER
 from build_scripts.serving import client
-from build_scripts.settings import PROJECT, SOURCE_REPOSITORY, TOKENIZER
 from tests.support.servers import embedded, perf_analyzer_failure, post
 from tests.support.texts import HEADLINES
 
@@ -258,7 +258,7 @@ def test_classify_says_how_to_start_a_server_when_there_is_none():
 
 def test_health_exits_0_on_a_server_that_answers(default_server):
     command = ["build_scripts", "health", "--http-port", str(default_server.address.http_port)]
-    for arguments in (command, ["build_scripts.serving.health", "--url", default_server.http]):
+    for arguments in (command, ["build_scripts.serving.keep.health", "--url", default_server.http]):
         done = subprocess.run([sys.executable, "-m", *arguments], cwd=PROJECT, capture_output=True, text=True)
         assert (done.returncode, done.stdout[:5]) == (0, "well:")
 

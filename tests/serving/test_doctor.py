@@ -15,11 +15,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from build_scripts import machine
 from build_scripts.benchmarks.subprocesses import free_ports
-from build_scripts.build.package import package
+from build_scripts.core import machine
+from build_scripts.core.settings import PROJECT, Address
+from build_scripts.releases.package import package
 from build_scripts.serving import doctor
-from build_scripts.settings import PROJECT, Address
 from tests.support.servers import running
 
 
@@ -52,7 +52,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from build_scripts.serving import doctor
-from build_scripts.settings import Address
+from build_scripts.core.settings import Address
 print(*(f.name for f in doctor.examine(Path({str(models)!r}), Address()) if f.advice and f.name != "port"))
 """
     base = getattr(sys, "_base_executable", sys.executable)

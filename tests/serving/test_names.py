@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
-from build_scripts.build.pipeline import build
+from build_scripts.core.settings import Models, ServingError
+from build_scripts.releases.pipeline import build
 from build_scripts.serving.client import classify, inputs
-from build_scripts.serving.health import WELL, report
-from build_scripts.serving.release import release, rollback, status
-from build_scripts.settings import Models, ServingError
+from build_scripts.serving.keep.health import WELL, report
+from build_scripts.serving.swap.release import release, rollback, status
 from tests.support.checkpoints import make_checkpoint
 from tests.support.release_clients import TEXTS, TOLERANCE, Clients, Release
 from tests.support.servers import RunningServer, embedded, perf_analyzer_failure, post, running, wait_for

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import stat
 
-from build_scripts.serving.environment import NAMES, passed_on
-from build_scripts.serving.run_state import run_directory
+from build_scripts.serving.keep.run_state import run_directory
+from build_scripts.serving.start.environment import NAMES, passed_on
 
 
 def test_nobody_else_may_read_what_a_server_leaves_on_the_machine(default_server):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from build_scripts.machine import cores
+from build_scripts.core.machine import cores
 from tests.support import fake_triton
 from tests.support.fake_triton import TritonError
 from tests.support.servers import embedded

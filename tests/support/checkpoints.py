@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from build_scripts.build.demo import headlines
+from build_scripts.releases.default_model import headlines
 
 PACKED_KINDS = ("bert", "bert-chinese", "roberta", "xlm-roberta", "camembert", "electra", "ernie", "distilbert")
 FALLBACK_KINDS = ("albert", "deberta-v2", "mpnet", "modernbert")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from build_scripts.build import releases
-from build_scripts.settings import ENSEMBLE
+from build_scripts.core.settings import ENSEMBLE
+from build_scripts.releases import store
 
 
 def fake_release(repository: Path, name: str, classifier: str = ENSEMBLE) -> None:
-    with releases.staged(repository, name, classifier) as staging:
+    with store.staged(repository, name, classifier) as staging:
         (staging / "model.pt").write_bytes(b"model")
-        (staging / releases.MANIFEST).write_text(json.dumps({"release": name}), encoding="utf-8")
+        (staging / store.MANIFEST).write_text(json.dumps({"release": name}), encoding="utf-8")
 
 
 def go_live(repository: Path, name: str) -> None:
-    releases.switch(repository, name)
+    store.switch(repository, name)

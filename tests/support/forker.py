@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from build_scripts.settings import PROJECT
+from build_scripts.core.settings import PROJECT
 
 LIMIT_S = 60
 
@@ -91,7 +91,8 @@ def main() -> None:
     import transformers.models.bert.tokenization_bert
 
     from build_scripts import __main__ as command_line
-    from build_scripts.build import checkpoint, export, parity, pipeline, precision, summary
+    from build_scripts.convert import checkpoint, export, parity, precision
+    from build_scripts.releases import pipeline, summary
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children vanish when they end
     print("ready", flush=True)

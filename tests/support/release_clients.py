@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import tritonclient.grpc as triton
 
+from build_scripts.core.settings import ENSEMBLE, BuildOptions, Models
 from build_scripts.serving.client import text_input
-from build_scripts.settings import ENSEMBLE, BuildOptions, Models
 from tests.support.oracle import HuggingFace
 from tests.support.servers import RunningServer
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import psutil
 
 from build_scripts.benchmarks.subprocesses import free_ports
-from build_scripts.serving.health import wait_until_well
-from build_scripts.serving.installation import embedded_wheel, find_installation, perf_analyzer_environment
-from build_scripts.serving.run_state import run_directory
-from build_scripts.settings import PROJECT, Address
+from build_scripts.core.settings import PROJECT, Address
+from build_scripts.serving.keep.health import wait_until_well
+from build_scripts.serving.keep.run_state import run_directory
+from build_scripts.serving.start.installation import embedded_wheel, find_installation, perf_analyzer_environment
 
 START_LIMIT_S = 120.0
 # Whether the test that runs is marked as one that needs a server; see tests/conftest.py.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from hypothesis import strategies as st
 
-from build_scripts.build.demo import headlines
+from build_scripts.releases.default_model import headlines
 
 HEADLINES = [text for _, text in headlines("heldout")]
 

@@ -1,0 +1,200 @@
+"""A Hugging Face checkpoint, checked: what cannot be served is refused here, with a reason, before anything is built.
+
+`weights` reads the model, `tokenizer` the tokenizer, `findings` what else lies there; this module checks that they
+belong together. Knows nothing of TorchScript.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from build_scripts.convert import tokenizer as tokenizers_
+from build_scripts.convert import weights
+from build_scripts.convert.error_guard import first_line
+from build_scripts.convert.traced import PADDED, Way
+from build_scripts.core.settings import LONGEST_MAX_LENGTH, SHORTEST_MAX_LENGTH, ServingError
+
+# A text, or the two texts of a pair.
+Text = str | tuple[str, str]
+SAMPLE_TEXTS = ["a", "Plain words, and 中文 too \U0001f642.", "\x00\u0301 \t", "long " * 600]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checked checkpoint. model: fp32, eval. labels: names in the order of class ids.
+
+    pad_id: what fills the columns after a text, and the one token that a text without tokens is counted as.
+    way: how a traced graph takes a batch; the packed graph has no use for it.
+    """
+
+    path: Path
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    labels: list[str]
+    multi_label: bool
+    max_length: int
+    vocab_size: int
+    pad_id: int
+    way: Way = PADDED
+
+    @functools.cached_property
+    def token_types(self) -> int:
+        """How many the tokenizer gives to a pair's tokens and the model tells apart: 2 with BERT, else mostly 1."""
+        if "token_type_ids" not in inspect.signature(self.model.forward).parameters:
+            return 1
+        given = self.tokenizer(["one"], ["two"]).get("token_type_ids", [[0]])[0]
+        known = getattr(self.model.config, "type_vocab_size", None)  # 0: it has the argument and no use for it
+        return max(1, min(1 + max(given, default=0), LONGEST_MAX_LENGTH if known is None else known))
+
+    def encode(self, text: Text) -> dict[str, list[int]]:
+        """What Hugging Face's tokenizer gives for a text or a pair; a text without tokens is one pad_id.
+
+        In lists of one, because by itself a second text that is empty counts as none.
+        """
+        columns = [[text]] if isinstance(text, str) else [[one] for one in text]
+        encoded = self.tokenizer(*columns, truncation=True, max_length=self.max_length)
+        if not encoded["input_ids"][0]:
+            return {"input_ids": [self.pad_id]}
+        return {name: rows[0] for name, rows in encoded.items()}
+
+    def tokenize(self, texts: Sequence[Text]) -> tuple[torch.Tensor, torch.Tensor]:
+        """input_ids, attention_mask: (len(texts), max_length) int64, by Hugging Face, padded on the right.
+
+        The mask is one more than the token type: 1, and 2 for the second text of a pair.
+        """
+        rows = [self.encode(text) for text in texts]
+        input_ids, mask = self.pad([row["input_ids"] for row in rows], self.max_length)
+        if self.token_types > 1:
+            for row, own in zip(rows, mask):
+                types = torch.tensor(row.get("token_type_ids", [0]))
+                own[: len(types)] += types
+        return input_ids, mask
+
+    def pad(self, rows: list[list[int]], width: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """input_ids, attention_mask: (len(rows), width or the longest) int64; an empty row counts one pad_id."""
+        lengths = torch.tensor([max(1, len(row)) for row in rows])
+        width = width or int(lengths.max())
+        ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row in rows])
+        return ids, (torch.arange(width) < lengths[:, None]).long()
+
+    def logits(self, text: Text) -> torch.Tensor:
+        """(num_labels,): what plain Hugging Face says of a text or a pair, not padded, with all its tokenizer gives."""
+        known = inspect.signature(self.model.forward).parameters
+        inputs = {name: torch.tensor([row]) for name, row in self.encode(text).items() if name in known}
+        return self.model(**inputs).logits[0]
+
+
+def load(path: Path, max_length: int | None = None) -> Checkpoint:
+    """Read and check a checkpoint directory. Raises ServingError naming what was found and what was expected."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    config = weights.load_config(path)
+    labels = _labels(config, path)
+    model = weights.load_model(path, config)
+    tokenizer = tokenizers_.load_tokenizer(path)
+    rows = weights.embedding_rows(model)
+    tokenizers_.check_vocabulary(tokenizer, rows, path)
+    checkpoint = Checkpoint(
+        path=path,
+        model=model,
+        tokenizer=tokenizer,
+        labels=labels,
+        multi_label=config.problem_type == "multi_label_classification",
+        max_length=_max_length(max_length, weights.positions(model), tokenizer),
+        vocab_size=rows,
+        pad_id=tokenizers_.pad_id(tokenizer, config, rows),
+    )
+    _check_logits(checkpoint)
+    return checkpoint
+
+
+def serving_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer that travels to the server, truncation and padding set as `Checkpoint.tokenize` does it."""
+    tokenizer = Tokenizer.from_str(checkpoint.tokenizer.backend_tokenizer.to_str())
+    tokenizer.enable_truncation(checkpoint.max_length, direction=checkpoint.tokenizer.truncation_side)
+    pad_token = tokenizer.id_to_token(checkpoint.pad_id) or "[PAD]"
+    tokenizer.enable_padding(length=checkpoint.max_length, pad_id=checkpoint.pad_id, pad_token=pad_token)
+    return tokenizer
+
+
+def write_labels(labels: list[str], file: Path) -> None:
+    """One label a line, as Triton reads them. Raises ServingError if the lines would not be the labels."""
+    file.write_bytes("".join(f"{label}\n" for label in labels).encode("utf-8"))
+    lines = file.read_bytes().decode("utf-8").split("\n")
+    if lines != [*labels, ""]:
+        raise ServingError(f"{file.name} would have {len(lines) - 1} lines for {len(labels)} labels; mend id2label")
+
+
+def _labels(config, path: Path) -> list[str]:
+    """The names of the classes, without the line ends that `readlines` leaves at them."""
+    if config.problem_type == "regression" or config.num_labels < 2:
+        raise ServingError(
+            f"{path} has {config.num_labels} label(s) and problem type {config.problem_type or 'unset'}: a regression "
+            "has no class ids; expected a single-label or multi-label classifier with at least 2 labels"
+        )
+    if sorted(config.id2label) != list(range(config.num_labels)):
+        raise ServingError(
+            f"id2label in {path}/config.json has the ids {sorted(config.id2label)}; expected 0 to "
+            f"{config.num_labels - 1}, one for each class id: mend id2label"
+        )
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    # A number may be a name; null and lists are none.
+    labels = [str(name).strip("\r\n") if isinstance(name, str | int | float) else "" for name in names]
+    for index, label in enumerate(labels):
+        if not label.strip() or any(end in label for end in "\r\n\0") or not _encodes(label):
+            raise ServingError(
+                f"label {index} in {path}/config.json is {names[index]!r}; expected one non-empty line: mend id2label"
+            )
+    return labels
+
+
+def _encodes(label: str) -> bool:
+    """Whether a label is Unicode text: JSON can hold half a character."""
+    return not any(0xD800 <= ord(character) <= 0xDFFF for character in label)
+
+
+def _max_length(asked: int | None, positions: int, tokenizer: PreTrainedTokenizerBase) -> int:
+    limit = min(positions, LONGEST_MAX_LENGTH)
+    whose = ""
+    if asked is None:
+        asked = limit
+        if 0 < tokenizer.model_max_length < limit:  # 0, -1 and Infinity mean that nobody set a limit
+            asked, whose = int(tokenizer.model_max_length), ", the tokenizer's model_max_length"
+    if not SHORTEST_MAX_LENGTH <= asked <= limit:
+        raise ServingError(
+            f"MAX_LENGTH={asked}{whose}; expected {SHORTEST_MAX_LENGTH} to {limit}: this checkpoint has {positions} "
+            f"positions, and {LONGEST_MAX_LENGTH} is the most that is served"
+        )
+    return asked
+
+
+def _check_logits(checkpoint: Checkpoint) -> None:
+    with torch.inference_mode():
+        for text in SAMPLE_TEXTS:
+            try:
+                logits = checkpoint.logits(text)
+            except Exception as error:  # a forward may raise anything; all mean that nobody can be answered
+                raise ServingError(
+                    f"transformers itself cannot classify {text[:40]!r} with the checkpoint in {checkpoint.path} "
+                    f"({type(error).__name__}: {first_line(error)}); expected a classifier of plain texts: mend "
+                    "config.json or the tokenizer's files"
+                ) from error
+            if logits.shape != (len(checkpoint.labels),):
+                raise ServingError(
+                    f"the model in {checkpoint.path} gives logits of shape {tuple(logits.shape)} for a text and has "
+                    f"{len(checkpoint.labels)} labels; expected one number a label"
+                )
+            if not torch.isfinite(logits).all():
+                raise ServingError(
+                    f"the model in {checkpoint.path} gives logits that are not finite numbers (NaN or infinity); "
+                    "its weights are damaged or its training diverged"
+                )

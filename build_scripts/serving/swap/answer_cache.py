@@ -1,0 +1,52 @@
+"""The ensemble whose answers Triton's response cache keeps, for texts that come again.
+
+Triton finds an answer by the model's name, its version and the inputs. Two things of a request are missing there:
+
+- The release. It changes neither name nor version.
+- The outputs that were asked for. Whoever asked for class ids alone would leave an answer without probabilities to the
+  next, who asked for everything.
+
+So the cached ensemble stands behind the classifier's own, which asks it for everything and hands on what was asked for.
+Each one that is loaded has a name of its own, under which no answer of another can be found.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from build_scripts.core.settings import CACHED
+from build_scripts.releases.store import CONFIG
+from build_scripts.serving.swap.model_control import Control
+from build_scripts.serving.swap.staging import configured
+
+
+def load_cached(control: Control, repository: Path, release_id: str, name: str) -> None:
+    """Let a classifier's ensemble answer through a cached one, which is made of the tokenizer and the classifier."""
+    inner = configured(repository, release_id, name)
+    inner.name = f"{CACHED}_{name}_{release_id}_{time.time_ns()}"
+    inner.response_cache.enable = True
+    directory = Path(control.state.staging) / inner.name
+    (directory / "1").mkdir(parents=True)
+    (directory / CONFIG).write_text(text_format.MessageToString(inner), encoding="utf-8")
+    control.load(inner.name)
+    control.load(name, through(configured(repository, release_id, name), inner.name))
+
+
+def load_all_cached(http_port: int, repository: Path, releases: dict[str, str]) -> None:
+    """Do so for every classifier of a server that just started. releases: name -> id of the release."""
+    with Control(http_port) as control:
+        for name, release_id in releases.items():
+            load_cached(control, repository, release_id, name)
+
+
+def through(config: ModelConfig, name: str) -> ModelConfig:
+    """The ensemble with one step, the model of that name, which has the same inputs and outputs."""
+    del config.ensemble_scheduling.step[:]
+    step = config.ensemble_scheduling.step.add(model_name=name, model_version=1)
+    step.input_map.update({tensor.name: tensor.name for tensor in config.input})
+    step.output_map.update({tensor.name: tensor.name for tensor in config.output})
+    return config

@@ -1,0 +1,111 @@
+"""Load and unload models in the running server, and tell what it runs. How a release goes live is `release`'s job.
+
+Triton takes these calls only from who sends the key that lies in the supervisor's state file.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import tritonclient.grpc as triton
+from google.protobuf.json_format import MessageToJson
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.utils import InferenceServerException
+
+from build_scripts.core.settings import CACHED, ENSEMBLE, Models, ServingError
+from build_scripts.serving.client import connect, is_overload, text_input
+from build_scripts.serving.keep.run_state import read_state
+from build_scripts.serving.start.tritonserver import CONTROL_HEADER, LOAD_LIMIT_S
+
+# Triton's own prefix for headers that its gRPC service reads.
+GRPC_HEADER = f"triton-grpc-protocol-{CONTROL_HEADER}"
+# A model's config carries the id of its release under this name.
+RELEASE_PARAMETER = "release"
+# An ordinary text, an empty one, one beyond ASCII and one that is truncated.
+PROBE_TEXTS = ["health", "", "中文 \U0001f642", "long " * 600]
+
+# While clients keep the server at its limit, it refuses our requests too. We repeat one for this long, this often.
+OVERLOAD_LIMIT_S, ASK_AGAIN_S = 60.0, 0.05
+
+
+@dataclass(frozen=True)
+class Running:
+    """release: whose answers the classifier gives. models: the two that a request passes through.
+
+    cached: the ensemble between the classifier's own and them whose answers are kept, if any.
+    """
+
+    release: str
+    models: tuple[str, ...]
+    name: str = ENSEMBLE
+    cached: str = ""
+
+    @property
+    def settled(self) -> bool:
+        """Whether requests pass through the models of the repository, not those of an unfinished release."""
+        own = Models(self.name)
+        return self.models == (own.tokenizer, own.classifier)
+
+
+class Control:
+    """Model control of the server on an HTTP port. Use it in a `with` block; every method raises ServingError."""
+
+    def __init__(self, http_port: int):
+        self.http_port = http_port
+        self.state = read_state(http_port)
+        self.client = connect(self.state.grpc_url)
+        self.headers = {GRPC_HEADER: self.state.control_key}
+
+    def __enter__(self) -> Control:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+
+    def load(self, model: str, config: ModelConfig | None = None) -> None:
+        """Load a model, or load it again; requests are answered by the old one until the new one is ready.
+
+        config: instead of the file. Without one Triton loads again only what has files newer than those it has read,
+        and says nothing if it does not; a config that differs from the loaded one makes it load in any case.
+        """
+        as_json = MessageToJson(config, preserving_proto_field_name=True) if config is not None else None
+        self._call(self.client.load_model, model, headers=self.headers, config=as_json)
+
+    def unload(self, model: str) -> None:
+        """Requests in flight are answered first. It is no error if the model is not loaded."""
+        self._call(self.client.unload_model, model, headers=self.headers)
+
+    def running(self, name: str = ENSEMBLE) -> Running:
+        """What the server says of a classifier; a model that it loaded when it started carries no release."""
+        config = self._call(self.client.get_model_config, name).config
+        release = config.parameters[RELEASE_PARAMETER].string_value or read_state(self.http_port).releases[name]
+        models = tuple(step.model_name for step in config.ensemble_scheduling.step)
+        if not models[0].startswith(CACHED):
+            return Running(release, models, name)
+        inner = self._call(self.client.get_model_config, models[0]).config.ensemble_scheduling
+        return Running(release, tuple(step.model_name for step in inner.step), name, models[0])
+
+    def labels_of(self, ensemble: str, count: int) -> list[str]:
+        """Ask an ensemble for answers; returns its labels in the order of class ids. count: how many to expect."""
+        outputs = [triton.InferRequestedOutput("PROBABILITIES", class_count=count)]
+        result = self._call(self.client.infer, ensemble, [text_input(PROBE_TEXTS)], outputs=outputs)
+        best = [text.decode("utf-8").split(":", 2) for text in result.as_numpy("PROBABILITIES")[0]]
+        return [label for _, _, label in sorted(best, key=lambda parts: int(parts[1]))]
+
+    def _call(self, method: Any, *arguments: Any, **options: Any) -> Any:
+        deadline = time.monotonic() + OVERLOAD_LIMIT_S
+        while True:
+            try:
+                return method(*arguments, client_timeout=LOAD_LIMIT_S, **options)
+            except InferenceServerException as error:
+                if is_overload(error) and time.monotonic() < deadline:
+                    time.sleep(ASK_AGAIN_S)
+                    continue
+                if "UNAVAILABLE" in str(error.status()) and not is_overload(error):
+                    raise ServingError(
+                        f"the server at {self.state.grpc_url} does not answer ({error.message()}); if `make serve` "
+                        "still runs, it starts it again: see `make health`"
+                    ) from error
+                raise ServingError(error.message()) from error

@@ -1,0 +1,311 @@
+"""What a checkpoint directory can hold besides a good checkpoint: one line that says what is there and what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from build_scripts.convert import checkpoint as checkpoint_module
+from build_scripts.convert.checkpoint import load
+from build_scripts.convert.error_guard import refusing
+from build_scripts.core.settings import BuildOptions, ServingError
+from build_scripts.releases import pipeline
+from tests.convert.test_checkpoint import config, edit, remove, tokenizer_config, weights
+from tests.support.checkpoints import make_checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def write(name: str, content: bytes | str) -> Callable[[Path], None]:
+    content = content.encode() if isinstance(content, str) else content
+    return lambda directory: (directory / name).write_bytes(content) and None
+
+
+def both(*damages: Callable[[Path], None]) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        for one in damages:
+            one(directory)
+
+    return damage
+
+
+def prefixed(prefix: str) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        tensors = load_file(directory / "model.safetensors")
+        save_file({prefix + name: tensor for name, tensor in tensors.items()}, directory / "model.safetensors")
+
+    return damage
+
+
+def trainer_output(directory: Path) -> None:
+    """Checkpoints of a training run in a directory that is none itself; 1500 is later than 500."""
+    for step in (500, 1500):
+        make_checkpoint("bert", directory / f"checkpoint-{step}")
+    remove("config.json", "model.safetensors")(directory)
+
+
+def pickled(content: object) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        torch.save(content, directory / "pytorch_model.bin")
+        (directory / "model.safetensors").unlink()
+
+    return damage
+
+
+def relative_positions(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["bert.encoder.layer.0.attention.self.distance_embedding.weight"] = torch.ones(255, 8)
+
+
+def tokenizer_without_words(directory: Path) -> None:
+    """As PhoBERT's files are read when config.json says RoBERTa: the special tokens, and nothing else."""
+    transformers.RobertaTokenizer(
+        vocab={"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}, merges=[]
+    ).save_pretrained(directory)
+
+
+def unknown_words(directory: Path) -> None:
+    """A vocabulary without the token for what it does not know."""
+    file = directory / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["model"]["vocab"].pop("[UNK]")
+    added = [token for token in content["added_tokens"] if token["content"] != "[UNK]"]
+    edit(file, model=content["model"], added_tokens=added)
+
+
+def one_shard_of_two(directory: Path) -> None:
+    """As an interrupted copy leaves it."""
+    names = dict.fromkeys(load_file(directory / "model.safetensors"), "model-00001-of-00002.safetensors")
+    names["classifier.bias"] = "model-00002-of-00002.safetensors"
+    (directory / "model.safetensors").rename(directory / "model-00001-of-00002.safetensors")
+    index = {"metadata": {}, "weight_map": names}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+ADAPTER = '{"base_model_name_or_path": "some/base", "peft_type": "LORA"}'
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 438\n"
+CASES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
+    "adapter only": (
+        both(remove("model.safetensors", "config.json"), write("adapter_config.json", ADAPTER)),
+        ["an adapter only (of some/base)", "merge_and_unload()"],
+    ),
+    "adapter only, with a config": (
+        both(remove("model.safetensors"), write("adapter_config.json", ADAPTER), write("adapter_model.bin", "x")),
+        ["an adapter only (of some/base)", "merge_and_unload()"],
+    ),
+    "adapter beside full weights": (
+        write("adapter_config.json", ADAPTER),
+        ["full weights and an adapter", "merge_and_unload()", "remove adapter_config.json"],
+    ),
+    "a Trainer's output": (trainer_output, ["no config.json, but checkpoint-1500 in it has one", "MODEL="]),
+    "Git LFS pointer": (write("model.safetensors", LFS), ["model.safetensors is a Git LFS pointer", "git lfs pull"]),
+    "Git LFS pointer where the tokenizer was": (
+        write("tokenizer.json", LFS),
+        ["tokenizer.json is a Git LFS pointer", "git lfs pull"],
+    ),
+    "Git LFS pointer where the vocabulary was": (
+        both(remove("tokenizer.json"), write("vocab.txt", LFS)),
+        ["vocab.txt is a Git LFS pointer", "git lfs pull"],
+    ),
+    "a shard is missing": (
+        one_shard_of_two,
+        ["model-00002-of-00002.safetensors is missing (1 file(s)", "download or copy it, too"],
+    ),
+    "no shard is there": (
+        both(one_shard_of_two, remove("model-00001-of-00002.safetensors")),
+        ["model-00001-of-00002.safetensors is missing (2 file(s)"],
+    ),
+    "TensorFlow only": (
+        both(remove("model.safetensors"), write("tf_model.h5", "x")),
+        ["only TensorFlow's tf_model.h5", "save_pretrained"],
+    ),
+    "Flax only": (
+        both(remove("model.safetensors"), write("flax_model.msgpack", "x")),
+        ["only Flax's flax_model.msgpack"],
+    ),
+    "ONNX only": (both(remove("model.safetensors"), write("model.onnx", "x")), ["only ONNX's model.onnx"]),
+    "DataParallel's names": (prefixed("module."), ["begin with 'module.'", "model.module", "save_pretrained"]),
+    "compile's names": (prefixed("_orig_mod."), ["begin with '_orig_mod.'", "model._orig_mod", "save_pretrained"]),
+    "another number of labels": (
+        config(id2label={str(index): f"l{index}" for index in range(9)}),
+        ["classifier.bias has the shape [6]", "names 9 labels, asks for [9]", "mend id2label"],
+    ),
+    "quantised": (
+        config(quantization_config={"quant_method": "gptq", "bits": 4}),
+        ["has a quantization_config", "save the classifier unquantised"],
+    ),
+    "unsafe pickle": (pickled({"f": os.system}), ["a pickle", "could run code", "safetensors"]),
+    "strict config error": (
+        config(hidden_size="wide"),
+        ["config.json cannot be used", "'hidden_size': TypeError: Field 'hidden_size' expected int, got str"],
+    ),
+    "sizes that contradict each other": (
+        config(num_attention_heads=5),
+        ["config.json cannot be used", "hidden size (32) is not a multiple", "config.json of the training run"],
+    ),
+    "an activation that nobody knows": (
+        config(hidden_act="no_such"),
+        ["config.json cannot be used", "no bert can be made of it", "no_such"],
+    ),
+    "a model that needs another library": (
+        config(model_type="layoutlmv2"),
+        ["holds a layoutlmv2", "needs more than this project installs", "detectron2", "plain texts"],
+    ),
+    "a tokenizer that needs another library": (
+        tokenizer_config(tokenizer_class="FlaubertTokenizer"),
+        ["tokenizer", "needs more than this project installs", "sacremoses", "tokenizer.json alone"],
+    ),
+    "a tokenizer of words in boxes": (
+        tokenizer_config(tokenizer_class="LayoutLMv2Tokenizer"),
+        ["cannot classify 'a'", "bounding boxes", "plain texts"],
+    ),
+    "model_max_length is no number": (
+        tokenizer_config(model_max_length="128"),
+        ["model_max_length in", "is '128'", "expected a number"],
+    ),
+    "relative positions, which transformers 5 drops": (
+        both(weights(relative_positions), config(position_embedding_type="relative_key")),
+        ["distance_embedding.weight", "unlike what was trained", "expected"],
+    ),
+    "more layers in the weights than in the config": (
+        config(num_hidden_layers=2),
+        ["bert.encoder.layer.2.", "have no place", "unlike what was trained"],
+    ),
+    "tokenizer without words": (
+        both(remove("tokenizer.json", "tokenizer_config.json"), tokenizer_without_words),
+        ["knows 5 tokens, 0 of them no special ones", "500 rows", "save the tokenizer"],
+    ),
+    "missing unknown token": (unknown_words, ["cannot classify", "Missing [UNK] token"]),
+    "custom code": (
+        config(
+            model_type="mine", auto_map={"AutoConfig": "mine.Config", "AutoModelForSequenceClassification": "mine.M"}
+        ),
+        ["Python code of its own", "never run here"],
+    ),
+    "no classifier of this kind": (config(model_type="whisper"), ["whisper", "no text classifier"]),
+    "a label that is half a character": (
+        config(id2label={str(i): "\ud83d" for i in range(6)}),
+        ["label 0", "mend id2label"],
+    ),
+    "a label that is null": (
+        config(id2label={"0": None, **{str(i): "x" for i in range(1, 6)}}),
+        ["label 0", "is None", "mend id2label"],
+    ),
+    "labels that are objects": (
+        config(id2label={str(i): {"name": "x"} for i in range(6)}),
+        ["label 0", "is {'name': 'x'}", "mend id2label"],
+    ),
+    "config.json is a directory": (
+        both(remove("config.json"), lambda directory: (directory / "config.json").mkdir()),
+        ["has no config.json", "expected"],
+    ),
+    "tokenizer.json is a directory": (
+        both(remove("tokenizer.json"), lambda directory: (directory / "tokenizer.json").mkdir()),
+        ["knows 5 tokens, 0 of them no special ones"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_refused_in_one_line_that_says_what_to_do(name, tmp_path):
+    damage, says = CASES[name]
+    directory = make_checkpoint("bert", tmp_path / "checkpoint")
+    damage(directory)
+    with pytest.raises(ServingError) as refused:
+        load(directory)
+    assert len(str(refused.value).splitlines()) == 1
+    for part in says:
+        assert part in str(refused.value)
+
+
+def test_custom_code_is_never_run_and_never_asked_for(tmp_path, monkeypatch):
+    directory = make_checkpoint("bert", tmp_path / "checkpoint")
+    (directory / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\n", encoding="utf-8")
+    edit(directory / "config.json", model_type="mine", auto_map={"AutoConfig": "mine.Config"})
+    edit(directory / "tokenizer_config.json", auto_map={"AutoTokenizer": ["mine.T", None]}, tokenizer_class="T")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ServingError, match="Python code of its own"):
+        load(directory)
+    assert not (tmp_path / "ran").exists()
+
+
+class Runs:
+    """Read as a pickle of any kind, it makes a file."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.file,)
+
+
+def test_no_code_in_a_pickle_is_run(tmp_path):
+    directory = make_checkpoint("bert", tmp_path / "checkpoint")
+    tensors = load_file(directory / "model.safetensors")
+    pickled({**tensors, "more": Runs(tmp_path / "ran")})(directory)
+    with pytest.raises(ServingError, match="could run code"):
+        load(directory)
+    assert not (tmp_path / "ran").exists()
+    torch.load(directory / "pytorch_model.bin", weights_only=False)
+    assert (tmp_path / "ran").exists()  # so it was the way of loading
+
+
+@pytest.mark.parametrize(
+    "damage", [tokenizer_config(tokenizer_class="LayoutLMv3Tokenizer"), write("config.json", "[" * 10**5)]
+)
+def test_what_is_not_foreseen_is_one_line_too(damage, tmp_path):
+    directory = make_checkpoint("bert", tmp_path / "checkpoint")
+    damage(directory)
+    with pytest.raises(ServingError, match=r"cannot be served: .* failed \(\w+: ") as refused:
+        pipeline.build(BuildOptions(model=str(directory), repository=tmp_path / "repository"))
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("one\ntwo"), RecursionError(), MemoryError(), KeyError("k"), OSError(5, "io")]
+)
+def test_whatever_reading_raises_ends_in_one_line(error, subject, tmp_path, monkeypatch):
+    def explode(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoint_module, "load", explode)
+    repository = tmp_path / "repository"
+    with pytest.raises(ServingError, match=r"cannot be served: .* failed \(\w+: ") as refused:
+        pipeline.build(BuildOptions(model=str(subject("bert").directory), repository=repository))
+    assert len(str(refused.value).splitlines()) == 1
+    assert type(error).__name__ in str(refused.value)
+    assert not list((repository / "text_classifier" / "releases").iterdir())
+
+
+def test_a_panic_of_a_library_in_rust_is_one_line_and_a_key_pressed_stays_one(tmp_path):
+    class PanicException(BaseException):
+        """As pyo3 raises it: no Exception."""
+
+    with pytest.raises(ServingError, match="PanicException: out of bounds"), refusing(tmp_path, "reading it"):
+        raise PanicException("out of bounds")
+    for passed in (KeyboardInterrupt, SystemExit):
+        with pytest.raises(passed), refusing(tmp_path, "reading it"):
+            raise passed
+
+
+def test_a_full_disk_is_still_called_so(subject, tmp_path, monkeypatch):
+    def explode(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_module, "load", explode)
+    with pytest.raises(ServingError, match="no space left in"):
+        pipeline.build(BuildOptions(model=str(subject("bert").directory), repository=tmp_path / "repository"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path):
+    directory = make_checkpoint("bert", tmp_path / "checkpoint")
+    (directory / "model.safetensors").chmod(0)
+    with pytest.raises(ServingError, match="Permission denied"):
+        pipeline.build(BuildOptions(model=str(directory), repository=tmp_path / "repository"))

@@ -1,0 +1,169 @@
+"""Several classifiers in one repository: each has its own models, made of the same sources, and its own releases."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from hypothesis import given
+from hypothesis import strategies as st
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from build_scripts.core.settings import SOURCE_REPOSITORY, BuildOptions, Models, ServingError, check_name
+from build_scripts.releases import named_classifiers, store
+from build_scripts.releases.pipeline import build, require_release, update_sources
+from tests.support.fake_releases import fake_release
+from tests.support.trees import assert_complete, snapshot
+
+ID = "0123456789ab"
+
+
+@pytest.fixture
+def repository(tmp_path) -> Path:
+    """It has the sources, and nothing built."""
+    repository = tmp_path / "repository"
+    update_sources(repository)
+    return repository
+
+
+def config(repository: Path, model: str) -> ModelConfig:
+    return text_format.Parse((repository / model / "config.pbtxt").read_text(encoding="utf-8"), ModelConfig())
+
+
+@pytest.mark.parametrize("name", ["text_classifier", "sentiment", "a", "Topic_2", "x" * 64, "text", f"a{ID}_x"])
+def test_names_that_may_be_given(name):
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "2x", "_x", "a-b", "a b", "a/b", "..", "é", "x\n", "x" * 65),
+        *("tokenizer", "classifier", "tokenizer_x", "classifiers", "text_classifier_x", "cached", "cached_x"),
+        *(f"text_classifier_{ID}", f"sentiment_{ID}", "abcdefabcdef"),
+    ],
+)
+def test_names_that_are_refused_in_one_line(name):
+    with pytest.raises(ServingError, match="cannot be a classifier's name; expected a letter") as refusal:
+        check_name(name)
+    assert "\n" not in str(refusal.value).replace(name, "")
+
+
+PARTS = st.sampled_from(["tokenizer", "classifier", "text_classifier", "text", "a", "_", ID, "abcdefabcdef"])
+
+
+@given(st.sets(st.lists(PARTS, min_size=1, max_size=4).map("".join), min_size=2))
+def test_no_two_classifiers_have_a_model_of_one_name_or_a_releases_candidate(given_names):
+    """However their names are put together."""
+    loaded = []
+    for name in given_names | {"text_classifier"}:
+        try:
+            own = Models(check_name(name)).all
+        except ServingError:
+            continue
+        loaded.append({*own, *(f"{model}_{release}" for model in own for release in (ID, "abcdefabcdef"))})
+    for one, other in itertools.combinations(loaded, 2):
+        assert not one & other
+
+
+@pytest.mark.slow
+def test_the_first_name_needs_no_default(subject, tmp_path):
+    repository = tmp_path / "repository"
+    options = BuildOptions(str(subject("bert").directory), precision="fp32", repository=repository, name="sentiment")
+    built = build(options)
+    assert store.names(repository) == ["sentiment"]
+    assert assert_complete(repository, "sentiment") == built.release.name
+    assert not build(options).changed
+    with pytest.raises(ServingError, match="run `make repo"):
+        require_release(repository)
+
+
+@pytest.mark.slow
+def test_a_name_changes_nothing_of_the_others(subject, tiny_repository, tmp_path):
+    repository = shutil.copytree(tiny_repository, tmp_path / "repository", symlinks=True)
+    before = snapshot(repository)
+    build(BuildOptions(str(subject("bert").directory), precision="fp32", repository=repository, name="sentiment"))
+    assert store.names(repository) == ["text_classifier", "sentiment"]
+    after = snapshot(repository)
+    assert {path: after.get(path) for path in before} == before
+    added = {Path(path).parts[0] for path in after.keys() - before.keys()}
+    assert added == set(Models("sentiment").all)
+
+
+@pytest.mark.slow
+def test_the_tokenizers_package_is_on_the_disk_once(subject, tiny_repository, tmp_path):
+    """So that the processes of all classifiers share it in memory, too."""
+    repository = shutil.copytree(tiny_repository, tmp_path / "repository", symlinks=True)
+    for name in ("sentiment", "topic"):
+        build(BuildOptions(str(subject("bert").directory), precision="fp32", repository=repository, name=name))
+    libraries = list(repository.glob("*/releases/*/tokenizers/tokenizers.abi3.so"))
+    assert len(libraries) == 3
+    assert len({library.stat().st_ino for library in libraries}) == 1
+
+
+def test_the_configs_are_the_defaults_with_other_names(repository):
+    named_classifiers.add(repository, "topic")
+    default, own = Models(), Models("topic")
+    for model, new in zip(default.all, own.all):
+        found, expected = config(repository, new), config(SOURCE_REPOSITORY, model)
+        assert found.name == new
+        found.name = expected.name
+        steps = list(zip(found.ensemble_scheduling.step, expected.ensemble_scheduling.step))
+        assert len(steps) == (2 if model == "text_classifier" else 0)
+        for step, committed in steps:
+            assert step.model_name == f"{committed.model_name}_topic"
+            step.model_name = committed.model_name
+        assert found == expected
+
+
+def test_links_lead_through_the_classifiers_own_live_release(repository):
+    named_classifiers.add(repository, "topic")
+    own = [repository / model for model in Models("topic").all]
+    links = [path for model in own for path in model.rglob("*") if path.is_symlink()]
+    assert {link.relative_to(repository).as_posix(): os.readlink(link) for link in links} == {
+        "classifier_topic/1/model.pt": "../../topic/live/model.pt",
+        "classifier_topic/labels.txt": "../topic/live/labels.txt",
+        "tokenizer_topic/1/tokenizer.json": "../../topic/live/tokenizer.json",
+        "tokenizer_topic/1/tokenizers": "../../topic/live/tokenizers",
+    }
+
+
+def test_a_change_of_the_source_comes_to_every_name_but_not_over_an_edit(repository):
+    for name in ("sentiment", "topic"):
+        fake_release(repository, "a", name)
+        store.switch(repository, "a", name)
+        update_sources(repository, name)
+    edited = repository / "tokenizer_topic" / "config.pbtxt"
+    edited.write_text(edited.read_text(encoding="utf-8").replace('"131072"', '"7"'), encoding="utf-8")
+    source = repository / "tokenizer" / "config.pbtxt"
+    source.write_text(source.read_text(encoding="utf-8").replace('"131072"', '"9"'), encoding="utf-8")
+    for _ in range(2):
+        update_sources(repository)
+        limits = {
+            model: config(repository, model).parameters["max_text_bytes"].string_value
+            for model in ("tokenizer", "tokenizer_sentiment", "tokenizer_topic")
+        }
+        assert limits == {"tokenizer": "9", "tokenizer_sentiment": "9", "tokenizer_topic": "7"}
+
+
+def test_each_has_a_history_and_is_pruned_by_itself(repository):
+    for name, ids in {"sentiment": "abcde", "topic": "xa"}.items():
+        for release_id in ids:
+            fake_release(repository, release_id, name)
+            store.switch(repository, release_id, name)
+            store.prune(repository, name)
+    assert [path.name for path in store.releases(repository, "sentiment")] == ["e", "d", "c"]
+    assert [path.name for path in store.releases(repository, "topic")] == ["a", "x"]
+    assert store.live_release(repository, "topic").parts[-3:] == ("topic", "releases", "a")
+    assert store.live_release(repository) is None
+
+
+def test_another_repository_gets_the_sources_and_no_other_names_models(repository, tmp_path, monkeypatch):
+    named_classifiers.add(repository, "topic")
+    monkeypatch.setattr(store, "SOURCE_REPOSITORY", repository)
+    update_sources(tmp_path / "other")
+    assert {path.name for path in (tmp_path / "other").iterdir()} == set(Models().all)

@@ -1,0 +1,143 @@
+"""A package survives what breaks a working repository: no links, nothing twice, nothing empty, the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from build_scripts.core.settings import BuildOptions, ServingError
+from build_scripts.releases import store
+from build_scripts.releases.package import package
+from build_scripts.releases.pipeline import build, require_release
+
+
+@pytest.fixture(scope="module")
+def packed(tiny_repository, tmp_path_factory):
+    return package(tiny_repository, tmp_path_factory.mktemp("packed") / "package")
+
+
+@pytest.fixture
+def models(packed) -> Path:
+    return packed.directory / "model_repository"
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def test_it_has_ordinary_files_only_each_once_and_none_empty(models):
+    paths = list(models.rglob("*"))
+    assert not [path for path in paths if path.is_symlink() or not (path.is_file() or path.is_dir())]
+    assert not [path for path in paths if path.is_file() and (path.stat().st_size == 0 or path.stat().st_nlink > 1)]
+    assert not [path for path in paths if path.is_dir() and not any(path.iterdir())]
+    assert not [path for path in paths if path.name.startswith(".") or path.name == "__pycache__"]
+    contents = list(files_of(models).values())
+    assert len(contents) == len(set(contents))
+
+
+def test_it_holds_every_model_with_its_version_and_what_the_release_holds(models, tiny_repository):
+    for name in ("classifier", "tokenizer", "text_classifier"):
+        assert (models / name / "config.pbtxt").read_bytes() == (tiny_repository / name / "config.pbtxt").read_bytes()
+        assert any((models / name / "1").iterdir()), name
+    live = store.live_release(tiny_repository)
+    for name in ("classifier/1/model.pt", "classifier/labels.txt", "tokenizer/1/tokenizer.json"):
+        assert (models / name).read_bytes() == (live / Path(name).name).read_bytes()
+    manifest = models / "text_classifier" / "manifest.json"
+    assert manifest.read_bytes() == (live / "manifest.json").read_bytes()
+
+
+def test_the_copied_package_comes_with_its_own_licence_and_bill_of_materials(models):
+    info = models / "tokenizer" / "1" / f"tokenizers-{version('tokenizers')}.dist-info"
+    assert "License" in (info / "METADATA").read_text(encoding="utf-8")
+    assert json.loads(next(info.glob("sboms/*.json")).read_bytes())["bomFormat"] == "CycloneDX"
+
+
+def test_the_checksums_are_those_of_all_files_and_a_changed_one_is_found(models, tmp_path):
+    copy = shutil.copytree(models, tmp_path / "copy")
+    check = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]
+    assert subprocess.run(check, cwd=copy).returncode == 0
+    listed = {line.split("  ")[1] for line in (copy / "SHA256SUMS").read_text(encoding="utf-8").splitlines()}
+    assert listed == files_of(copy).keys() - {"SHA256SUMS"}
+    with (copy / "classifier" / "labels.txt").open("a") as file:
+        file.write("another\n")
+    assert subprocess.run(check, cwd=copy, capture_output=True).returncode == 1
+
+
+def test_the_same_release_gives_the_same_bytes(packed, tiny_repository, tmp_path):
+    moved = shutil.copytree(tiny_repository, tmp_path / "moved", symlinks=True)
+    for path in moved.rglob("*"):
+        os.utime(path, (1, 1), follow_symlinks=False)
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o600)
+    again = package(moved, tmp_path / "again")
+    assert again.digest == packed.digest
+    assert files_of(again.directory) == files_of(packed.directory)
+    changed = moved / "classifier" / "config.pbtxt"
+    changed.write_text(changed.read_text(encoding="utf-8") + "# edited\n", encoding="utf-8")
+    assert package(moved, tmp_path / "again").digest != packed.digest
+
+
+@pytest.mark.parametrize(("tar", "root"), [("model_repository.tar", "model_repository"), ("layer", "models")])
+def test_the_tar_and_the_images_layer_hold_the_directory_and_name_nobody(packed, models, tmp_path, tar, root):
+    if tar == "layer":
+        blobs = packed.directory / "oci" / "blobs"
+        manifest = json.loads((blobs / packed.digest.replace(":", "/")).read_bytes())
+        tar = Path("oci/blobs") / manifest["layers"][0]["digest"].replace(":", "/")
+    with tarfile.open(packed.directory / tar) as archive:
+        assert {(m.uid, m.gid, m.uname, m.gname) for m in archive.getmembers()} == {(0, 0, "", "")}
+        archive.extractall(tmp_path, filter="data")
+    assert files_of(tmp_path / root) == files_of(models)
+
+
+def test_a_package_is_a_repository_whose_release_is_known_and_never_changes(models, tiny_repository):
+    assert require_release(models) == require_release(tiny_repository)
+    before = files_of(models)
+    with pytest.raises(ServingError, match="is a package, which is replaced as a whole"):
+        build(BuildOptions(repository=models))
+    with pytest.raises(ServingError, match="is a package already"):
+        package(models, models.parent / "another")
+    assert files_of(models) == before
+
+
+@pytest.mark.slow
+def test_it_carries_every_classifier_and_nothing_of_a_default_that_was_never_built(subject, tmp_path):
+    repository = tmp_path / "repository"
+    for name in ("sentiment", "topic"):
+        build(BuildOptions(str(subject("bert").directory), precision="fp32", repository=repository, name=name))
+    packed = package(repository, tmp_path / "package")
+    models = packed.directory / "model_repository"
+    assert list(packed.releases) == store.names(models) == ["sentiment", "topic"]
+    assert not [path for path in models.rglob("*") if path.is_symlink()]
+    assert {path.name for path in models.iterdir() if path.is_dir()} == {
+        *("sentiment", "tokenizer_sentiment", "classifier_sentiment"),
+        *("topic", "tokenizer_topic", "classifier_topic"),
+    }
+    for name in ("sentiment", "topic"):
+        assert require_release(models, name) == require_release(repository, name)
+        assert (models / f"tokenizer_{name}" / "1" / "tokenizers" / "tokenizers.abi3.so").is_file()
+
+
+def test_what_is_no_package_is_never_overwritten(tiny_repository, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(ServingError, match="holds something that is no package"):
+        package(tiny_repository, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_nothing_is_packed_before_something_is_built(tmp_path):
+    with pytest.raises(ServingError, match="make repo"):
+        package(tmp_path, tmp_path / "package")
+
+
+def test_a_licence_of_another_version_is_not_passed_off_as_the_copys(tiny_repository, tmp_path, monkeypatch):
+    monkeypatch.setattr("build_scripts.releases.package.distribution", lambda _: type("D", (), {"version": "0.1"}))
+    with pytest.raises(ServingError, match=r"carries tokenizers .*, installed is 0\.1"):
+        package(tiny_repository, tmp_path / "package")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,181 @@
+"""Releases take turns in a repository, and its sources follow the project; no real model is needed for that."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from build_scripts.core.settings import SOURCE_REPOSITORY, ServingError
+from build_scripts.releases import store
+from tests.support.fake_releases import fake_release, go_live
+from tests.support.trees import leftovers
+
+
+@pytest.fixture
+def repository(tmp_path) -> Path:
+    return tmp_path / "repository"
+
+
+def test_a_config_that_nobody_edited_elsewhere_follows_the_project(tmp_path, monkeypatch):
+    project = shutil.copytree(SOURCE_REPOSITORY, tmp_path / "project", symlinks=True)
+    monkeypatch.setattr(store, "SOURCE_REPOSITORY", project)
+    elsewhere = tmp_path / "elsewhere"
+    store.copy_sources(elsewhere)
+    (elsewhere / "tokenizer" / "config.pbtxt").write_text("edited", encoding="utf-8")
+    for name in ("classifier", "tokenizer"):
+        (project / name / "config.pbtxt").write_text("next version", encoding="utf-8")
+    for _ in range(2):
+        store.copy_sources(elsewhere)
+        assert (elsewhere / "classifier" / "config.pbtxt").read_text(encoding="utf-8") == "next version"
+        assert (elsewhere / "tokenizer" / "config.pbtxt").read_text(encoding="utf-8") == "edited"
+
+
+def test_a_copy_that_followed_links_is_refused_in_one_line(repository, tmp_path):
+    store.copy_sources(repository)
+    fake_release(repository, "a")
+    go_live(repository, "a")
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-rL", repository, copy], stderr=subprocess.DEVNULL, check=False)  # some links lead nowhere
+    with pytest.raises(ServingError, match=r"is no link: .* is a copy that followed links.*`cp -a`") as refusal:
+        store.copy_sources(copy)
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_releases_that_were_live_last_are_kept(repository):
+    for name in "abcdef":
+        fake_release(repository, name)
+        go_live(repository, name)
+        store.prune(repository)
+    assert [path.name for path in store.releases(repository)] == ["f", "e", "d"]
+    go_live(repository, "d")
+    fake_release(repository, "g")
+    go_live(repository, "g")
+    store.prune(repository)
+    assert [path.name for path in store.releases(repository)] == ["g", "d", "f"]
+
+
+def test_the_live_release_is_never_removed(repository):
+    """Its place in the history is no matter: a switch that was killed half-way leaves another one first."""
+    for name in "abcde":
+        fake_release(repository, name)
+    go_live(repository, "a")
+    store.write_history(repository, list("edcba"))
+    store.prune(repository)
+    assert [path.name for path in store.releases(repository)] == ["e", "d", "c", "a"]
+
+
+def test_a_copy_has_the_same_history(repository, tmp_path):
+    for name in "cab":
+        fake_release(repository, name)
+        go_live(repository, name)
+    copy = tmp_path / "copy"
+    shutil.copytree(repository, copy, symlinks=True, copy_function=shutil.copyfile)
+    for path in sorted((copy / "text_classifier" / "releases").iterdir()):
+        os.utime(path, (1, 1))
+    assert [path.name for path in store.releases(copy)] == ["b", "a", "c"]
+    assert store.history(copy) == ["b", "a", "c"]
+
+
+def test_a_release_is_on_the_disk_before_anything_leads_to_it(repository, monkeypatch):
+    """And so are the directories that a rename changed. A power cut cannot be tried here; the order can."""
+    events: list[str] = []
+    fsync, rename, replace = os.fsync, Path.rename, os.replace
+
+    def name(path: str | Path) -> str:
+        return os.path.relpath(path, repository / "text_classifier").replace(".building-a", "a")
+
+    def synced(descriptor: int) -> None:
+        events.append(f"sync {name(os.readlink(f'/proc/self/fd/{descriptor}'))}")
+        fsync(descriptor)
+
+    def renamed(path: Path, target: Path) -> Path:
+        events.append(f"rename {name(target)}")
+        return rename(path, target)
+
+    def replaced(path: Path, target: Path) -> None:
+        events.append(f"replace {name(target)}")
+        replace(path, target)
+
+    monkeypatch.setattr(store.os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(store.os, "replace", replaced)
+    fake_release(repository, "a")
+    store.switch(repository, "a")
+    whole, there, live = events.index("rename releases/a"), events.index("replace live"), len(events)
+    for path in ("releases/a/model.pt", "releases/a/manifest.json", "releases/a"):
+        assert f"sync {path}" in events[:whole]
+    assert "sync releases" in events[whole : events.index("replace releases/history")]
+    assert "sync releases/.history.new" in events[whole:there]
+    assert "sync releases" in events[events.index("replace releases/history") : there]
+    assert "sync ." in events[there:live]
+
+
+def test_a_switch_waits_for_a_server_that_reads_its_models(repository):
+    for name in "ab":
+        fake_release(repository, name)
+    store.switch(repository, "a")
+    with (repository / store.SWITCH_LOCK).open("a") as reading:
+        fcntl.flock(reading, fcntl.LOCK_SH)
+        switching = threading.Thread(target=store.switch, args=(repository, "b"))
+        switching.start()
+        switching.join(0.5)
+        assert switching.is_alive()
+        assert store.live_release(repository).name == "a"
+    switching.join()
+    assert store.live_release(repository).name == "b"
+
+
+def test_a_reader_always_finds_a_live_release(repository):
+    for name in "ab":
+        fake_release(repository, name)
+    store.switch(repository, "a")
+    found, done = [], threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                found.append((repository / "text_classifier" / "live" / store.MANIFEST).read_bytes())
+            except OSError as error:
+                found.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for name in 50 * "ba":
+        store.switch(repository, name)
+    done.set()
+    reader.join()
+    assert set(found) == {b'{"release": "a"}', b'{"release": "b"}'}
+
+
+def test_what_is_half_removed_does_not_pass_for_a_release(repository, monkeypatch):
+    for name in "abcd":
+        fake_release(repository, name)
+        go_live(repository, name)
+
+    def killed_after_one_file(directory: Path) -> None:
+        (directory / "model.pt").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.shutil, "rmtree", killed_after_one_file)
+        with pytest.raises(KeyboardInterrupt):
+            store.prune(repository)
+    assert [path.name for path in store.releases(repository)] == ["d", "c", "b"]
+    fake_release(repository, "a")
+    assert (repository / "text_classifier" / "releases" / "a" / "model.pt").is_file()
+    assert leftovers(repository) == []
+
+
+def test_a_build_that_fails_leaves_nothing(repository):
+    with contextlib.suppress(ServingError), store.staged(repository, "a") as staging:
+        (staging / store.MANIFEST).write_text("{}", encoding="utf-8")
+        raise ServingError("the disk is full, say")
+    assert os.listdir(store.releases_directory(repository)) == []
+    assert store.live_release(repository) is None

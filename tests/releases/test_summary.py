@@ -1,0 +1,44 @@
+"""What a build prints of the precisions that it tried."""
+
+from __future__ import annotations
+
+import pytest
+
+from build_scripts.releases.pipeline import Built
+from build_scripts.releases.summary import print_build, verdict
+
+
+@pytest.mark.parametrize(
+    ("precision", "passed", "chosen", "said"),
+    [
+        ("bf16", True, "bf16", "chosen"),
+        ("fp32", True, "bf16", "passed"),
+        ("bf16", False, "fp32", "rejected"),
+        ("bf16", False, "bf16", "chosen as asked, though it does not answer like fp32"),
+    ],
+)
+def test_a_precision_that_failed_the_gate_is_never_just_chosen(precision, passed, chosen, said):
+    assert verdict({"precision": precision, "passed": passed}, chosen) == said
+
+
+def test_the_table_says_that_a_precision_was_chosen_though_it_failed(tmp_path, monkeypatch, capsys):
+    release = tmp_path / "repository" / "topic" / "releases" / "0123"
+    release.mkdir(parents=True)
+    for name in ("model.pt", "tokenizer.json"):
+        (release / name).touch()
+    parity = {"wrong": 7, "texts": 500, "near_ties": 1, "max_probability_error": 0.3}
+    manifest = {
+        "release": "0123", "checkpoint": "a", "architecture": "bert", "graph": "packed", "multi_label": False,
+        "labels": ["no", "yes"], "max_length": 128, "precision": "bf16",
+        "attempts": [
+            {"precision": "fp32", "passed": True, "milliseconds": 2.0, "parity": {**parity, "wrong": 0}},
+            {"precision": "bf16", "passed": False, "milliseconds": 1.0, "parity": parity},
+        ],
+    }  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "300")
+    print_build(Built(release, manifest, changed=True))
+    lines = capsys.readouterr().out.splitlines()
+    said = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in lines if "│" in line}
+    assert said["precision fp32"].startswith("passed: 0 of 500 class ids differ")
+    assert said["precision bf16"].startswith("chosen as asked, though it does not answer like fp32: 7 of 500 class ids")
+    assert said["release"] == f"0123 of topic in {tmp_path / 'repository'}"

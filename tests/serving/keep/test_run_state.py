@@ -1,0 +1,110 @@
+"""One supervisor a run directory, and a note that is believed only while its writer lives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from build_scripts.benchmarks.subprocesses import free_ports
+from build_scripts.core.settings import PROJECT, ServingError
+from build_scripts.serving.keep import run_state
+from build_scripts.serving.keep.run_state import RunState, held, read_state, run_directory, write_state
+
+STATE = RunState(
+    os.getpid(),
+    "http://127.0.0.1:9",
+    "127.0.0.1:9",
+    "repository",
+    "staging",
+    "log",
+    {"text_classifier": "0123"},
+    "a key",
+)
+
+
+@pytest.fixture(autouse=True)
+def port(monkeypatch, tmp_path) -> int:
+    """Of a run directory that is the test's own."""
+    monkeypatch.setattr(run_state, "BUILD", tmp_path)
+    return free_ports(1)[0]
+
+
+def test_the_state_is_read_while_its_supervisor_lives(port):
+    with held(port):
+        write_state(port, STATE)
+        assert read_state(port) == STATE
+    with pytest.raises(ServingError, match=f"no server of `make serve` runs on HTTP_PORT={port}"):
+        read_state(port)
+    assert not (run_directory(port) / run_state.STATE_FILE).exists()
+
+
+def test_a_state_without_its_supervisor_is_not_believed(port):
+    """Its process id is that of a living process, as one that is used again would be."""
+    with held(port):
+        pass
+    write_state(port, STATE)
+    with pytest.raises(ServingError, match="no server of `make serve` runs"):
+        read_state(port)
+
+
+def test_a_new_supervisor_forgets_what_the_one_before_left(port):
+    with held(port):
+        pass
+    write_state(port, STATE)
+    with held(port), pytest.raises(ServingError, match="no server of `make serve` runs"):
+        read_state(port)
+
+
+@pytest.fixture
+def holder(port, tmp_path) -> Iterator[subprocess.Popen]:
+    """Another process that holds the directory."""
+    code = f"""
+import sys, time
+from pathlib import Path
+from build_scripts.serving.keep import run_state
+run_state.BUILD = Path({str(tmp_path)!r})
+with run_state.held({port}):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_supervisor_is_refused_in_one_line_that_names_the_first(port, holder):
+    with pytest.raises(ServingError, match=f"HTTP_PORT={port} is served already, by process {holder.pid};") as refusal:
+        held(port).__enter__()
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_killed_supervisor_is_in_nobodys_way(port, holder):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with held(port):
+        write_state(port, STATE)
+        assert read_state(port) == STATE
+
+
+def test_nobody_else_may_read_the_directory(port):
+    old = os.umask(0)
+    try:
+        with held(port) as directory:
+            write_state(port, STATE)
+            modes = {path.name: path.stat().st_mode & 0o077 for path in (directory, directory / run_state.STATE_FILE)}
+    finally:
+        os.umask(old)
+    assert set(modes.values()) == {0}, modes
+
+
+def test_a_directory_that_cannot_be_made_is_one_clear_line(port, tmp_path):
+    (tmp_path / "serve").write_text("a file where the directory is to be")
+    with pytest.raises(ServingError, match=r"cannot be used \(.*\).*expected a directory") as refusal:
+        held(port).__enter__()
+    assert "\n" not in str(refusal.value)

@@ -1,0 +1,60 @@
+"""What `make serve` says when it is ready."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from build_scripts.core.settings import Address
+from build_scripts.serving.start import start_message
+from build_scripts.serving.start.installation import Installation
+
+INSTALLATION = Installation(Path("tritonserver"), "a stand-in")
+MANIFEST = {
+    "checkpoint": "/models/mine",
+    "architecture": "bert",
+    "release": "0123456789ab",
+    "precision": "bf16",
+    "labels": ["finance", "sports"],
+}
+
+
+def message(monkeypatch, native: list[str], gpu: bool = False) -> str:
+    monkeypatch.setattr(start_message, "require_release", lambda *_: MANIFEST)
+    monkeypatch.setattr(start_message, "cpu_precisions", lambda: native)
+    monkeypatch.setattr(start_message, "has_gpu", lambda: gpu)
+    return start_message.start_message(INSTALLATION, Path("repository"), Address("0.0.0.0", 9000, 9001, 9002))
+
+
+def test_an_emulated_precision_is_warned_of(monkeypatch):
+    assert "warning    this CPU emulates bf16" in message(monkeypatch, ["fp32"])
+
+
+@pytest.mark.parametrize(("native", "gpu"), [(["fp32", "bf16"], False), (["fp32"], True)], ids=["CPU", "GPU"])
+def test_a_native_precision_is_not_warned_of(monkeypatch, native, gpu):
+    assert "warning" not in message(monkeypatch, native, gpu)
+
+
+def test_the_start_message_names_what_is_served_and_where(monkeypatch):
+    said = message(monkeypatch, ["fp32", "bf16"])
+    for line in (
+        "server     a stand-in",
+        "model      /models/mine (bert, release 0123456789ab)",
+        "precision  bf16",
+        "labels     finance, sports",
+        "HTTP       http://127.0.0.1:9000/v2/models/text_classifier",
+        "gRPC       127.0.0.1:9001",
+        "metrics    http://127.0.0.1:9002/metrics",
+    ):
+        assert line in said
+
+
+def test_the_command_to_try_is_the_one_whose_errors_may_be_retried(monkeypatch):
+    """`infer` says 503 under overload, `generate` 400. (That a server answers it: see the examples of the docs.)"""
+    (line,) = [line for line in message(monkeypatch, ["fp32"]).splitlines() if line.startswith("  try ")]
+    curl, silent, url, data, body = shlex.split(line.removeprefix("  try "))
+    assert (curl, silent, url, data) == ("curl", "-s", "127.0.0.1:9000/v2/models/text_classifier/infer", "-d")
+    assert json.loads(body)["inputs"][0]["name"] == "TEXT"

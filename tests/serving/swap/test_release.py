@@ -1,0 +1,304 @@
+"""Releases in a running server, under load: no request fails, and every answer is of one release from end to end."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import shutil
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from build_scripts.core.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, BuildOptions, ServingError
+from build_scripts.releases.pipeline import build
+from build_scripts.releases.store import MANIFEST, live_release, releases_directory, staged, switch
+from build_scripts.serving.keep.health import wait_until_well
+from build_scripts.serving.swap.model_control import Control
+from build_scripts.serving.swap.release import go_live, history, release, rollback, status
+from tests.support.checkpoints import make_checkpoint
+from tests.support.release_clients import TEXTS, TOLERANCE, Clients, Release
+from tests.support.servers import RunningServer, post, running, wait_for
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory) -> dict[str, Release]:
+    """Other vocabulary, other labels, other number of classes."""
+    english = {"labels": ["one", "two: with a colon", "three"], "seed": 7}
+    return {
+        "chinese": Release(make_checkpoint("bert-chinese", tmp_path_factory.mktemp("chinese"))),
+        "english": Release(make_checkpoint("bert", tmp_path_factory.mktemp("english"), **english)),
+    }
+
+
+@pytest.fixture(scope="module")
+def server(releases, tmp_path_factory) -> Iterator[RunningServer]:
+    """Serves "chinese" first."""
+    directory = tmp_path_factory.mktemp("release")
+    arguments = ["--model", releases["chinese"].options.model, "--precision", "fp32"]
+    with running(directory / "repository", directory / "output.txt", *arguments) as server:
+        yield server
+
+
+@pytest.fixture
+def port(server) -> int:
+    return server.address.http_port
+
+
+@pytest.fixture
+def repository(port) -> Path:
+    with Control(port) as control:
+        return Path(control.state.repository)
+
+
+def answering(server: RunningServer, releases: dict[str, Release]) -> str:
+    """The name of the release that answers, in all its parts."""
+    clients = Clients(server, releases)
+    with contextlib.closing(clients.connect()) as connection:
+        for index in range(len(TEXTS)):
+            clients.infer_http("once", connection, index)
+    assert not clients.wrong
+    assert len(clients.answers) == 1
+    return next(iter(clients.answers))[1]
+
+
+def staged_models(port: int) -> list[str]:
+    with Control(port) as control:
+        return sorted(path.name for path in Path(control.state.staging).iterdir())
+
+
+def told(port: int) -> list[str]:
+    """The lines of `make status`, without how much memory is used."""
+    return [line for line in status(port).splitlines() if not line.startswith("memory")]
+
+
+def test_a_mixture_would_be_noticed(releases):
+    """The tokenizer of one release with the classifier of the other gives answers that are neither's."""
+    import torch
+
+    for tokenizer, classifier in (releases.values(), reversed(releases.values())):
+        for index, text in enumerate(TEXTS):
+            ids = torch.tensor([tokenizer.oracle.tokenizer(text)["input_ids"]])
+            ids = ids.clamp(max=classifier.oracle.model.config.vocab_size - 1)
+            with torch.inference_mode():
+                mixed = classifier.oracle.model(input_ids=ids).logits.softmax(-1)[0].numpy()
+            assert np.abs(mixed - classifier.expected[index]).max() > 10 * TOLERANCE
+
+
+@pytest.mark.timeout(900)
+def test_ten_releases_and_rollbacks_under_load(server, releases, port):
+    with Clients(server, releases) as clients:
+        for _ in range(5):
+            release(releases["english"].options, port)
+            assert answering(server, releases) == "english"
+            rollback(port)
+            assert answering(server, releases) == "chinese"
+    assert clients.wrong == []
+    for kind in ("keep-alive", "new connection", "gRPC", "classifier alone"):
+        assert min(clients.answers[kind, name] for name in releases) > 50, clients.answers
+    assert staged_models(port) == []
+
+
+def test_what_is_live_already_is_left_alone(server, releases, port, capsys):
+    before = {process.pid for process in server.family()}
+    release(releases["chinese"].options, port)
+    assert "live already, nothing to do" in capsys.readouterr().out
+    # None is new. Some may be gone: a process that an earlier release replaced ends in its own time.
+    assert {process.pid for process in server.family()} <= before
+
+
+def test_status_tells_the_server_from_the_disk(server, releases, port, repository):
+    """`make repo` switches the disk without telling the server."""
+    english = build(BuildOptions(releases["english"].options.model, precision="fp32", repository=repository))
+    lines = told(port)
+    assert [line.split()[0] for line in lines] == ["server", "live", "on", "before"]
+    assert releases["chinese"].options.model in lines[1]
+    assert english.release.name in lines[2]
+    assert "comes with a restart" in lines[2]
+    release(releases["english"].options, port)
+    assert answering(server, releases) == "english"
+    assert "on disk" not in status(port)
+
+
+def test_a_release_that_cannot_be_loaded_changes_nothing(server, releases, port, repository):
+    before, live = told(port), answering(server, releases)
+    broken = releases_directory(repository) / "000000000000"
+    shutil.copytree(live_release(repository), broken)
+    (broken / "model.pt").write_bytes(b"no TorchScript")
+    with (
+        Control(port) as control,
+        pytest.raises(ServingError, match="is still live, 000000000000 could not be loaded: load failed"),
+    ):
+        go_live(control, broken.name)
+    shutil.rmtree(broken)
+    assert told(port) == before
+    assert answering(server, releases) == live
+    assert staged_models(port) == []
+
+
+def test_an_interrupted_release_answers_consistently_and_is_completed_by_the_next(server, releases, port, monkeypatch):
+    other = "chinese" if answering(server, releases) == "english" else "english"
+    load = Control.load
+
+    def fail_on_classifier(control, model, config=None):
+        if model == CLASSIFIER:
+            raise ServingError("no memory left")
+        load(control, model, config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Control, "load", fail_on_classifier)
+        with pytest.raises(ServingError, match="answered, but could not be completed: no memory left"):
+            release(releases[other].options, port)
+    assert answering(server, releases) == other
+    assert "a release was interrupted" in status(port)
+    release(releases[other].options, port)
+    assert answering(server, releases) == other
+    assert "a release was interrupted" not in status(port)
+    assert staged_models(port) == []
+
+
+def test_a_question_that_overload_refuses_is_asked_again(server, releases, port, monkeypatch):
+    live = releases[answering(server, releases)]
+    refused = InferenceServerException("overload: 128 requests wait", status="StatusCode.UNAVAILABLE")
+    with Control(port) as control:
+        infer, refusals = control.client.infer, [refused, refused]
+
+        def busy(*arguments, **options):
+            if refusals:
+                raise refusals.pop()
+            return infer(*arguments, **options)
+
+        monkeypatch.setattr(control.client, "infer", busy)
+        assert control.labels_of(ENSEMBLE, len(live.labels)) == live.labels
+    assert refusals == []
+
+
+def test_a_server_that_ends_in_the_middle_comes_back_with_one_release(server, releases, port, monkeypatch):
+    for one in releases.values():
+        release(one.options, port)
+
+    def kill(*_):
+        server.find("bin/tritonserver").send_signal(signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("build_scripts.serving.swap.release.await_stragglers", kill)
+        with pytest.raises(ServingError, match="answered, but could not be completed"):
+            rollback(port)
+    assert wait_until_well(server.http, 60).well
+    live = answering(server, releases)
+    assert releases[live].options.model in status(port).splitlines()[1]
+    release(releases[live].options, port)  # whatever it was, it cleans up
+    assert answering(server, releases) == live
+    assert staged_models(port) == []
+
+
+def test_a_release_that_never_was_live_is_no_rollback_target(tmp_path):
+    for name in ("first", "second", "never"):
+        with staged(tmp_path, name) as directory:
+            (directory / MANIFEST).write_text("{}")
+    for name in ("first", "second"):
+        switch(tmp_path, name)
+    assert [path.name for path in history(tmp_path)] == ["second", "first"]
+
+
+@pytest.mark.parametrize("key", [None, "wrong"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v2/repository/index"),
+        ("POST", f"/v2/repository/models/{TOKENIZER}/load"),
+        ("POST", f"/v2/repository/models/{ENSEMBLE}/unload"),
+        ("GET", "/v2/systemsharedmemory/status"),
+        ("POST", "/v2/logging"),
+        ("POST", "/v2/trace/setting"),
+    ],
+)
+def test_model_control_over_http_needs_the_key(server, method, path, key):
+    headers = {} if key is None else {"triton-control": key}
+    request = urllib.request.Request(server.http + path, b"{}" if method == "POST" else None, headers, method=method)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=10)
+    assert refused.value.code == 403
+    refused.value.close()
+
+
+@pytest.mark.parametrize("key", [None, "wrong"])
+def test_model_control_over_grpc_needs_the_key(server, key):
+    headers = None if key is None else {"triton-grpc-protocol-triton-control": key}
+    with triton.InferenceServerClient(server.grpc) as client:
+        calls = [
+            lambda: client.load_model(TOKENIZER, headers=headers),
+            lambda: client.unload_model(ENSEMBLE, headers=headers),
+            lambda: client.get_model_repository_index(headers=headers),
+            lambda: client.get_system_shared_memory_status(headers=headers),
+            lambda: client.update_log_settings({}, headers=headers),
+        ]
+        for call in calls:
+            with pytest.raises(InferenceServerException, match="restricted"):
+                call()
+
+
+def test_the_key_lies_in_a_file_of_its_owner_only(port):
+    from build_scripts.serving.keep.run_state import STATE_FILE, run_directory
+
+    assert (run_directory(port) / STATE_FILE).stat().st_mode & 0o777 == 0o600
+
+
+def cache_hits(server: RunningServer) -> int:
+    """Of the ensemble that is loaded now; Triton's count begins anew with each."""
+    with urllib.request.urlopen(f"{server.http}/v2/models/stats") as response:
+        return sum(int(one["inference_stats"]["cache_hit"]["count"]) for one in json.load(response)["model_stats"])
+
+
+def outputs_of(server: RunningServer, text: str, *names: str) -> set[str]:
+    body: dict = {"inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": [text]}]}
+    if names:
+        body["outputs"] = [{"name": name} for name in names]
+    status, answer = post(f"{server.http}/v2/models/{ENSEMBLE}/infer", body)
+    assert status == 200, answer
+    return {output["name"] for output in json.loads(answer)["outputs"]}
+
+
+def test_cached_answers_are_those_of_the_release_that_answers(releases, tmp_path):
+    """Every text was asked before, of both releases; then a classifier dies while all answers come from the cache."""
+    arguments = ["--model", releases["chinese"].options.model, "--precision", "fp32", "--cache", "16M"]
+    with running(tmp_path / "repository", tmp_path / "output.txt", *arguments) as server:
+        port = server.address.http_port
+        wait_for(lambda: "ready:" in server.said(), 60, server.said())
+        assert outputs_of(server, "news", "CLASS_ID") == {"CLASS_ID"}
+        assert outputs_of(server, "news") == {"CLASS_ID", "PROBABILITIES", "TOKENS", "TRUNCATED"}
+        assert cache_hits(server) == 1
+        with Clients(server, releases) as clients:
+            for name, change in (
+                ("english", lambda: release(releases["english"].options, port)),
+                ("chinese", lambda: rollback(port)),
+            ):
+                assert answering(server, releases) != name
+                change()
+                assert answering(server, releases) == name
+                wait_for(lambda: cache_hits(server) > 20, 30, server.said())
+        assert clients.wrong == []
+        assert len(staged_models(port)) == 1
+        with contextlib.closing(clients.connect()) as connection:
+            # Those of earlier releases end in their own time.
+            classifiers = [one for one in server.family() if "/classifier/1/" in " ".join(one.cmdline()[:2])]
+            max(classifiers, key=lambda one: one.create_time()).send_signal(signal.SIGKILL)
+            deadline = time.monotonic() + 30
+            while "restarting" not in server.said():  # cached answers do not hide what died
+                assert time.monotonic() < deadline, server.said()
+                with contextlib.suppress(OSError, http.client.HTTPException, AssertionError):
+                    clients.infer_http("cached", connection, 0)
+        wait_for(lambda: "answering again" in server.said(), 60, server.said())
+        for _ in range(2):
+            assert answering(server, releases) == "chinese"
+        assert cache_hits(server) >= len(TEXTS)

@@ -1,0 +1,113 @@
+"""What a release does to the repository, and what it asks of the server; a stand-in answers for that."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from build_scripts.core.settings import Models, ServingError
+from build_scripts.releases import store
+from build_scripts.releases.pipeline import update_sources
+from build_scripts.serving.swap import release as releasing
+from build_scripts.serving.swap.model_control import RELEASE_PARAMETER, Running
+from build_scripts.serving.swap.release import go_live, join, rollback
+from tests.support.trees import snapshot
+
+NAMES, LABELS = ("text_classifier", "sentiment", "topic"), ["no", "yes"]
+# By classifier, in the order in which they were live; more than are kept.
+IDS = {name: [f"{index}{number:011x}" for number in range(store.KEPT_RELEASES + 3)] for index, name in enumerate(NAMES)}
+
+
+class StandIn:
+    """In the place of `Control`: it remembers what each ensemble passes through, and which models it was asked for."""
+
+    def __init__(self, repository: Path, directory: Path):
+        self.models: set[str] = set()
+        self.ensembles = {name: Running(IDS[name][-1], pair(name), name) for name in NAMES}
+        self.http_port = 0
+        self.state = SimpleNamespace(
+            repository=repository, staging=directory, log=directory / "log", embedded=True, caches=False,
+            releases={name: IDS[name][-1] for name in NAMES},
+        )  # fmt: skip
+
+    def load(self, model: str, config: ModelConfig | None = None) -> None:
+        self.models.add(model)
+        if config is not None and config.ensemble_scheduling.step:
+            steps = tuple(step.model_name for step in config.ensemble_scheduling.step)
+            self.ensembles[model] = Running(config.parameters[RELEASE_PARAMETER].string_value, steps, model)
+
+    def unload(self, model: str) -> None:
+        self.models.add(model)
+
+    def running(self, name: str) -> Running:
+        return self.ensembles[name]
+
+    def labels_of(self, ensemble: str, count: int) -> list[str]:
+        return LABELS[:count]
+
+
+def pair(name: str) -> tuple[str, str]:
+    return Models(name).tokenizer, Models(name).classifier
+
+
+@pytest.fixture
+def control(tmp_path) -> StandIn:
+    """Of a server with three classifiers, each of which had all of its IDS live, one after the other."""
+    repository, directory = tmp_path / "repository", tmp_path / "run"
+    directory.mkdir()
+    (directory / "log").touch()
+    for name in NAMES:
+        for release_id in IDS[name]:
+            with store.staged(repository, release_id, name) as staging:
+                manifest = {"release": release_id, "labels": LABELS}
+                (staging / store.MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+            store.switch(repository, release_id, name)
+    update_sources(repository)
+    return StandIn(repository, directory)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("back", [False, True], ids=["release", "rollback"])
+def test_a_release_of_one_leaves_the_others_links_releases_and_models_alone(control, monkeypatch, name, back):
+    repository = control.state.repository
+    others = [model for other in NAMES if other != name for model in Models(other).all]
+    before = {model: snapshot(repository / model) for model in others}
+    if back:
+        monkeypatch.setattr(releasing, "Control", lambda _: nullcontext(control))
+        rollback(0, name)
+    else:
+        go_live(control, IDS[name][0], name)
+    expected = IDS[name][-2] if back else IDS[name][0]
+    assert store.live_release(repository, name).name == expected
+    assert control.ensembles[name] == Running(expected, pair(name), name)
+    assert len(store.releases(repository, name)) == store.KEPT_RELEASES
+    assert {model: snapshot(repository / model) for model in others} == before
+    assert control.models & set(others) == set()
+    assert list(control.state.staging.iterdir()) == [control.state.log]
+
+
+def test_a_classifier_that_does_not_load_is_not_what_the_next_start_would_load(control, monkeypatch):
+    def load(*_):
+        raise ServingError("no such operator")
+
+    repository = control.state.repository
+    for release_id in ("a" * 12, "b" * 12):
+        with store.staged(repository, release_id, "new") as staging:
+            (staging / store.MANIFEST).write_text(json.dumps({"release": release_id}), encoding="utf-8")
+    update_sources(repository, "new")
+    monkeypatch.setattr(control, "load", load)
+    with pytest.raises(ServingError, match="no such operator"):
+        join(control, "a" * 12, "new")
+    assert store.live_release(repository, "new") is None
+    assert store.history(repository, "new") == []
+    assert set(store.names(repository)) == set(NAMES)
+    store.switch(repository, "b" * 12, "new")
+    with pytest.raises(ServingError, match="no such operator"):
+        join(control, "a" * 12, "new")
+    assert store.live_release(repository, "new").name == "b" * 12
+    assert store.history(repository, "new") == ["b" * 12]

@@ -1,0 +1,33 @@
+"""What a release must not load into a running server is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from build_scripts.core.settings import SOURCE_REPOSITORY, Models, ServingError
+from build_scripts.serving.swap.staging import refuse_what_ends_the_server
+
+SETTING = 'parameters { key: "INTER_OP_THREAD_COUNT", value: { string_value: "2" } }\n'
+
+
+@pytest.fixture
+def repository(tmp_path) -> Path:
+    (tmp_path / "classifier").mkdir()
+    shutil.copy(SOURCE_REPOSITORY / "classifier" / "config.pbtxt", tmp_path / "classifier")
+    return tmp_path
+
+
+def test_a_second_classifier_that_would_end_the_server_is_refused_in_one_line(repository):
+    with (repository / "classifier" / "config.pbtxt").open("a") as config:
+        config.write(SETTING)
+    with pytest.raises(ServingError, match=r"sets INTER_OP_THREAD_COUNT.* with `make repo` and a restart") as refusal:
+        refuse_what_ends_the_server(repository, Models(), embedded=False)
+    assert "\n" not in str(refusal.value)
+    refuse_what_ends_the_server(repository, Models(), embedded=True)
+
+
+def test_the_projects_own_classifier_may_be_loaded_twice(repository):
+    refuse_what_ends_the_server(repository, Models(), embedded=False)
