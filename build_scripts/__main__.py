@@ -13,17 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from build_scripts.core.settings import (
-    ENSEMBLE,
-    PACKAGE,
-    PRECISIONS,
-    SOURCE_REPOSITORY,
-    VARIABLE_PREFIX,
-    Address,
-    BuildOptions,
-    ServingError,
-    check_name,
-)
+from build_scripts.core.errors import ServingError
+from build_scripts.core.names import ENSEMBLE, check_name
+from build_scripts.core.options import PRECISIONS, VARIABLE_PREFIX, Address, BuildOptions
+from build_scripts.core.paths import PACKAGE, SOURCE_REPOSITORY
 from build_scripts.core.text_files import read_lines
 
 if TYPE_CHECKING:

@@ -126,7 +126,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_repository(subject, tmp_path_factory) -> Path:
     """A complete repository of a tiny model; whoever uses it leaves it as it is."""
-    from build_scripts.core.settings import BuildOptions
+    from build_scripts.core.options import BuildOptions
     from build_scripts.releases.pipeline import build
 
     repository = tmp_path_factory.mktemp("tiny") / "repository"
@@ -138,7 +138,7 @@ def tiny_repository(subject, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def default_repository(tmp_path_factory) -> Path:
     """The embedded default model, built in fp32 so that answers can be compared exactly."""
-    from build_scripts.core.settings import BuildOptions
+    from build_scripts.core.options import BuildOptions
     from build_scripts.releases.pipeline import build
 
     repository = tmp_path_factory.mktemp("default") / "repository"

@@ -10,7 +10,8 @@ import pytest
 import typer
 
 from build_scripts.__main__ import app
-from build_scripts.core.settings import PROJECT, VARIABLE_PREFIX
+from build_scripts.core.options import VARIABLE_PREFIX
+from build_scripts.core.paths import PROJECT
 
 COMMANDS = sorted(typer.main.get_command(app).commands)
 MAKEFILE = (PROJECT / "Makefile").read_text(encoding="utf-8")

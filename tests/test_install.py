@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from build_scripts.core.settings import PROJECT
+from build_scripts.core.paths import PROJECT
 from tests.support.servers import wait_for
 
 if sys.version_info >= (3, 11):

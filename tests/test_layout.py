@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from build_scripts.core.settings import OURS, PROJECT
+from build_scripts.core.paths import OURS, PROJECT
 from build_scripts.releases.pipeline import ingredient_modules
 
 # The lowest first: a file may import from the rooms before its own, and from its own.

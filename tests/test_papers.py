@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from build_scripts.core.settings import OURS, PROJECT
+from build_scripts.core.paths import OURS, PROJECT
 
 
 def read(name: str) -> str:

@@ -14,7 +14,8 @@ import typer
 from build_scripts.__main__ import app
 from build_scripts.benchmarks.subprocesses import running
 from build_scripts.convert.parity import calibration_texts
-from build_scripts.core.settings import PROJECT, VARIABLE_PREFIX
+from build_scripts.core.options import VARIABLE_PREFIX
+from build_scripts.core.paths import PROJECT
 from build_scripts.core.text_files import read_lines
 from tests.soak import soak
 

@@ -25,8 +25,9 @@ from build_scripts.benchmarks.timing import MOST_CALLS, ROUNDS, interleaved
 from build_scripts.convert.architectures import bert_parts
 from build_scripts.convert.checkpoint import Checkpoint, load
 from build_scripts.convert.export import DTYPES, export
+from build_scripts.core.errors import ServingError
 from build_scripts.core.machine import cores, cpu_precisions
-from build_scripts.core.settings import BUILD, ServingError
+from build_scripts.core.paths import BUILD
 from build_scripts.graph.packed_linear import PackedLinear
 from build_scripts.graph.parts import BertParts
 from build_scripts.releases.default_model import demo_checkpoint

@@ -21,7 +21,9 @@ from tqdm import tqdm
 from build_scripts.benchmarks import own_server, report
 from build_scripts.benchmarks.contenders import infer_body
 from build_scripts.benchmarks.http_load import Answers, load
-from build_scripts.core.settings import ENSEMBLE, Address, BuildOptions, Models, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.names import ENSEMBLE, Models
+from build_scripts.core.options import Address, BuildOptions
 from build_scripts.releases.pipeline import build
 from build_scripts.releases.store import releases_directory
 from build_scripts.serving.swap.release import memory_of

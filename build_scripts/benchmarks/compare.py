@@ -33,7 +33,9 @@ from build_scripts.benchmarks.contenders import Service
 from build_scripts.benchmarks.corpus import Workload
 from build_scripts.benchmarks.flask_service import export_onnx, quantize
 from build_scripts.convert.checkpoint import Checkpoint, load
-from build_scripts.core.settings import BUILD, BuildOptions, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.options import BuildOptions
+from build_scripts.core.paths import BUILD
 from build_scripts.releases.pipeline import build
 from build_scripts.serving.start.installation import find_installation
 

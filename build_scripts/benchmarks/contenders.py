@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from build_scripts.benchmarks import subprocesses
-from build_scripts.core.settings import ENSEMBLE, Address, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.names import ENSEMBLE
+from build_scripts.core.options import Address
 from build_scripts.serving.keep import health
 from build_scripts.serving.keep.shutdown import stop
 from build_scripts.serving.start.installation import Installation

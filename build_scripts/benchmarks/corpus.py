@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from build_scripts.core.settings import DATA
+from build_scripts.core.paths import DATA
 
 CORPUS = DATA / "perf_corpus.txt"
 # Headlines and one-line messages; whole articles and letters. What lies between is in the lognormal workload only.

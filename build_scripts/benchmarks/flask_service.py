@@ -21,8 +21,8 @@ from waitress import serve
 
 from build_scripts.convert.checkpoint import Checkpoint, load
 from build_scripts.convert.parity import probabilities
+from build_scripts.core.errors import ServingError
 from build_scripts.core.machine import cores
-from build_scripts.core.settings import ServingError
 
 KINDS = ("padded", "trimmed", "onnx", "onnx-int8", "openvino")
 # waitress's own default: so many texts at a time are worked on.

@@ -24,7 +24,7 @@ from typing import cast
 
 import uvloop
 
-from build_scripts.core.settings import ServingError
+from build_scripts.core.errors import ServingError
 
 # After the last request was sent, answers are waited for this long.
 TIMEOUT_S = 60.0

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from build_scripts.benchmarks import http_load
 from build_scripts.benchmarks.contenders import Service
-from build_scripts.core.settings import ServingError
+from build_scripts.core.errors import ServingError
 
 # Words of a long text: about as many tokens as a BERT reads.
 LONG_WORDS = 300

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from build_scripts.benchmarks import subprocesses
-from build_scripts.core.settings import Address, BuildOptions
+from build_scripts.core.options import Address, BuildOptions
 from build_scripts.serving.start.start_message import READY
 
 READY_LIMIT_S = 300.0

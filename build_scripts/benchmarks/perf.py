@@ -22,7 +22,9 @@ from tqdm import tqdm
 from build_scripts.benchmarks import choices, corpus, own_server, report, starting, subprocesses
 from build_scripts.benchmarks.corpus import Workload
 from build_scripts.benchmarks.perf_analyzer import WINDOWS, Level, measure
-from build_scripts.core.settings import BUILD, Address, BuildOptions, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.options import Address, BuildOptions
+from build_scripts.core.paths import BUILD
 from build_scripts.releases.pipeline import build
 from build_scripts.releases.store import live_release, read_manifest
 from build_scripts.serving import client

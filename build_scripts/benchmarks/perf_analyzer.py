@@ -19,7 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from build_scripts.core.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, Address, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.names import CLASSIFIER, ENSEMBLE, TOKENIZER
+from build_scripts.core.options import Address
 from build_scripts.serving.start.installation import embedded_wheel, perf_analyzer_environment
 
 MODELS = (TOKENIZER, CLASSIFIER)

@@ -29,8 +29,8 @@ from build_scripts.benchmarks.flask_service import export_onnx, onnx_runtime, op
 from build_scripts.benchmarks.subprocesses import environment_without_variables
 from build_scripts.benchmarks.timing import PAUSE_S, ROUNDS, calls_a_turn, timed
 from build_scripts.convert.checkpoint import Checkpoint
+from build_scripts.core.errors import ServingError
 from build_scripts.core.machine import cores
-from build_scripts.core.settings import ServingError
 
 # What the others' times are compared with, and what they compute in fp32.
 BASELINE = "ONNX Runtime"

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from build_scripts.benchmarks import subprocesses
-from build_scripts.core.settings import Address
+from build_scripts.core.options import Address
 from build_scripts.serving.keep import health
 
 

@@ -16,7 +16,8 @@ from types import MappingProxyType
 
 import psutil
 
-from build_scripts.core.settings import VARIABLE_PREFIX, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.options import VARIABLE_PREFIX
 from build_scripts.serving.start.tritonserver import PR_SET_PDEATHSIG
 
 STOP_LIMIT_S = 30.0

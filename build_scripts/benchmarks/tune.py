@@ -20,8 +20,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from build_scripts.benchmarks import contenders, http_load, report, subprocesses
+from build_scripts.core.errors import ServingError
 from build_scripts.core.machine import cores, describe, has_gpu
-from build_scripts.core.settings import BUILD, CLASSIFIER, ServingError
+from build_scripts.core.names import CLASSIFIER
+from build_scripts.core.paths import BUILD
 from build_scripts.releases.pipeline import require_release
 from build_scripts.releases.store import CONFIG
 from build_scripts.serving.start.installation import Installation, find_installation

@@ -16,7 +16,7 @@ from build_scripts.convert.export import export
 from build_scripts.convert.parity import HOSTILE_TEXTS, measure, pairs, reference, special_token_texts
 from build_scripts.convert.precision import MAX_PROBABILITY_ERROR, passes
 from build_scripts.convert.traced import WAYS
-from build_scripts.core.settings import ServingError
+from build_scripts.core.errors import ServingError
 
 TRIAL_TEXTS = ["one", "two words", "A rather longer text than the others, of many words.", "Plain words, and 中文 too."]
 

@@ -21,7 +21,8 @@ from build_scripts.convert import tokenizer as tokenizers_
 from build_scripts.convert import weights
 from build_scripts.convert.error_guard import first_line
 from build_scripts.convert.traced import PADDED, Way
-from build_scripts.core.settings import LONGEST_MAX_LENGTH, SHORTEST_MAX_LENGTH, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.options import LONGEST_MAX_LENGTH, SHORTEST_MAX_LENGTH
 
 # A text, or the two texts of a pair.
 Text = str | tuple[str, str]

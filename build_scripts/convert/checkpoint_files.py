@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from build_scripts.core.settings import ServingError
+from build_scripts.core.errors import ServingError
 
 WEIGHTS = ("*.safetensors", "*.bin")
 LFS_POINTER = b"version https://git-lfs"

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from build_scripts.core.settings import ServingError
+from build_scripts.core.errors import ServingError
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from build_scripts.convert.architectures import bert_parts
 from build_scripts.convert.checkpoint import Checkpoint
 from build_scripts.convert.traced import PADDED as PADDED_WAY
 from build_scripts.convert.traced import device_constants, traced_logits
-from build_scripts.core.settings import ServingError
+from build_scripts.core.errors import ServingError
 from build_scripts.graph.classifier import TextClassifier
 from build_scripts.graph.packed_bert import PackedBert
 from build_scripts.graph.parts import BertParts

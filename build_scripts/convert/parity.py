@@ -11,7 +11,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from build_scripts.convert.checkpoint import Checkpoint, Text
-from build_scripts.core.settings import CALIBRATION, LONGEST_MAX_LENGTH, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.options import LONGEST_MAX_LENGTH
+from build_scripts.core.paths import CALIBRATION
 from build_scripts.core.text_files import read_lines
 
 # Two classes whose probabilities differ by less are a near tie: any rounding may decide it.

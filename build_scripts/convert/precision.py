@@ -14,8 +14,8 @@ import torch
 from build_scripts.convert.checkpoint import Checkpoint, Text
 from build_scripts.convert.export import PACKED, export
 from build_scripts.convert.parity import Parity, Reference, measure
+from build_scripts.core.errors import ServingError
 from build_scripts.core.machine import cpu_precisions
-from build_scripts.core.settings import ServingError
 
 # The gate: no probability may move by more, and no class id may change unless it is a near tie.
 MAX_PROBABILITY_ERROR = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02}

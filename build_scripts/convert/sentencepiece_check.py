@@ -12,7 +12,7 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor
 from transformers import PreTrainedTokenizerBase
 
-from build_scripts.core.settings import ServingError
+from build_scripts.core.errors import ServingError
 
 # So many words are compared. Two ways to split one may be equally probable, and then the last bit decides.
 WORDS = 50

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 
 from build_scripts.convert import checkpoint_files, sentencepiece_check
 from build_scripts.convert.error_guard import first_line
-from build_scripts.core.settings import ServingError
+from build_scripts.core.errors import ServingError
 
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 SAVE_IT = "save the tokenizer beside the model with tokenizer.save_pretrained"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from build_scripts.core.settings import ServingError
+from build_scripts.core.errors import ServingError
 from build_scripts.graph.traced_logits import TracedLogits
 
 

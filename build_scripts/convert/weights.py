@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 
 from build_scripts.convert import checkpoint_files
 from build_scripts.convert.error_guard import first_line
-from build_scripts.core.settings import LONGEST_MAX_LENGTH, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.options import LONGEST_MAX_LENGTH
 
 # What training scripts leave in config.json and would change what a forward returns.
 FORWARD_FLAGS = {

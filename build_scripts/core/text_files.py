@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from build_scripts.core.settings import ServingError
+from build_scripts.core.errors import ServingError
 
 
 def read_lines(variable: str, file: str | Path) -> Iterator[str]:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from build_scripts.core.settings import BUILD, DATA, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.paths import BUILD, DATA
 from build_scripts.releases.store import locked
 
 HEADLINES = DATA / "demo_headlines.tsv"

@@ -11,7 +11,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
-from build_scripts.core.settings import ServingError
+from build_scripts.core.errors import ServingError
 
 HUB_TIMEOUT_S = 10.0
 # Of a repository's own folder only: what lies in checkpoint-500/ or onnx/ is another model, or the same once more.

@@ -14,7 +14,8 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from build_scripts.core.settings import ENSEMBLE, Models, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.names import ENSEMBLE, Models
 from build_scripts.releases import store
 from build_scripts.releases.store import CONFIG, COPIED_CONFIG
 

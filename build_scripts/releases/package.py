@@ -23,7 +23,8 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
-from build_scripts.core.settings import ENSEMBLE, Models, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.names import ENSEMBLE, Models
 from build_scripts.releases import store
 
 # A working repository's own; a package's models are complete without them.

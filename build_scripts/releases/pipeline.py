@@ -13,8 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from build_scripts.convert.error_guard import refusing
+from build_scripts.core.errors import ServingError
 from build_scripts.core.machine import cpu_precisions, has_gpu
-from build_scripts.core.settings import CALIBRATION, ENSEMBLE, OURS, SOURCE_REPOSITORY, BuildOptions, ServingError
+from build_scripts.core.names import ENSEMBLE
+from build_scripts.core.options import BuildOptions
+from build_scripts.core.paths import CALIBRATION, OURS, SOURCE_REPOSITORY
 from build_scripts.releases import store
 from build_scripts.releases.default_model import demo_checkpoint, headlines
 

@@ -18,7 +18,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from build_scripts.core.settings import ENSEMBLE, SOURCE_REPOSITORY, Models, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.names import ENSEMBLE, Models
+from build_scripts.core.paths import SOURCE_REPOSITORY
 
 # Live, the one before (for a rollback), and one in reserve.
 KEPT_RELEASES = 3

@@ -14,7 +14,9 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from build_scripts.core.settings import ENSEMBLE, Address, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.names import ENSEMBLE
+from build_scripts.core.options import Address
 from build_scripts.serving.start.tls import Tls
 
 # Enough to keep every core busy, few enough that the first answers come at once.

@@ -24,7 +24,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from build_scripts.core import machine
-from build_scripts.core.settings import SOURCE_REPOSITORY, Address, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.options import Address
+from build_scripts.core.paths import SOURCE_REPOSITORY
 from build_scripts.releases import store
 from build_scripts.serving.keep.run_state import read_state
 from build_scripts.serving.start.environment import threads

@@ -8,7 +8,8 @@ import pytest
 
 from build_scripts.benchmarks import choices, own_server
 from build_scripts.benchmarks.http_load import Answers
-from build_scripts.core.settings import Address, BuildOptions, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.options import Address, BuildOptions
 
 
 def answering(milliseconds: float, called: list[str], name: str) -> Callable[[], list[Answers]]:

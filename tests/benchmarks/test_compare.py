@@ -12,7 +12,7 @@ import pytest
 from build_scripts.benchmarks import mixed_lengths
 from build_scripts.benchmarks.contenders import Service
 from build_scripts.benchmarks.mixed_lengths import ALONE, Traffic, Waiting
-from build_scripts.core.settings import ServingError
+from build_scripts.core.errors import ServingError
 from tests.support.recorder import Recorder
 
 

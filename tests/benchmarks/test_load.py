@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from build_scripts.benchmarks import http_load, subprocesses
-from build_scripts.core.settings import ServingError
+from build_scripts.core.errors import ServingError
 from tests.support.recorder import Recorder
 from tests.support.servers import embedded
 from tests.support.texts import VARIED

@@ -9,7 +9,8 @@ import pytest
 
 from build_scripts.benchmarks import corpus, perf, perf_analyzer
 from build_scripts.benchmarks.perf_analyzer import Counters, Level
-from build_scripts.core.settings import Address, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.options import Address
 from build_scripts.serving.keep.run_state import RunState
 from tests.support.texts import VARIED
 

@@ -8,7 +8,7 @@ import torch
 
 from build_scripts.benchmarks import bench, runtimes
 from build_scripts.benchmarks.flask_service import export_onnx
-from build_scripts.core.settings import ServingError
+from build_scripts.core.errors import ServingError
 
 LENGTHS = [5, 2, 40]
 

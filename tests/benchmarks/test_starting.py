@@ -10,7 +10,7 @@ import pytest
 
 from build_scripts.benchmarks import starting
 from build_scripts.benchmarks.subprocesses import free_ports, listens
-from build_scripts.core.settings import Address
+from build_scripts.core.options import Address
 
 
 def in_memory(file) -> int:

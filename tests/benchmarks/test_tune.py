@@ -11,7 +11,9 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from build_scripts.benchmarks import tune
 from build_scripts.benchmarks.tune import Setting
-from build_scripts.core.settings import CLASSIFIER, SOURCE_REPOSITORY, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.names import CLASSIFIER
+from build_scripts.core.paths import SOURCE_REPOSITORY
 from build_scripts.releases.store import CONFIG
 
 

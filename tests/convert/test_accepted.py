@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, processors
 from build_scripts.convert import batch_modes
 from build_scripts.convert.checkpoint import load, serving_tokenizer
 from build_scripts.convert.export import export
-from build_scripts.core.settings import ServingError
+from build_scripts.core.errors import ServingError
 from tests.convert.test_checkpoint import config, edit, tokenizer_config, weights
 from tests.support import zoo
 from tests.support.checkpoints import make_checkpoint, make_tokenizer

@@ -13,7 +13,8 @@ from build_scripts.convert.export import export
 from build_scripts.convert.parity import measure, reference
 from build_scripts.convert.precision import passes
 from build_scripts.convert.traced import PADDED, Way
-from build_scripts.core.settings import BuildOptions, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.options import BuildOptions
 from build_scripts.releases.pipeline import build
 from tests.support.oracle import HuggingFace
 from tests.support.token_batches import MAX_LOGIT_ERROR

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from build_scripts import __main__ as command_line
 from build_scripts.convert.checkpoint import load, serving_tokenizer
 from build_scripts.convert.tokenizer import check_vocabulary, pad_id
-from build_scripts.core.settings import PROJECT, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.paths import PROJECT
 from tests.support.checkpoints import make_checkpoint, make_tokenizer
 from tests.support.texts import VARIED
 from tests.support.trees import assert_complete, snapshot

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from build_scripts.convert.checkpoint import load, write_labels
-from build_scripts.core.settings import ServingError
+from build_scripts.core.errors import ServingError
 from tests.support.checkpoints import make_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,7 +14,8 @@ from build_scripts.convert import parity, precision
 from build_scripts.convert.export import PACKED, TRACED, export
 from build_scripts.convert.parity import Parity, judge, measure, reference
 from build_scripts.convert.precision import choose, passes
-from build_scripts.core.settings import BuildOptions, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.options import BuildOptions
 from build_scripts.releases.pipeline import build
 from tests.support.texts import HEADLINES, HOSTILE
 

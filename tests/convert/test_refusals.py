@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from build_scripts.convert import checkpoint as checkpoint_module
 from build_scripts.convert.checkpoint import load
 from build_scripts.convert.error_guard import refusing
-from build_scripts.core.settings import BuildOptions, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.options import BuildOptions
 from build_scripts.releases import pipeline
 from tests.convert.test_checkpoint import config, edit, remove, tokenizer_config, weights
 from tests.support.checkpoints import make_checkpoint

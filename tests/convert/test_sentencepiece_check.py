@@ -10,7 +10,8 @@ import sentencepiece
 import torch
 
 from build_scripts.convert.checkpoint import load, serving_tokenizer
-from build_scripts.core.settings import BuildOptions, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.options import BuildOptions
 from build_scripts.releases.pipeline import build
 from tests.support import pieces, zoo
 from tests.support.oracle import HuggingFace

@@ -8,7 +8,7 @@ import torch
 from build_scripts.convert import batch_modes
 from build_scripts.convert.checkpoint import load
 from build_scripts.convert.export import export
-from build_scripts.core.settings import ServingError
+from build_scripts.core.errors import ServingError
 from tests.support import zoo
 from tests.support.checkpoints import KINDS
 from tests.support.oracle import HuggingFace

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from build_scripts.core import machine
-from build_scripts.core.settings import PROJECT
+from build_scripts.core.paths import PROJECT
 from build_scripts.serving.start.environment import tuning
 
 
@@ -71,7 +71,7 @@ def test_the_users_own_number_of_threads_wins(monkeypatch):
 @pytest.mark.parametrize(("own", "spins"), [({}, "6000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
 def test_threads_that_wait_for_each_other_leave_the_cores_to_others_soon_unless_the_user_says_otherwise(own, spins):
     """Said before torch is there: its OpenMP reads the variable when it is loaded."""
-    command = "import sys, os, build_scripts.core.settings; print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
+    command = "import sys, os, build_scripts.core.options; print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
     others = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     run = subprocess.run(
         [sys.executable, "-c", command], env={**others, **own}, cwd=PROJECT, capture_output=True, text=True, check=True

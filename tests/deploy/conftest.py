@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from build_scripts.core.settings import PROJECT
+from build_scripts.core.paths import PROJECT
 from build_scripts.releases.package import Package, package
 from tests.support import containers
 from tests.support.containers import Buildah, Container, Namespaces, run

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from build_scripts.core.settings import PROJECT
+from build_scripts.core.paths import PROJECT
 from tests.support.containers import run
 from tests.support.deploy_tools import need, tool
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports
-from build_scripts.core.settings import PROJECT
+from build_scripts.core.paths import PROJECT
 from tests.support.containers import run
 from tests.support.deploy_tools import need, tool
 from tests.support.servers import post, running, wait_for

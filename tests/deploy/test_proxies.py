@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from build_scripts.core.settings import PROJECT
+from build_scripts.core.paths import PROJECT
 from tests.deploy.conftest import await_well
 from tests.support.balancers import HOST, PORT, TEXT_REQUEST, proxy
 from tests.support.containers import run

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from build_scripts.core.settings import PROJECT, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.paths import PROJECT
 from build_scripts.serving.start.tls import Tls, tls_arguments
 from tests.support.containers import run
 from tests.support.deploy_tools import need

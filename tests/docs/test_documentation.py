@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from build_scripts.core.settings import OURS, PROJECT
+from build_scripts.core.paths import OURS, PROJECT
 
 PAGES = sorted([*PROJECT.glob("README*.md"), *(PROJECT / "docs").glob("*.md"), *(PROJECT / "examples").glob("*.md")])
 README, CHINESE = PROJECT / "README.md", PROJECT / "README.zh-CN.md"

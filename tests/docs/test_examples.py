@@ -12,7 +12,7 @@ import httpx
 import nbformat
 import pytest
 
-from build_scripts.core.settings import PROJECT
+from build_scripts.core.paths import PROJECT
 from tests.support.servers import running
 
 EXAMPLES = PROJECT / "examples"

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from build_scripts.core.settings import ServingError
+from build_scripts.core.errors import ServingError
 from build_scripts.releases import default_model
 from build_scripts.releases.default_model import demo_checkpoint, headlines
 

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import huggingface_hub
 import pytest
 
-from build_scripts.core.settings import ServingError
+from build_scripts.core.errors import ServingError
 from build_scripts.releases import hub
 
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}

@@ -13,7 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from build_scripts.core.settings import SOURCE_REPOSITORY, BuildOptions, Models, ServingError, check_name
+from build_scripts.core.errors import ServingError
+from build_scripts.core.names import Models, check_name
+from build_scripts.core.options import BuildOptions
+from build_scripts.core.paths import SOURCE_REPOSITORY
 from build_scripts.releases import named_classifiers, store
 from build_scripts.releases.pipeline import build, require_release, update_sources
 from tests.support.fake_releases import fake_release

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from build_scripts.core.settings import BuildOptions, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.options import BuildOptions
 from build_scripts.releases import store
 from build_scripts.releases.package import package
 from build_scripts.releases.pipeline import build, require_release

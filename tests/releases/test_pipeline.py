@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from build_scripts.core.settings import SOURCE_REPOSITORY, BuildOptions
+from build_scripts.core.options import BuildOptions
+from build_scripts.core.paths import SOURCE_REPOSITORY
 from build_scripts.releases import pipeline, store
 from tests.support.checkpoints import make_checkpoint
 from tests.support.fake_releases import fake_release, go_live

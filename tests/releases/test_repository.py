@@ -16,7 +16,8 @@ import torch
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-from build_scripts.core.settings import CLASSIFIER, ENSEMBLE, SOURCE_REPOSITORY, TOKENIZER
+from build_scripts.core.names import CLASSIFIER, ENSEMBLE, TOKENIZER
+from build_scripts.core.paths import SOURCE_REPOSITORY
 from tests.support import fake_triton
 
 MODELS = (ENSEMBLE, TOKENIZER, CLASSIFIER)

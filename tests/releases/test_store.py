@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from build_scripts.core.settings import SOURCE_REPOSITORY, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.paths import SOURCE_REPOSITORY
 from build_scripts.releases import store
 from tests.support.fake_releases import fake_release, go_live
 from tests.support.trees import leftovers

@@ -13,7 +13,8 @@ from google.protobuf import text_format
 from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from build_scripts.core.settings import CLASSIFIER, PROJECT, SOURCE_REPOSITORY
+from build_scripts.core.names import CLASSIFIER
+from build_scripts.core.paths import PROJECT, SOURCE_REPOSITORY
 from build_scripts.serving.start.tritonserver import TritonProcess
 from tests.support import fake_triton
 from tests.support.fake_frontend import Frontend

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports
-from build_scripts.core.settings import SOURCE_REPOSITORY, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.paths import SOURCE_REPOSITORY
 from build_scripts.serving.client import classify
 from tests.soak.overload import FLOODING, overload, percentile
 from tests.support.servers import running, wait_for

@@ -15,7 +15,7 @@ import torch
 import tritonclient.grpc as triton
 from safetensors.torch import load_file, save_file
 
-from build_scripts.core.settings import BuildOptions
+from build_scripts.core.options import BuildOptions
 from build_scripts.releases.pipeline import build
 from build_scripts.serving.client import Text, classify, inputs, text_input
 from tests.support.checkpoints import make_checkpoint

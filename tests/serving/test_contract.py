@@ -15,7 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from build_scripts.core.settings import PROJECT, SOURCE_REPOSITORY, TOKENIZER
+from build_scripts.core.names import TOKENIZER
+from build_scripts.core.paths import PROJECT, SOURCE_REPOSITORY
 from build_scripts.serving import client
 from tests.support.servers import embedded, perf_analyzer_failure, post
 from tests.support.texts import HEADLINES

@@ -17,7 +17,8 @@ import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports
 from build_scripts.core import machine
-from build_scripts.core.settings import PROJECT, Address
+from build_scripts.core.options import Address
+from build_scripts.core.paths import PROJECT
 from build_scripts.releases.package import package
 from build_scripts.serving import doctor
 from tests.support.servers import running
@@ -52,7 +53,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from build_scripts.serving import doctor
-from build_scripts.core.settings import Address
+from build_scripts.core.options import Address
 print(*(f.name for f in doctor.examine(Path({str(models)!r}), Address()) if f.advice and f.name != "port"))
 """
     base = getattr(sys, "_base_executable", sys.executable)

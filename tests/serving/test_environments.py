@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from build_scripts.core.settings import BUILD, PROJECT
+from build_scripts.core.paths import BUILD, PROJECT
 from tests.support.servers import post, running, start
 
 INFER = "/v2/models/text_classifier/infer"

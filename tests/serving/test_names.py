@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
-from build_scripts.core.settings import Models, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.names import Models
 from build_scripts.releases.pipeline import build
 from build_scripts.serving.client import classify, inputs
 from build_scripts.serving.keep.health import WELL, report

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from build_scripts.core.settings import CLASSIFIER, ENSEMBLE, PROJECT
+from build_scripts.core.names import CLASSIFIER, ENSEMBLE
+from build_scripts.core.paths import PROJECT
 from tests.support import fake_triton
 from tests.support.fake_triton import TritonError
 from tests.support.servers import embedded, wait_for

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from build_scripts.convert.checkpoint import Checkpoint, serving_tokenizer
-from build_scripts.core.settings import SOURCE_REPOSITORY
+from build_scripts.core.paths import SOURCE_REPOSITORY
 from build_scripts.releases.default_model import pretrained_directory
 from tests.support import fake_triton
 from tests.support.checkpoints import make_tokenizer

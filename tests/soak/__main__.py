@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from build_scripts.core.settings import VARIABLE_PREFIX, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.options import VARIABLE_PREFIX
 
 
 def command(

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from build_scripts.core.settings import ENSEMBLE, Address
+from build_scripts.core.names import ENSEMBLE
+from build_scripts.core.options import Address
 from build_scripts.serving.client import text_input
 from tests.soak.hostile import GENERATE, INFER, MAX_REQUEST_BYTES, MAX_TEXT_BYTES
 from tests.soak.traffic import class_ids

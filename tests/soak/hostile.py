@@ -11,7 +11,7 @@ import json
 import struct
 from dataclasses import dataclass, field
 
-from build_scripts.core.settings import CLASSIFIER, ENSEMBLE
+from build_scripts.core.names import CLASSIFIER, ENSEMBLE
 
 GENERATE, INFER = f"/v2/models/{ENSEMBLE}/generate", f"/v2/models/{ENSEMBLE}/infer"
 CLASSIFIER_INFER = f"/v2/models/{CLASSIFIER}/infer"

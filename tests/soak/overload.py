@@ -10,7 +10,7 @@ import psutil
 
 from build_scripts.benchmarks import http_load
 from build_scripts.benchmarks.http_load import Answers
-from build_scripts.core.settings import Address
+from build_scripts.core.options import Address
 from tests.soak.hostile import INFER
 
 # Sixteen clients keep both cores busy. The flood sends twenty times as many requests as they are served, over twenty

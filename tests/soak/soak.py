@@ -22,7 +22,10 @@ from tqdm import tqdm
 
 from build_scripts.benchmarks.subprocesses import free_ports, running, wait_until
 from build_scripts.core import machine
-from build_scripts.core.settings import BUILD, CLASSIFIER, TOKENIZER, Address, BuildOptions, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.names import CLASSIFIER, TOKENIZER
+from build_scripts.core.options import Address, BuildOptions
+from build_scripts.core.paths import BUILD
 from build_scripts.releases.pipeline import build
 from build_scripts.serving.keep.health import probe
 from build_scripts.serving.start.installation import find_installation

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from build_scripts.benchmarks.http_load import Answers
-from build_scripts.core.settings import Address
+from build_scripts.core.options import Address
 from build_scripts.serving.keep.memory import GROWTH_BYTES, REQUEST_BYTES
 from tests.soak import attacks, traffic, under_attack
 from tests.soak.attacks import ATTACKS, Attack, Target, answers, infer_body, request

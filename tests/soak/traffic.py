@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from build_scripts.core.settings import CALIBRATION, DATA, Address
+from build_scripts.core.options import Address
+from build_scripts.core.paths import CALIBRATION, DATA
 from tests.soak.hostile import GENERATE, INFER, Hostile, hostile_requests
 
 CLIENTS, TIMEOUT_S = 16, 15.0

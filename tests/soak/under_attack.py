@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import psutil
 from tqdm import tqdm
 
-from build_scripts.core.settings import Address
+from build_scripts.core.options import Address
 from build_scripts.serving.keep.health import probe
 from build_scripts.serving.keep.memory import GROWTH_BYTES, HOLD_S, REQUEST_BYTES, private_bytes
 from tests.soak.attacks import ATTACKS, Attack, Target

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from build_scripts.core.settings import PROJECT
+from build_scripts.core.paths import PROJECT
 from tests.support.containers import NETWORK, Namespaces, run
 from tests.support.deploy_tools import PATH
 from tests.support.replica_load import LIMIT_S, TEXT

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from build_scripts.core.settings import BUILD
+from build_scripts.core.paths import BUILD
 
 TOOLS = BUILD / "deploy-tools"
 # Debian package -> a program of it.

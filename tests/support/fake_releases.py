@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from build_scripts.core.settings import ENSEMBLE
+from build_scripts.core.names import ENSEMBLE
 from build_scripts.releases import store
 
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from build_scripts.core.settings import PROJECT
+from build_scripts.core.paths import PROJECT
 
 LIMIT_S = 60
 

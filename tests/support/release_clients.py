@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import tritonclient.grpc as triton
 
-from build_scripts.core.settings import ENSEMBLE, BuildOptions, Models
+from build_scripts.core.names import ENSEMBLE, Models
+from build_scripts.core.options import BuildOptions
 from build_scripts.serving.client import text_input
 from tests.support.oracle import HuggingFace
 from tests.support.servers import RunningServer

@@ -16,7 +16,8 @@ from pathlib import Path
 import psutil
 
 from build_scripts.benchmarks.subprocesses import free_ports
-from build_scripts.core.settings import PROJECT, Address
+from build_scripts.core.options import Address
+from build_scripts.core.paths import PROJECT
 from build_scripts.serving.keep.health import wait_until_well
 from build_scripts.serving.keep.run_state import run_directory
 from build_scripts.serving.start.installation import embedded_wheel, find_installation, perf_analyzer_environment

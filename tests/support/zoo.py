@@ -16,7 +16,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedTokenizerBase
 
-from build_scripts.core.settings import PROJECT
+from build_scripts.core.paths import PROJECT
 from tests.support import checkpoints, pieces
 
 PACKED, PADDED, ALONE, REFUSED = "packed", "padded", "one text at a time", "refused"

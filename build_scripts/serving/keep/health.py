@@ -21,7 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from build_scripts.core.settings import ENSEMBLE, Address, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.names import ENSEMBLE
+from build_scripts.core.options import Address
 from build_scripts.serving.keep.local_http import open_url
 from build_scripts.serving.keep.run_state import RunState, read_state, since_beat
 

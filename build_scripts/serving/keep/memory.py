@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from build_scripts.core.machine import memory_limit
-from build_scripts.core.settings import CLASSIFIER
+from build_scripts.core.names import CLASSIFIER
 from build_scripts.serving.keep.monitor import cpu_seconds, waiting_requests
 from build_scripts.serving.start.tritonserver import TritonProcess
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import psutil
 
-from build_scripts.core.settings import CLASSIFIER, ENSEMBLE, is_cached, is_model_or_candidate
+from build_scripts.core.names import CLASSIFIER, ENSEMBLE, is_cached, is_model_or_candidate
 from build_scripts.serving.keep.local_http import open_url
 from build_scripts.serving.start.tritonserver import TritonProcess
 

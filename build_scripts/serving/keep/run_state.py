@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from build_scripts.core.settings import BUILD, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.paths import BUILD
 
 STATE_FILE, LOCK_FILE = "state.json", "lock"
 # Who asks whether a supervisor lives has hold of its lock for an instant.

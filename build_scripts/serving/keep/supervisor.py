@@ -20,7 +20,9 @@ from pathlib import Path
 
 import psutil
 
-from build_scripts.core.settings import ENSEMBLE, Address, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.names import ENSEMBLE
+from build_scripts.core.options import Address
 from build_scripts.releases.pipeline import require_release
 from build_scripts.releases.store import SWITCH_LOCK, is_package, names
 from build_scripts.serving.keep import health

@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from build_scripts.core.settings import ENSEMBLE, Address, Models, ServingError, is_model_or_candidate
+from build_scripts.core.errors import ServingError
+from build_scripts.core.names import ENSEMBLE, Models, is_model_or_candidate
+from build_scripts.core.options import Address
 from build_scripts.serving.keep import health
 from build_scripts.serving.keep.monitor import (
     CpuSeconds,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 
-from build_scripts.core.settings import ServingError
+from build_scripts.core.errors import ServingError
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 # An answer takes hundreds of bytes, with thousands of labels tens of thousands.

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from build_scripts.core.settings import BUILD, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.paths import BUILD
 from build_scripts.serving.start.plain_paths import plain
 
 PYTORCH_BACKEND = Path(__file__).resolve().parents[1] / "pytorch_backend"

@@ -13,7 +13,8 @@ from dataclasses import replace
 
 import psutil
 
-from build_scripts.core.settings import Address, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.options import Address
 
 # With 64 it never answers; each connection takes one more.
 FEWEST_FILES = 128

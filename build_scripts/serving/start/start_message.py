@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from build_scripts.core.machine import cpu_precisions, has_gpu
-from build_scripts.core.settings import ENSEMBLE, Address
+from build_scripts.core.names import ENSEMBLE
+from build_scripts.core.options import Address
 from build_scripts.releases.pipeline import require_release
 from build_scripts.releases.store import names
 from build_scripts.serving.start.installation import Installation

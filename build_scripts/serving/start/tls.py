@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from build_scripts.core.settings import ServingError
+from build_scripts.core.errors import ServingError
 
 
 @dataclass(frozen=True)

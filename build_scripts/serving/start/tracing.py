@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from build_scripts.core.settings import ServingError
+from build_scripts.core.errors import ServingError
 
 # A caller whose own trace goes on is always traced; of the others, one in so many.
 RATE = 1000

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from build_scripts.core.settings import ENSEMBLE, Address
+from build_scripts.core.names import ENSEMBLE
+from build_scripts.core.options import Address
 from build_scripts.serving.start.environment import passed_on, tuning
 from build_scripts.serving.start.installation import Installation
 from build_scripts.serving.start.plain_paths import plain

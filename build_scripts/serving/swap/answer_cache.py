@@ -18,7 +18,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from build_scripts.core.settings import CACHED
+from build_scripts.core.names import CACHED
 from build_scripts.releases.store import CONFIG
 from build_scripts.serving.swap.model_control import Control
 from build_scripts.serving.swap.staging import configured

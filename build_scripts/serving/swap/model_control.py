@@ -14,7 +14,8 @@ from google.protobuf.json_format import MessageToJson
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException
 
-from build_scripts.core.settings import CACHED, ENSEMBLE, Models, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.names import CACHED, ENSEMBLE, Models
 from build_scripts.serving.client import connect, is_overload, text_input
 from build_scripts.serving.keep.run_state import read_state
 from build_scripts.serving.start.tritonserver import CONTROL_HEADER, LOAD_LIMIT_S

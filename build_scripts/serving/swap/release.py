@@ -35,7 +35,9 @@ from pathlib import Path
 
 import psutil
 
-from build_scripts.core.settings import ENSEMBLE, BuildOptions, Models, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.names import ENSEMBLE, Models
+from build_scripts.core.options import BuildOptions
 from build_scripts.releases import store
 from build_scripts.releases.pipeline import build_release
 from build_scripts.releases.summary import print_build

@@ -11,7 +11,8 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from build_scripts.core.settings import Models, ServingError, is_cached, is_model_or_candidate
+from build_scripts.core.errors import ServingError
+from build_scripts.core.names import Models, is_cached, is_model_or_candidate
 from build_scripts.releases.named_classifiers import copy_model, read_config, renamed
 from build_scripts.releases.store import CONFIG
 from build_scripts.serving.swap.model_control import RELEASE_PARAMETER

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from build_scripts.core.settings import Address, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.options import Address
 from build_scripts.serving.keep.supervisor import MAX_DELAY_S, MAX_FAILED_STARTS, MAX_FAILURES, STABLE_S, Supervisor
 from build_scripts.serving.start.installation import Installation
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from build_scripts.core.settings import PROJECT
+from build_scripts.core.paths import PROJECT
 from build_scripts.serving.keep import health
 from build_scripts.serving.keep.memory import GROWTH_BYTES, private_bytes
 from build_scripts.serving.start.start_message import READY

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports
-from build_scripts.core.settings import PROJECT
+from build_scripts.core.paths import PROJECT
 from build_scripts.serving.keep import health, run_state
 from build_scripts.serving.keep.health import UNREADY, UNWELL, WELL, report
 from build_scripts.serving.keep.run_state import RunState, held, write_state

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports
-from build_scripts.core.settings import PROJECT, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.paths import PROJECT
 from build_scripts.serving.keep import run_state
 from build_scripts.serving.keep.run_state import RunState, held, read_state, run_directory, write_state
 

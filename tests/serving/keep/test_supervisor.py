@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports
-from build_scripts.core.settings import Address
+from build_scripts.core.options import Address
 from build_scripts.releases.store import CHECKSUMS, SWITCH_LOCK
 from build_scripts.serving.keep import health, run_state, supervisor
 from build_scripts.serving.keep.monitor import broken_process, last_error

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports
-from build_scripts.core.settings import Address
+from build_scripts.core.options import Address
 from build_scripts.serving.keep import monitor, watch
 from build_scripts.serving.keep.watch import Watch
 from build_scripts.serving.start.tritonserver import TritonProcess

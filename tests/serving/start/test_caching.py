@@ -8,7 +8,9 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from build_scripts.core.settings import ENSEMBLE, SOURCE_REPOSITORY, Models, ServingError, is_cached
+from build_scripts.core.errors import ServingError
+from build_scripts.core.names import ENSEMBLE, Models, is_cached
+from build_scripts.core.paths import SOURCE_REPOSITORY
 from build_scripts.serving.start.caching import cache_arguments
 from build_scripts.serving.swap.answer_cache import load_cached, through
 from build_scripts.serving.swap.staging import is_candidate

@@ -10,7 +10,8 @@ import subprocess
 import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports
-from build_scripts.core.settings import Address, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.options import Address
 from build_scripts.serving.start.ports import FEWEST_FILES, check_open_files, check_ports, listens, resolved
 
 PORTS = ("HTTP_PORT", "GRPC_PORT", "METRICS_PORT")

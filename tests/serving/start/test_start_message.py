@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from build_scripts.core.settings import Address
+from build_scripts.core.options import Address
 from build_scripts.serving.start import start_message
 from build_scripts.serving.start.installation import Installation
 

@@ -13,7 +13,10 @@ import psutil
 import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports
-from build_scripts.core.settings import ENSEMBLE, PROJECT, Address, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.names import ENSEMBLE
+from build_scripts.core.options import Address
+from build_scripts.core.paths import PROJECT
 from build_scripts.serving.start import installation
 from build_scripts.serving.start.environment import threads, tuning
 from build_scripts.serving.start.installation import (

@@ -18,7 +18,9 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from build_scripts.core.settings import CLASSIFIER, ENSEMBLE, TOKENIZER, BuildOptions, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.names import CLASSIFIER, ENSEMBLE, TOKENIZER
+from build_scripts.core.options import BuildOptions
 from build_scripts.releases.pipeline import build
 from build_scripts.releases.store import MANIFEST, live_release, releases_directory, staged, switch
 from build_scripts.serving.keep.health import wait_until_well

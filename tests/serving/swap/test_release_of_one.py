@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from build_scripts.core.settings import Models, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.names import Models
 from build_scripts.releases import store
 from build_scripts.releases.pipeline import update_sources
 from build_scripts.serving.swap import release as releasing

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from build_scripts.core.settings import SOURCE_REPOSITORY, Models, ServingError
+from build_scripts.core.errors import ServingError
+from build_scripts.core.names import Models
+from build_scripts.core.paths import SOURCE_REPOSITORY
 from build_scripts.serving.swap.staging import refuse_what_ends_the_server
 
 SETTING = 'parameters { key: "INTER_OP_THREAD_COUNT", value: { string_value: "2" } }\n'

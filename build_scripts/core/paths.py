@@ -1,0 +1,14 @@
+"""Where things lie in the project, each path once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[2]
+BUILD = PROJECT / "build"
+OURS = PROJECT / "build_scripts"
+DATA = OURS / "data"
+# The texts that a precision is compared on, unless the user names a file.
+CALIBRATION = DATA / "calibration.txt"
+SOURCE_REPOSITORY = PROJECT / "model_repository"
+PACKAGE = BUILD / "package"
