@@ -1,4 +1,4 @@
-"""Time the classifier file alone: against the machine's peak, Hugging Face and other runtimes, and as curves.
+"""Time the classifier file alone: against the machine's peak, Hugging Face and other runtimes.
 
     python -m build_scripts bench
 
@@ -17,9 +17,7 @@ from pathlib import Path
 import torch
 
 from build_scripts.benchmarks import report, runtimes
-from build_scripts.benchmarks.bench_curves import curves
-from build_scripts.benchmarks.bench_curves import section as curves_section
-from build_scripts.benchmarks.bench_report import HUGGING_FACE, PEAK_SHAPE, PRECISIONS, Measured, peak, sections
+from build_scripts.benchmarks.bench_report import HUGGING_FACE, PEAK_SHAPE, PRECISIONS, Measured, sections
 from build_scripts.benchmarks.flops import classifier_flops
 from build_scripts.benchmarks.timing import MOST_CALLS, ROUNDS, interleaved
 from build_scripts.convert.architectures import bert_parts
@@ -29,7 +27,6 @@ from build_scripts.core.errors import ServingError
 from build_scripts.core.machine import cores, cpu_precisions
 from build_scripts.core.paths import BUILD
 from build_scripts.graph.packed_linear import PackedLinear
-from build_scripts.graph.parts import BertParts
 from build_scripts.releases.default_model import demo_checkpoint
 from build_scripts.releases.hub import resolve
 
@@ -57,7 +54,6 @@ def bench(model: str, max_length: int | None, seconds: float) -> Path:
             files["fp16"] = OUTPUT / "model.fp16.pt"
             export(checkpoint, "fp16", files["fp16"])
         native = {precision: files[precision] for precision in cpu_precisions() if precision in files}
-        growth = [] if parts is None else growth_of(checkpoint, parts, native, measured)
     batches = {one.name: random_batch(checkpoint, one.lengths) for one in measured}
     try:
         beside = runtimes.section(runtimes.measure(native, checkpoint, batches, OUTPUT), batches)
@@ -74,20 +70,9 @@ def bench(model: str, max_length: int | None, seconds: float) -> Path:
         concurrency=f"one call at a time on {torch.get_num_threads()} threads, no server",
         measured=f"up to {ROUNDS * MOST_CALLS} calls of each; all variants of a batch take turns",
     )
-    text = "\n\n".join(
-        ["# The classifier file alone", facts, *sections(measured, checkpoint.max_length), *beside, *growth]
-    )
+    text = "\n\n".join(["# The classifier file alone", facts, *sections(measured, checkpoint.max_length), *beside])
     print(text)
     return report.write(OUTPUT, text)
-
-
-def growth_of(checkpoint: Checkpoint, parts: BertParts, files: dict[str, Path], measured: list[Measured]) -> list[str]:
-    """The curves' section; the chart lies beside the report. files: one in every precision that the CPU computes."""
-    loaded = {precision: torch.jit.load(str(file)).eval() for precision, file in files.items()}
-    # fp16 weights are multiplied in fp32.
-    peaks = {name: peak(measured, "bf16" if name == "bf16" else "fp32") for name in loaded}
-    found = curves(loaded, parts, lambda batch: random_batch(checkpoint, batch), checkpoint.max_length, peaks)
-    return curves_section(found, OUTPUT / "curves")
 
 
 def checkpoint_directory(model: str) -> Path:

@@ -39,17 +39,6 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One panel: milliseconds of each variant at every value, and what they would be at the machine's peak."""
-
-    title: str
-    unit: str
-    values: Sequence[int]
-    ms: dict[str, list[float]]
-    roofline: dict[str, list[float]]
-
-
-@dataclass(frozen=True)
 class Bars:
     """One panel of horizontal bars: values and what is written behind them, one a service."""
 
@@ -143,22 +132,6 @@ def bar_chart(file: Path, services: Sequence[str], colors: Sequence[str], panels
         axis.set_xlim(0, 1.35 * max(bars.values))  # room for the notes
     for unused in axes[len(panels) :]:
         unused.remove()
-    _save(figure, file)
-
-
-def curve_chart(file: Path, curves: Sequence[Curve]) -> None:
-    """Milliseconds over what varies, both logarithmic, beside the roofline in dashes; writes file.png and file.svg."""
-    figure, panels = _figure(1, len(curves))
-    for panel, curve in zip(panels, curves):
-        for (name, ms), color in zip(curve.ms.items(), (BLUE, ORANGE, GREEN)):
-            panel.loglog(curve.values, ms, "o-", color=color, markersize=4, label=name)
-            panel.loglog(curve.values, curve.roofline[name], "--", color=color, linewidth=1)
-        panel.set(title=curve.title, xlabel=curve.unit, ylabel="milliseconds")
-        panel.set_xticks(list(curve.values), [f"{value:,}" for value in curve.values])
-        panel.minorticks_off()
-        panel.grid(alpha=0.25)
-    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside upper right", ncols=3)
-    figure.supxlabel("Dashes: the same operations at the machine's peak", fontsize=9, color="#444444")
     _save(figure, file)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from build_scripts.benchmarks import bench, bench_curves, bench_report, timing
+from build_scripts.benchmarks import bench, bench_report, timing
 from build_scripts.benchmarks.flops import classifier_flops
 from build_scripts.convert.architectures import bert_parts
 from build_scripts.graph.packed_bert import PackedBert
@@ -95,33 +95,3 @@ def test_the_share_of_the_peak_is_speed_over_the_fastest_product():
     assert len(tables) == 3
     for lines in tables:
         assert len({line.count("|") for line in lines}) == 1
-
-
-@pytest.mark.slow
-def test_curves_go_over_what_varies_beside_the_operations_at_the_peak(subject, monkeypatch, tmp_path):
-    own = subject("bert")
-    parts = bert_parts(own.model)
-    shapes = []
-
-    def timed(runs, title):
-        outputs = {name: run() for name, run in runs.items()}
-        shapes.append(outputs["fp32"][1].shape)
-        return dict.fromkeys(runs, 2.0)
-
-    monkeypatch.setattr(bench_curves, "medians", timed)
-    monkeypatch.setattr(bench_curves, "LABELS", (2, 30))
-    with torch.inference_mode():
-        found = bench_curves.curves(
-            {"fp32": own.exported}, parts, lambda batch: bench.random_batch(own.checkpoint, batch), 100, {"fp32": 1e9}
-        )
-    assert [list(curve.values) for curve in found] == [[8, 16, 32, 64], [1, 2, 4, 8, 16, 32, 64], [2, 30]]
-    assert [list(shape) for shape in shapes] == [
-        *([1, 6] for _ in range(4)), *([texts, 6] for texts in (1, 2, 4, 8, 16, 32, 64)), [1, 2], [1, 30],
-    ]  # fmt: skip
-    for length, ms in zip(found[0].values, found[0].roofline["fp32"]):
-        assert ms == pytest.approx(classifier_flops(parts, [length]) / 1e6)
-    assert found[2].roofline["fp32"][1] - found[2].roofline["fp32"][0] == pytest.approx(2 * 32 * 28 / 1e6)
-    text = "\n\n".join(bench_curves.section(found, tmp_path / "curves"))
-    assert (tmp_path / "curves.svg").is_file()
-    assert "curves.svg" in text
-    assert f"| 8 | 2.00 ({found[0].roofline['fp32'][0] / 2:.0%}) |" in text
