@@ -9,7 +9,6 @@ short texts overtake (`schedule` says which, `worker` does it; a GPU is done wit
 """
 
 import contextlib
-import ctypes
 import itertools
 import json
 import os
@@ -23,6 +22,7 @@ import triton_python_backend_utils as pb_utils
 
 # First in line: what lies beside this file is meant, whatever the environment has installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from heap import keep_large_blocks
 from model_config import DTYPES, boolean, device_of, positional, read_parameters, set_threads
 from openmp import releaser
 from schedule import Entry, Schedule
@@ -35,10 +35,6 @@ FILLING_SHARE, FILLING_LIMIT_S = 0.15, 0.004
 # a refusal took 3 ms at the median and 16 at the 99th percentile, instead of 8 and 28, and 6 to 12 % fewer requests
 # were served meanwhile. Without overload nothing changed, at 1, 4 and 16 clients.
 NICE = 5
-# By itself glibc gives the large tensors of a long text back to the system after each use and asks for them again: a
-# text of 512 tokens took 1.45 times as long in bf16, 1.05 times in fp32. So blocks of up to 32 MiB, glibc's own limit,
-# stay in the heap, and the heap does not shrink by itself. Names and numbers are those of mallopt, <malloc.h>.
-MALLOPT = {"M_MMAP_THRESHOLD": (-3, 32 << 20), "M_TRIM_THRESHOLD": (-1, 2**31 - 1)}
 # How often all that is free goes back, which takes 20 ms. Without it a rare large batch leaves its holes for good:
 # after 11,000 and 45,000 requests in mixed batches 598 and 638 MiB; with it 577 and 591, at the same speed.
 TRIM_INTERVAL_S = 10.0
@@ -73,10 +69,7 @@ class TritonPythonModel:
             self.worker = Worker(
                 Schedule(self.max_batch_size), gauge, self.compute, self.respond, self.pause, self.release
             )
-        libc = ctypes.CDLL(None)  # glibc; tritonserver runs on nothing else
-        for number, value in MALLOPT.values():
-            libc.mallopt(number, value)
-        self.trim_heap = libc.malloc_trim
+        self.trim_heap = keep_large_blocks().malloc_trim
         self.next_trim = time.monotonic() + TRIM_INTERVAL_S
 
     def finalize(self):
