@@ -106,7 +106,7 @@ def serve(
     """Build if needed, then run and supervise a real tritonserver in the foreground."""
     from build_scripts.releases.pipeline import build, update_sources
     from build_scripts.releases.store import is_package, locked, names
-    from build_scripts.serving.keep.run_state import held
+    from build_scripts.serving.keep.run_directory import held
     from build_scripts.serving.keep.supervisor import serve as run
     from build_scripts.serving.start.caching import cache_arguments
     from build_scripts.serving.start.installation import find_installation

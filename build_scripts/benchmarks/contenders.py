@@ -91,7 +91,7 @@ def ensemble(
     log.unlink(missing_ok=True)
     server = launch(installation, [repository], address, secrets.token_hex(16), log)
     try:
-        subprocesses.wait_until(lambda: health.probe(address.http_url, 2.0).well, server.poll, log, START_LIMIT_S)
+        subprocesses.wait_until(lambda: health.probe(address.http_url, 2.0).healthy, server.poll, log, START_LIMIT_S)
         yield Service(
             name,
             address.http_port,

@@ -75,7 +75,7 @@ def served_release(state: RunState) -> Path:
 @contextlib.contextmanager
 def server(options: BuildOptions, address: Address) -> Iterator[Address]:
     """The address of the server that runs on `address`, or of one that runs until the block ends."""
-    if health.probe(address.http_url, 5.0).well:
+    if health.probe(address.http_url, 5.0).healthy:
         state = read_state(address.http_port)
         served = read_manifest(served_release(state))["checkpoint"]
         if options.model and served != options.model:

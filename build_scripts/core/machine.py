@@ -51,14 +51,6 @@ def cpu_quota(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> float | None:
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
-def memory_limit(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> int:
-    """Bytes of memory that this process and its neighbours may take: the machine's, or what its cgroups grant."""
-    name = {2: "memory.max", 1: "memory.limit_in_bytes"}
-    found = [" ".join(_lines(group / name[version])) for version, group in _groups("memory", root, own)]
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([machine, *(int(limit) for limit in found if limit.isdigit())])
-
-
 def _groups(controller: str, root: Path, own: Path) -> Iterator[tuple[int, Path]]:
     """The cgroups that may limit this process, each with the version of its files.
 

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import psutil
 import pytest
 
 from build_scripts.core import machine
@@ -77,21 +76,3 @@ def test_threads_that_wait_for_each_other_leave_the_cores_to_others_soon_unless_
         [sys.executable, "-c", command], env={**others, **own}, cwd=PROJECT, capture_output=True, text=True, check=True
     )
     assert run.stdout.split() == [spins, "False"]
-
-
-@pytest.mark.parametrize(
-    ("own", "files", "limit"),
-    [
-        ("0::/\n", {"memory.max": "1610612736\n"}, 1536 << 20),
-        ("0::/a/b\n", {"a/b/memory.max": "max\n", "a/memory.max": "1048576\n"}, 1 << 20),
-        ("4:memory:/pod1\n", {"memory/pod1/memory.limit_in_bytes": "2097152\n"}, 2 << 20),
-    ],
-)
-def test_the_tightest_memory_limit_is_found(tmp_path, own, files, limit):
-    assert machine.memory_limit(*layout(tmp_path, own, files)) == limit
-
-
-@pytest.mark.parametrize("unlimited", ["max\n", "9223372036854771712\n", ""])
-def test_without_a_limit_memory_is_the_machines(tmp_path, unlimited):
-    physical = psutil.virtual_memory().total
-    assert machine.memory_limit(*layout(tmp_path, "0::/\n", {"memory.max": unlimited})) == physical

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports, listens
-from build_scripts.serving.keep.health import wait_until_well
+from build_scripts.serving.keep.health import wait_until_healthy
 from build_scripts.serving.start.installation import find_installation
 from tests.support.containers import run
 from tests.support.deploy_tools import need, tool
@@ -128,7 +128,7 @@ def test_a_plain_tritonserver_loads_all_of_what_kserve_downloads_from_a_bucket(p
         )
     url = f"http://127.0.0.1:{http}"
     try:
-        wait_for(lambda: wait_until_well(url, 1.0).well, 90, (tmp_path / "log").read_text())
+        wait_for(lambda: wait_until_healthy(url, 1.0).healthy, 90, (tmp_path / "log").read_text())
         status, body = post(f"{url}/v2/models/text_classifier/generate", {"TEXT": TEXT})
         assert (status, json.loads(body)["CLASS_ID"]) == (200, CLASS_ID)
     finally:

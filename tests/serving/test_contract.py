@@ -261,7 +261,7 @@ def test_health_exits_0_on_a_server_that_answers(default_server):
     command = ["build_scripts", "health", "--http-port", str(default_server.address.http_port)]
     for arguments in (command, ["build_scripts.serving.keep.health", "--url", default_server.http]):
         done = subprocess.run([sys.executable, "-m", *arguments], cwd=PROJECT, capture_output=True, text=True)
-        assert (done.returncode, done.stdout[:5]) == (0, "well:")
+        assert (done.returncode, done.stdout[:8]) == (0, "healthy:")
 
 
 def test_only_this_machine_is_listened_to(default_server):

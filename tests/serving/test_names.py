@@ -16,7 +16,7 @@ from build_scripts.core.errors import ServingError
 from build_scripts.core.names import Models
 from build_scripts.releases.pipeline import build
 from build_scripts.serving.client import classify, inputs
-from build_scripts.serving.keep.health import WELL, report
+from build_scripts.serving.keep.health import HEALTHY, report
 from build_scripts.serving.swap.release import release, rollback, status
 from tests.support.checkpoints import make_checkpoint
 from tests.support.release_clients import TEXTS, TOLERANCE, Clients, Release
@@ -48,7 +48,7 @@ def server(checkpoints, tmp_path_factory) -> Iterator[RunningServer]:
         build(options(checkpoints[name], repository, name))
     arguments = ["--model", checkpoints["text_classifier"].options.model, "--precision", "fp32"]
     with running(repository, directory / "output.txt", *arguments) as server:
-        wait_for(lambda: report(server.http, 2.0, live=False)[0] == WELL, RECOVERED_WITHIN_S, server.said())
+        wait_for(lambda: report(server.http, 2.0, live=False)[0] == HEALTHY, RECOVERED_WITHIN_S, server.said())
         yield server
 
 
@@ -168,7 +168,7 @@ def test_a_classifier_joins_a_running_server_and_is_there_after_a_restart(server
     killed.send_signal(signal.SIGKILL)
     wait_for(lambda: "inference of new fails; restarting" in server.said(), 10, server.said())
     time.sleep(0.5)  # the server that is replaced is gone
-    wait_for(lambda: report(server.http, 2.0, live=False)[0] == WELL, RECOVERED_WITHIN_S, server.said())
+    wait_for(lambda: report(server.http, 2.0, live=False)[0] == HEALTHY, RECOVERED_WITHIN_S, server.said())
     for name in (*SERVED, "new"):
         assert label_of(server, name).startswith(name)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 
-from build_scripts.serving.keep.run_state import run_directory
+from build_scripts.serving.keep.run_directory import run_directory
 from build_scripts.serving.start.environment import NAMES, passed_on
 
 

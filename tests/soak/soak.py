@@ -59,7 +59,7 @@ def soak(model: str, max_length: int | None, duration_s: float) -> bool:
     ]
     log = directory / "server.log"
     with running("build_scripts", arguments, log) as process:
-        wait_until(lambda: probe(address.http_url, 1).well, process.poll, log, 120)
+        wait_until(lambda: probe(address.http_url, 1).healthy, process.poll, log, 120)
         course = drive(process.pid, address, traffic, duration_s)
     text = report(course, duration_s)
     (directory / "report.md").write_text(text, encoding="utf-8")
@@ -138,7 +138,7 @@ def kill_one(supervisor: int, address: Address, findings: Findings, victim: str,
     findings.window_until = began + RECOVERY_LIMIT_S
     process.send_signal(number)
     time.sleep(1.5)  # a stopped process still answers what it had begun
-    while time.monotonic() - began < RECOVERY_LIMIT_S and not probe(address.http_url, 1.0).well:
+    while time.monotonic() - began < RECOVERY_LIMIT_S and not probe(address.http_url, 1.0).healthy:
         time.sleep(0.05)
     took = time.monotonic() - began
     findings.recoveries.append((f"{victim.strip('/')} {number.name}", took))

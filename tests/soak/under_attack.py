@@ -84,7 +84,7 @@ def attack_one(
 def silence(target: Target) -> float:
     """Wait for an answer, RECOVERY_LIMIT_S at most; the seconds that it took."""
     began = time.monotonic()
-    while not probe(target.address.http_url, 1.0).well and time.monotonic() - began <= RECOVERY_LIMIT_S:
+    while not probe(target.address.http_url, 1.0).healthy and time.monotonic() - began <= RECOVERY_LIMIT_S:
         time.sleep(0.05)
     return time.monotonic() - began
 

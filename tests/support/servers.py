@@ -18,8 +18,8 @@ import psutil
 from build_scripts.benchmarks.subprocesses import free_ports
 from build_scripts.core.options import Address
 from build_scripts.core.paths import PROJECT
-from build_scripts.serving.keep.health import wait_until_well
-from build_scripts.serving.keep.run_state import run_directory
+from build_scripts.serving.keep.health import wait_until_healthy
+from build_scripts.serving.keep.run_directory import run_directory
 from build_scripts.serving.start.installation import embedded_wheel, find_installation, perf_analyzer_environment
 
 START_LIMIT_S = 120.0
@@ -112,7 +112,7 @@ def running(repository: Path, output: Path, *arguments: str, within: Sequence[st
     server = start(repository, output, *arguments, within=within)
     try:
         deadline = time.monotonic() + START_LIMIT_S
-        while not wait_until_well(server.http, 1.0).well:
+        while not wait_until_healthy(server.http, 1.0).healthy:
             assert server.process.poll() is None, server.said()
             assert time.monotonic() < deadline, server.said()
         yield server

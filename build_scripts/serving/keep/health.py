@@ -24,12 +24,13 @@ from urllib.parse import urlsplit
 from build_scripts.core.errors import ServingError
 from build_scripts.core.names import ENSEMBLE
 from build_scripts.core.options import Address
+from build_scripts.serving.keep.heartbeat import since_beat
 from build_scripts.serving.keep.local_http import open_url
-from build_scripts.serving.keep.run_state import RunState, read_state, since_beat
+from build_scripts.serving.keep.run_state import RunState, read_state
 
 PROBE_TEXT = "health"
 # Exit codes. UNREADY: it lives, and is not to be sent requests now. (2 is that of a wrong command line.)
-WELL, UNWELL, UNREADY = 0, 1, 3
+HEALTHY, UNHEALTHY, UNREADY = 0, 1, 3
 # A supervisor gives a sign of life many times a second; while it stops a server, none for EXIT_TIMEOUT_S and a little.
 BEAT_LIMIT_S = 30.0
 
@@ -38,7 +39,7 @@ BEAT_LIMIT_S = 30.0
 class Health:
     """overloaded: the server lives and refuses, because too many requests wait."""
 
-    well: bool
+    healthy: bool
     reason: str
     overloaded: bool = False
 
@@ -59,14 +60,14 @@ def probe(url: str, timeout_s: float, name: str = ENSEMBLE) -> Health:
         return Health(False, f"not an answer of {name}: {error!r}")
 
 
-def wait_until_well(url: str, timeout_s: float, name: str = ENSEMBLE) -> Health:
+def wait_until_healthy(url: str, timeout_s: float, name: str = ENSEMBLE) -> Health:
     """Probe until an inference answers or the time is over; returns the last finding, or a refusal if there was one."""
     deadline, refusal = time.monotonic() + timeout_s, None
     while True:
         health = probe(url, max(0.1, deadline - time.monotonic()), name)
         refusal = health if health.overloaded else refusal
-        if health.well or time.monotonic() >= deadline:
-            return health if health.well else refusal or health
+        if health.healthy or time.monotonic() >= deadline:
+            return health if health.healthy else refusal or health
         time.sleep(0.05)
 
 
@@ -74,24 +75,24 @@ def report(url: str, timeout_s: float, *, live: bool, names: Sequence[str] = ())
     """The exit code and the line that a probe gives. The line names the classifiers that are not well.
 
     names: the classifiers to ask; if there are none, all that a supervised server has, else the default.
-    live: WELL, not UNREADY, for a server that lives. One whose supervisor is at work does, even while it loads or is
+    live: HEALTHY, not UNREADY, for a server that lives. One whose supervisor is at work does, even while it loads or is
     started again: who kills them both then only makes it take longer.
     """
     state, silence_s = _supervised(url)
     if live and state and silence_s < BEAT_LIMIT_S:
-        return WELL, f"alive: its supervisor, process {state.pid}, is at work"
+        return HEALTHY, f"alive: its supervisor, process {state.pid}, is at work"
     if not live and state and state.draining:
         return UNREADY, "draining: it is about to stop, and still answers"
     names = names or list(state.releases if state else ()) or [ENSEMBLE]
     with ThreadPoolExecutor(len(names)) as pool:  # at once, so that one that hangs takes no time from the others
-        found = dict(zip(names, pool.map(lambda name: wait_until_well(url, timeout_s, name), names)))
-    unwell = {name: one for name, one in found.items() if not (one.well or one.overloaded)}
+        found = dict(zip(names, pool.map(lambda name: wait_until_healthy(url, timeout_s, name), names)))
+    unwell = {name: one for name, one in found.items() if not (one.healthy or one.overloaded)}
     overloaded = {name: one for name, one in found.items() if one.overloaded}
     if unwell:
-        return UNWELL, f"not well: {_reasons(unwell, names)}"
+        return UNHEALTHY, f"not healthy: {_reasons(unwell, names)}"
     if overloaded:
-        return (WELL if live else UNREADY), f"overloaded: {_reasons(overloaded, names)}"
-    return WELL, f"well: {_reasons(found, names)}"
+        return (HEALTHY if live else UNREADY), f"overloaded: {_reasons(overloaded, names)}"
+    return HEALTHY, f"healthy: {_reasons(found, names)}"
 
 
 def _reasons(found: dict[str, Health], asked: Sequence[str]) -> str:
@@ -123,13 +124,13 @@ def _message(error: urllib.error.HTTPError) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=f"Exit {WELL} if a real inference answers, {UNREADY} if the server lives but is not to be sent "
-        f"requests (overloaded, draining), {UNWELL} otherwise.",
+        description=f"Exit {HEALTHY} if a real inference answers, {UNREADY} if the server lives but is not to be sent "
+        f"requests (overloaded, draining), {UNHEALTHY} otherwise.",
         epilog="Example: python -m build_scripts.serving.keep.health --url http://127.0.0.1:9000 --live",
     )
     parser.add_argument("--url", default=Address().http_url)
     parser.add_argument("--timeout", type=float, default=2.0, help="seconds (default: 2)")
-    parser.add_argument("--live", action="store_true", help=f"exit {WELL} as long as it lives, for a liveness probe")
+    parser.add_argument("--live", action="store_true", help=f"exit {HEALTHY} as long as it lives, for a liveness probe")
     parser.add_argument("--name", action="append", default=[], help="a classifier to ask; default: all there are")
     arguments = parser.parse_args()
     code, line = report(arguments.url, arguments.timeout, live=arguments.live, names=arguments.name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import time
 
-from build_scripts.serving.keep.monitor import cpu_seconds
+from build_scripts.serving.keep.processes import cpu_seconds
 from build_scripts.serving.start.tritonserver import EXIT_TIMEOUT_S, TritonProcess
 
 # A server that computed nothing for so long has nothing in flight that will be answered. (A client that takes longer

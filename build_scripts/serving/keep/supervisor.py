@@ -26,10 +26,11 @@ from build_scripts.core.options import Address
 from build_scripts.releases.pipeline import require_release
 from build_scripts.releases.store import SWITCH_LOCK, is_package, names
 from build_scripts.serving.keep import health
+from build_scripts.serving.keep.heartbeat import beat
 from build_scripts.serving.keep.local_http import open_url
-from build_scripts.serving.keep.memory import MemoryWatch
-from build_scripts.serving.keep.monitor import broken_process, last_error
-from build_scripts.serving.keep.run_state import RunState, beat, write_state
+from build_scripts.serving.keep.processes import broken_process
+from build_scripts.serving.keep.run_state import RunState, write_state
+from build_scripts.serving.keep.server_log import last_error
 from build_scripts.serving.keep.shutdown import stop as stop_server
 from build_scripts.serving.keep.watch import PROBE_TIMEOUT_S, Watch, interruptible
 from build_scripts.serving.start.installation import Installation
@@ -130,7 +131,7 @@ class Supervisor:
         first = True
         while not self.stop.is_set():
             failed_at = time.monotonic()
-            with self.started() as server, MemoryWatch(server, self.address.metrics_address) as memory:
+            with self.started() as server:
                 failure = self.wait_until_ready(server)
                 ready_at = time.monotonic() if failure is None else None
                 if failure is None and not self.stop.is_set():
@@ -147,9 +148,9 @@ class Supervisor:
                     say("stopped")
                     return 0
                 if first and ready_at is None:
-                    raise ServingError(memory.reason or failure)
+                    raise ServingError(failure)
                 first = False
-                delay = self.back_off(memory.reason or failure, ready_at)
+                delay = self.back_off(failure, ready_at)
             beat(self.address.http_port)
             self.stop.wait(delay)
         return 0  # stopped while no server ran
@@ -215,7 +216,7 @@ class Supervisor:
 
     def answers(self, name: str) -> bool:
         found = interruptible(self.stop, health.probe, self.address.http_url, PROBE_TIMEOUT_S, name)
-        return found is not None and found.well
+        return found is not None and found.healthy
 
     def start_to_cache(self, start_answer_cache: StartAnswerCache) -> None:
         """Switch the response cache on. If that fails the server answers as before, without a cache."""
@@ -229,7 +230,7 @@ class Supervisor:
         url = self.address.http_url
         for name in self.releases:
             warm_up(url, name)
-        well = all(health.wait_until_well(url, LOAD_LIMIT_S, name).well for name in self.releases)
+        well = all(health.wait_until_healthy(url, LOAD_LIMIT_S, name).healthy for name in self.releases)
         if well and not (self.stop.is_set() or self.draining):
             print(start_message(self.installation, self.repository, self.address), flush=True)
 

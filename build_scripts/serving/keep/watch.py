@@ -18,15 +18,10 @@ from build_scripts.core.errors import ServingError
 from build_scripts.core.names import ENSEMBLE, Models, is_model_or_candidate
 from build_scripts.core.options import Address
 from build_scripts.serving.keep import health
-from build_scripts.serving.keep.monitor import (
-    CpuSeconds,
-    Executions,
-    broken_process,
-    cpu_seconds,
-    executions,
-    success_count,
-)
-from build_scripts.serving.keep.run_state import beat, read_state
+from build_scripts.serving.keep.counters import Executions, executions, success_count
+from build_scripts.serving.keep.heartbeat import beat
+from build_scripts.serving.keep.processes import CpuSeconds, broken_process, cpu_seconds
+from build_scripts.serving.keep.run_state import read_state
 from build_scripts.serving.start.tritonserver import TritonProcess
 
 # A killed process fails the next probe at once; a hung one costs PROBE_TIMEOUT_S. Both are noticed within 2 s.
@@ -94,7 +89,7 @@ class Watch:
         found = interruptible(self.stop, health.probe, self.url, PROBE_TIMEOUT_S, name)
         if found is None:
             return None
-        if found.well:
+        if found.healthy:
             self.next()
             return None
         if broken_process(self.server) not in (broken, None):  # since the probe began: the next look tells
@@ -120,7 +115,9 @@ class Watch:
 
     def first_ill(self) -> str | None:
         """The first classifier that does not answer, in words."""
-        return next((self.inference(name) for name in self.names if not health.probe(self.url, 0.3, name).well), None)
+        return next(
+            (self.inference(name) for name in self.names if not health.probe(self.url, 0.3, name).healthy), None
+        )
 
     def inference(self, name: str) -> str:
         return "inference" if self.names == [ENSEMBLE] else f"inference of {name}"

@@ -41,8 +41,7 @@ from build_scripts.core.options import BuildOptions
 from build_scripts.releases import store
 from build_scripts.releases.pipeline import build_release
 from build_scripts.releases.summary import print_build
-from build_scripts.serving.keep.memory import MIB, private_bytes
-from build_scripts.serving.keep.monitor import model_of
+from build_scripts.serving.keep.processes import MIB, model_of, private_bytes
 from build_scripts.serving.keep.run_state import write_state
 from build_scripts.serving.swap.answer_cache import load_cached
 from build_scripts.serving.swap.model_control import Control, Running

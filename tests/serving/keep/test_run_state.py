@@ -13,8 +13,9 @@ import pytest
 from build_scripts.benchmarks.subprocesses import free_ports
 from build_scripts.core.errors import ServingError
 from build_scripts.core.paths import PROJECT
-from build_scripts.serving.keep import run_state
-from build_scripts.serving.keep.run_state import RunState, held, read_state, run_directory, write_state
+from build_scripts.serving.keep import run_directory
+from build_scripts.serving.keep.run_directory import STATE_FILE, held
+from build_scripts.serving.keep.run_state import RunState, read_state, write_state
 
 STATE = RunState(
     os.getpid(),
@@ -31,7 +32,7 @@ STATE = RunState(
 @pytest.fixture(autouse=True)
 def port(monkeypatch, tmp_path) -> int:
     """Of a run directory that is the test's own."""
-    monkeypatch.setattr(run_state, "BUILD", tmp_path)
+    monkeypatch.setattr(run_directory, "BUILD", tmp_path)
     return free_ports(1)[0]
 
 
@@ -41,7 +42,7 @@ def test_the_state_is_read_while_its_supervisor_lives(port):
         assert read_state(port) == STATE
     with pytest.raises(ServingError, match=f"no server of `make serve` runs on HTTP_PORT={port}"):
         read_state(port)
-    assert not (run_directory(port) / run_state.STATE_FILE).exists()
+    assert not (run_directory.run_directory(port) / STATE_FILE).exists()
 
 
 def test_a_state_without_its_supervisor_is_not_believed(port):
@@ -67,9 +68,9 @@ def holder(port, tmp_path) -> Iterator[subprocess.Popen]:
     code = f"""
 import sys, time
 from pathlib import Path
-from build_scripts.serving.keep import run_state
-run_state.BUILD = Path({str(tmp_path)!r})
-with run_state.held({port}):
+from build_scripts.serving.keep import run_directory
+run_directory.BUILD = Path({str(tmp_path)!r})
+with run_directory.held({port}):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -98,7 +99,7 @@ def test_nobody_else_may_read_the_directory(port):
     try:
         with held(port) as directory:
             write_state(port, STATE)
-            modes = {path.name: path.stat().st_mode & 0o077 for path in (directory, directory / run_state.STATE_FILE)}
+            modes = {path.name: path.stat().st_mode & 0o077 for path in (directory, directory / STATE_FILE)}
     finally:
         os.umask(old)
     assert set(modes.values()) == {0}, modes

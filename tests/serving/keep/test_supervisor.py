@@ -16,8 +16,9 @@ import pytest
 from build_scripts.benchmarks.subprocesses import free_ports
 from build_scripts.core.options import Address
 from build_scripts.releases.store import CHECKSUMS, SWITCH_LOCK
-from build_scripts.serving.keep import health, run_state, supervisor
-from build_scripts.serving.keep.monitor import broken_process, last_error
+from build_scripts.serving.keep import health, run_directory, run_state, supervisor
+from build_scripts.serving.keep.processes import broken_process
+from build_scripts.serving.keep.server_log import last_error
 from build_scripts.serving.keep.supervisor import MAX_FAILURES, Supervisor
 from build_scripts.serving.start.installation import Installation
 from build_scripts.serving.start.tritonserver import TritonProcess
@@ -52,14 +53,14 @@ def launched(monkeypatch, process, tmp_path) -> list[TritonProcess]:
     monkeypatch.setattr(supervisor, "launch", launch)
     monkeypatch.setattr(supervisor, "listens", lambda *_: True)  # the stand-in's HTTP side is another process
     monkeypatch.setattr(supervisor, "require_release", lambda *_: {"release": "0123456789ab"})
-    monkeypatch.setattr(run_state, "BUILD", tmp_path)
+    monkeypatch.setattr(run_directory, "BUILD", tmp_path)
     monkeypatch.setattr(Supervisor, "announce", lambda _: None)
     return servers
 
 
 def test_nothing_is_started_after_a_stop(supervisor_of, launched):
     stopped = supervisor_of(free_ports(1)[0])
-    run_state.run_directory(stopped.address.http_port).mkdir(parents=True)
+    run_directory.run_directory(stopped.address.http_port).mkdir(parents=True)
     stopped.stop.set()
     assert stopped.run() == 0
     assert launched == []
@@ -73,7 +74,7 @@ def waiting(supervisor_of, frontend, launched, monkeypatch) -> Iterator[tuple[Su
     monkeypatch.setattr(supervisor, "MAX_DELAY_S", 60.0)
     running = supervisor_of(frontend(200, 500).server_port)
     running.failures = MAX_FAILURES - 2
-    run_state.run_directory(running.address.http_port).mkdir(parents=True)
+    run_directory.run_directory(running.address.http_port).mkdir(parents=True)
     with in_background(running.run, stop=running.stop) as ending:
         reason = "inference fails: HTTP 500: stub is not healthy"
         wait_for(lambda: f"{reason}; restarting in 60 s" in said, ENDS_WITHIN_S, said)
@@ -96,7 +97,7 @@ def test_no_release_is_switched_from_before_a_server_starts_until_it_answers(
     supervisor_of, frontend, launched, tmp_path, monkeypatch
 ):
     starting, free_at_reading = supervisor_of(frontend(200).server_port), []
-    run_state.run_directory(starting.address.http_port).mkdir(parents=True)
+    run_directory.run_directory(starting.address.http_port).mkdir(parents=True)
     with (tmp_path / SWITCH_LOCK).open("a") as lock:
 
         def free(kind: int) -> bool:
@@ -127,7 +128,7 @@ def test_a_package_is_served_without_a_lock_in_it(supervisor_of, launched, tmp_p
     starting.repository = tmp_path / "package"
     starting.repository.mkdir()
     (starting.repository / CHECKSUMS).touch()
-    run_state.run_directory(starting.address.http_port).mkdir(parents=True)
+    run_directory.run_directory(starting.address.http_port).mkdir(parents=True)
     with starting.started():
         assert [path.name for path in starting.repository.iterdir()] == [CHECKSUMS]
 
@@ -178,7 +179,7 @@ def draining(supervisor_of, frontend, launched) -> Iterator[tuple[Supervisor, Fr
     front = frontend(200)
     running = supervisor_of(front.server_port, 60.0)
     with (
-        run_state.held(front.server_port),
+        run_directory.held(front.server_port),
         in_background(running.run, stop=running.stop) as ending,
     ):
         wait_for(lambda: front.asked > 1, ENDS_WITHIN_S, "not watched")
@@ -191,8 +192,8 @@ def test_a_drain_fails_readiness_while_requests_are_answered(draining):
     _, front, ending = draining
     url = f"http://127.0.0.1:{front.server_port}"
     assert health.report(url, 1.0, live=False) == (health.UNREADY, "draining: it is about to stop, and still answers")
-    assert health.report(url, 1.0, live=True)[0] == health.WELL
-    assert health.probe(url, 1.0).well
+    assert health.report(url, 1.0, live=True)[0] == health.HEALTHY
+    assert health.probe(url, 1.0).healthy
     assert not ending.done()
 
 
@@ -207,7 +208,7 @@ def test_a_second_stop_ends_the_drain_well(draining, launched):
 def test_a_drain_ends_by_itself(supervisor_of, frontend, launched):
     front = frontend(200)
     running, began = supervisor_of(front.server_port, 1.0), time.monotonic()
-    with run_state.held(front.server_port), in_background(running.run, stop=running.stop) as ending:
+    with run_directory.held(front.server_port), in_background(running.run, stop=running.stop) as ending:
         wait_for(lambda: front.asked > 1, ENDS_WITHIN_S, "not watched")
         running.stop.set()
         assert ending.result(ENDS_WITHIN_S) == 0
@@ -229,6 +230,6 @@ def test_a_log_without_a_known_reason_is_quoted_all_the_same(tmp_path):
     log = tmp_path / "tritonserver.log"
     assert last_error(log) == f"see {log}"
     log.write_text("I1 started\nE2 the library is missing\n\n", encoding="utf-8")
-    assert last_error(log) == f"E2 the library is missing (all of it: {log})"
+    assert last_error(log) == f"E2 the library is missing (full log: {log})"
     log.write_text("E1 failed to load 'classifier'\nI2 waiting\n", encoding="utf-8")
     assert last_error(log).startswith("E1 failed to load 'classifier' (")

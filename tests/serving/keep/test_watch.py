@@ -11,7 +11,7 @@ import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports
 from build_scripts.core.options import Address
-from build_scripts.serving.keep import monitor, watch
+from build_scripts.serving.keep import processes, watch
 from build_scripts.serving.keep.watch import Watch
 from build_scripts.serving.start.tritonserver import TritonProcess
 from tests.support.background import in_background
@@ -147,7 +147,7 @@ def test_a_tokenizer_that_is_busy_with_refusals_does_not_hide_an_idle_classifier
 @pytest.fixture
 def inside(with_stubs, monkeypatch) -> TritonProcess:
     """NVIDIA's backend: tritonserver runs the classifier, and here it works, at that or at refusals."""
-    monkeypatch.setattr(monitor, "model_of", lambda stub: "tokenizer" if "tokenizer" in stub.cmdline()[-1] else "")
+    monkeypatch.setattr(processes, "model_of", lambda stub: "tokenizer" if "tokenizer" in stub.cmdline()[-1] else "")
     monkeypatch.setattr(watch, "IDLE_SHARE", 0.001)  # two that compute get little of a busy machine
     return with_stubs(tokenizer=COMPUTES, other=COMPUTES)
 
@@ -178,7 +178,7 @@ def test_tritonserver_itself_may_work_for_a_while(frontend, with_stubs, monkeypa
     """Over a body that it unpacks, while its models wait."""
     monkeypatch.setattr(watch, "FRONTEND_LIMIT_S", limit_s)
     front, server = frontend(None), with_stubs(other=COMPUTES, classifier=SLEEPS)
-    monkeypatch.setattr(monitor, "model_of", lambda stub: "classifier" if "classifier" in stub.cmdline()[-1] else "")
+    monkeypatch.setattr(processes, "model_of", lambda stub: "classifier" if "classifier" in stub.cmdline()[-1] else "")
     if hangs:
         assert failure(server, front.server_port).startswith("inference hangs")
     else:

@@ -23,7 +23,7 @@ from build_scripts.core.names import CLASSIFIER, ENSEMBLE, TOKENIZER
 from build_scripts.core.options import BuildOptions
 from build_scripts.releases.pipeline import build
 from build_scripts.releases.store import MANIFEST, live_release, releases_directory, staged, switch
-from build_scripts.serving.keep.health import wait_until_well
+from build_scripts.serving.keep.health import wait_until_healthy
 from build_scripts.serving.swap.model_control import Control
 from build_scripts.serving.swap.release import go_live, history, release, rollback, status
 from tests.support.checkpoints import make_checkpoint
@@ -196,7 +196,7 @@ def test_a_server_that_ends_in_the_middle_comes_back_with_one_release(server, re
         patch.setattr("build_scripts.serving.swap.release.await_stragglers", kill)
         with pytest.raises(ServingError, match="answered, but could not be completed"):
             rollback(port)
-    assert wait_until_well(server.http, 60).well
+    assert wait_until_healthy(server.http, 60).healthy
     live = answering(server, releases)
     assert releases[live].options.model in status(port).splitlines()[1]
     release(releases[live].options, port)  # whatever it was, it cleans up
@@ -251,7 +251,7 @@ def test_model_control_over_grpc_needs_the_key(server, key):
 
 
 def test_the_key_lies_in_a_file_of_its_owner_only(port):
-    from build_scripts.serving.keep.run_state import STATE_FILE, run_directory
+    from build_scripts.serving.keep.run_directory import STATE_FILE, run_directory
 
     assert (run_directory(port) / STATE_FILE).stat().st_mode & 0o777 == 0o600
 
