@@ -1,35 +1,17 @@
 # Every job of the project; `make` alone lists them. Variables are passed as in `make serve HTTP_PORT=9000`.
 VENV := .venv
-RUN   = $(hint)$(VENV)/bin/python -m build_scripts
+RUN   = $(VENV)/bin/python -m build_scripts
+# For commands that ask a running server: they install nothing, so that they leave its environment as it is.
+ASK   = [ -x $(VENV)/bin/python ] || { echo "error: $(VENV) is missing; run \`make install\` first" >&2; exit 1; }; $(RUN)
 
-# Variables of the command line. Their values are the user's texts and paths: `$`, quotes, `#` and blanks arrive as
-# they were typed, because make neither expands nor exports the variable itself. It hands the value to Python as
-# TRITON_TC_NAME, and only if the name stood on make's command line: TEXT, FILE, HOST and MODEL are names that
-# environments use for other things. (make itself drops blanks at the start of a value.)
-# To add one: its name here, and `variable("NAME", "help")` in build_scripts/__main__.py. A test compares the two.
-VARIABLES := MODEL NAME MAX_LENGTH PRECISION CALIBRATION MODEL_REPOSITORY
-VARIABLES += HOST HTTP_PORT GRPC_PORT METRICS_PORT DRAIN LIVE TRACE CACHE
-VARIABLES += TLS_CERT TLS_KEY TLS_CA
-VARIABLES += TEXT PAIR FILE
-VARIABLES += SECONDS_PER_LEVEL DURATION
-VARIABLES += AIM P99_MS
-VARIABLES += OUTPUT
-# The same, for this file alone.
-INSTALL_VARIABLES := PYTHON INDEX_URL TORCH_INDEX VENV
-
-from = $(strip $(foreach name,$2,$(if $(filter $1,$(firstword $(origin $(name)))),$(name))))
-$(foreach name,$(call from,command,$(VARIABLES) $(INSTALL_VARIABLES)),$(eval export TRITON_TC_$(name) := $$(value $(name))))
-unexport $(VARIABLES) $(INSTALL_VARIABLES)
+# Every variable of the command line is handed on as TRITON_TC_NAME. Values arrive as they were typed, with `$`, quotes,
+# `#` and blanks (but for blanks at the start), because make neither expands them nor exports the variable itself.
+# Python refuses unknown names. The environment's own names are not taken: TEXT, FILE and HOST mean other things there.
+given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+$(foreach name,$(given),$(eval export TRITON_TC_$(name) := $$(value $(name))))
+unexport $(given)
 # The other way by which make hands its command line on.
 MAKEOVERRIDES :=
-
-unknown := $(filter-out $(VARIABLES) $(INSTALL_VARIABLES),$(call from,command,$(.VARIABLES)))
-ifneq ($(unknown),)
-$(error $(unknown): no such variable; there are $(VARIABLES) $(INSTALL_VARIABLES))
-endif
-# HOST is left out of the hint: shells set it.
-ignored := $(call from,environment,$(filter-out HOST,$(VARIABLES)))
-hint = $(if $(ignored),$(warning the environment's $(ignored) is not used; write `make $(firstword $(MAKECMDGOALS)) $(firstword $(ignored))=…`))
 
 .DEFAULT_GOAL := help
 .PHONY: help install repo package serve classify health doctor status release rollback
@@ -42,7 +24,7 @@ help: ## list the targets
 install: $(VENV)/installed ## create .venv with pinned packages: PYTHON= INDEX_URL=<mirror> TORCH_INDEX=<index with torch>
 
 # Another PYTHON than the environment was made with makes it anew.
-ifeq ($(call from,command,PYTHON),PYTHON)
+ifeq ($(origin PYTHON),command line)
 ifneq ($(file <$(VENV)/made-with),$(value PYTHON))
 .PHONY: $(VENV)/installed
 endif
@@ -51,14 +33,14 @@ endif
 $(VENV)/installed: pyproject.toml constraints.txt build_scripts/install.sh
 	@sh build_scripts/install.sh $(VENV)
 
-# Only the benchmarks, the tests and the linter need these; `make serve` is not to wait for them.
-$(VENV)/installed-bench: $(VENV)/installed
-	@sh build_scripts/install.sh $(VENV) bench
+# A dependency group of pyproject.toml, installed with the first target that needs it.
+$(VENV)/installed-%: $(VENV)/installed
+	@sh build_scripts/install.sh $(VENV) $*
 
 # Not after `install`, which fails where pyproject.toml and the pins of before contradict each other.
 lock: ## pin what the direct dependencies bring along, for every Python, in constraints.txt
-	@[ -x $(VENV)/bin/uv ] || { echo "error: $(VENV)/bin/uv is missing; run \`make install\` first"; exit 1; }
-	@$(VENV)/bin/uv pip compile pyproject.toml --group dev --group bench --universal --python-version 3.10 --quiet \
+	@[ -x $(VENV)/bin/uv ] || { echo "error: $(VENV)/bin/uv is missing; run \`make lint\` first"; exit 1; }
+	@$(VENV)/bin/uv pip compile pyproject.toml --group dev --universal --python-version 3.10 --quiet \
 	  --no-python-downloads --no-annotate --custom-compile-command "make lock" --output-file constraints.txt
 
 repo: install ## build the model repository: MODEL= NAME= MAX_LENGTH= PRECISION= CALIBRATION= MODEL_REPOSITORY=
@@ -70,23 +52,23 @@ package: install ## the live release without links, for a bucket, a volume or an
 serve: install ## build if needed and run tritonserver: HOST= HTTP_PORT= GRPC_PORT= METRICS_PORT= DRAIN= TRACE= CACHE= TLS_CERT= TLS_KEY= TLS_CA= and those of repo
 	@exec $(RUN) serve
 
-classify: install ## class id, label and probability of TEXT="…" (PAIR="…"), or of every line of FILE=path (- for stdin): NAME= HOST= GRPC_PORT= TLS_CA=
-	@$(RUN) classify
+classify: ## class id, label and probability of TEXT="…" (PAIR="…"), or of every line of FILE=path (- for stdin): NAME= HOST= GRPC_PORT= TLS_CA=
+	@$(ASK) classify
 
-health: install ## exit 0 only if a real inference answers; with LIVE=1, as long as the server lives: NAME= HOST= HTTP_PORT=
-	@$(RUN) health
+health: ## exit 0 only if a real inference answers; with LIVE=1, as long as the server lives: NAME= HOST= HTTP_PORT=
+	@$(ASK) health
 
-doctor: install ## can the repository be served on this machine? One line a check: MODEL_REPOSITORY= and the ports
-	@$(RUN) doctor
+doctor: ## can the repository be served on this machine? One line a check: MODEL_REPOSITORY= and the ports
+	@$(ASK) doctor
 
-status: install ## what the running server serves, and what could be rolled back to: HTTP_PORT=
-	@$(RUN) status
+status: ## what the running server serves, and what could be rolled back to: HTTP_PORT=
+	@$(ASK) status
 
-release: install ## build MODEL=… and put it live in the running server, without a failed request: NAME= HTTP_PORT=
-	@$(RUN) release
+release: ## build MODEL=… and put it live in the running server, without a failed request: NAME= HTTP_PORT=
+	@$(ASK) release
 
-rollback: install ## put the release that was live before back: NAME= HTTP_PORT=
-	@$(RUN) rollback
+rollback: ## put the release that was live before back: NAME= HTTP_PORT=
+	@$(ASK) rollback
 
 perf: $(VENV)/installed-bench ## perf_analyzer sweep over the ensemble, with report and plots in build/perf: MODEL=
 	@$(RUN) perf
@@ -94,30 +76,30 @@ perf: $(VENV)/installed-bench ## perf_analyzer sweep over the ensemble, with rep
 compare: $(VENV)/installed-bench ## this ensemble against the services it replaces, in build/compare: MODEL=
 	@$(RUN) compare
 
-tune: install ## instances and threads for this machine, into classifier/config.pbtxt: AIM=latency or throughput, P99_MS= FILE=
+tune: $(VENV)/installed-tune ## instances and threads for this machine, into classifier/config.pbtxt: AIM=latency or throughput, P99_MS= FILE=
 	@$(RUN) tune
 
 bench: $(VENV)/installed-bench ## the classifier file alone, against the machine's peak and other runtimes, in build/bench: MODEL=
 	@$(RUN) bench
 
-soak: install ## mixed valid and hostile traffic with killed processes: DURATION=600 MODEL= MAX_LENGTH=
-	@$(hint)$(VENV)/bin/python -m tests.soak
+soak: $(VENV)/installed-dev ## mixed valid and hostile traffic with killed processes: DURATION=600 MODEL= MAX_LENGTH=
+	@$(VENV)/bin/python -m tests.soak
 
-check: $(VENV)/installed-bench lint ## what a change needs first, in a minute and a half: lint, and the tests that start no server
+check: $(VENV)/installed-dev lint ## what a change needs first, in a minute and a half: lint, and the tests that start no server
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not server and not slow" -n 3 --dist worksteal
 
-test: $(VENV)/installed-bench ## run all tests
+test: $(VENV)/installed-dev ## run all tests
 	@$(VENV)/bin/python -m pytest
 
-test-deploy: $(VENV)/installed-bench ## package, image, proxies, replicas, alerts for real; as root it installs what they need
+test-deploy: $(VENV)/installed-dev ## package, image, proxies, replicas, alerts for real; as root it installs what they need
 	@$(VENV)/bin/python -m tests.support.deploy_tools
 	@$(VENV)/bin/python -m pytest tests/deploy --timeout 1800 --durations 20
 
-lint: $(VENV)/installed-bench ## check style, formatting and types; changes nothing
+lint: $(VENV)/installed-dev ## check style, formatting and types; changes nothing
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 
 clean: ## remove what was built: artefacts, reports, caches, the environment
-	rm -rf build $(VENV) $(VENV)-uv .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	rm -rf build $(VENV) $(VENV)-uv $(VENV)-new .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	rm -rf model_repository/.*.lock model_repository/text_classifier/live model_repository/text_classifier/releases
 	rm -rf $(dir $(wildcard model_repository/*/config.pbtxt.copied))
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

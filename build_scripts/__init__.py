@@ -10,4 +10,7 @@ limit, and 87 s with 1000. What the user has set wins.
 
 import os
 
+# The version of the project; CHANGELOG.md says what changed.
+__version__ = "1.1.0"
+
 os.environ.setdefault("GOMP_SPINCOUNT", "6000")

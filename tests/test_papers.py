@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from build_scripts import __version__
 from build_scripts.core.paths import OURS, PROJECT
 
 
@@ -13,9 +14,9 @@ def read(name: str) -> str:
     return (PROJECT / name).read_text(encoding="utf-8")
 
 
-def test_the_changelog_begins_with_the_version_of_the_project():
-    version = re.search(r'^version = "(.+)"$', read("pyproject.toml"), re.MULTILINE).group(1)
-    assert re.search(r"^## \[(.+?)\]", read("CHANGELOG.md"), re.MULTILINE).group(1) == version
+def test_the_last_release_in_the_changelog_is_the_version_of_the_project():
+    released = re.findall(r"^## \[(\d.+?)\]", read("CHANGELOG.md"), re.MULTILINE)
+    assert released[0] == __version__
 
 
 def test_the_licence_is_the_one_that_the_package_names():

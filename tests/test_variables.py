@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
 
 import pytest
-import typer
 
-from build_scripts.__main__ import app
+from build_scripts.__main__ import COMMANDS
 from build_scripts.benchmarks.subprocesses import running
 from build_scripts.convert.parity import calibration_texts
-from build_scripts.core.options import VARIABLE_PREFIX
+from build_scripts.core.command_line import refuse_unknown_variables, run
+from build_scripts.core.options import INSTALL_VARIABLES, OPTIONS, VARIABLE_PREFIX
 from build_scripts.core.paths import PROJECT
 from build_scripts.core.text_files import read_lines
 from tests.soak import soak
+from tests.soak.__main__ import soak as soak_command
 
-MAKEFILE = (PROJECT / "Makefile").read_text(encoding="utf-8")
-VARIABLES = " ".join(re.findall(r"^VARIABLES \+?:?= (.+)$", MAKEFILE, re.MULTILINE)).split()
-COMMANDS = typer.main.get_command(app).commands
+VARIABLES = [option.variable for option in OPTIONS.values()]
 
 
 @dataclass
@@ -29,6 +27,7 @@ class Made:
     """What a `make` did. given: the environment of the command that it ran, empty if it ran none."""
 
     code: int
+    stdout: str
     stderr: str
     given: dict[str, str] = field(default_factory=dict)
 
@@ -42,8 +41,7 @@ def make(tmp_path):
     python = venv / "bin" / "python"
     python.write_text(f"#!/bin/sh\nenv -0 > '{dump}'\n", encoding="utf-8")
     python.chmod(0o755)
-    for name in ("installed", "installed-bench"):
-        (venv / name).touch()
+    (venv / "installed").touch()
 
     def run(*arguments: str, **environment: str) -> Made:
         dump.unlink(missing_ok=True)
@@ -52,7 +50,7 @@ def make(tmp_path):
             command, cwd=PROJECT, env={**foreign, **environment}, capture_output=True, text=True, timeout=60
         )
         lines = dump.read_bytes().decode().split("\0")[:-1] if dump.exists() else []
-        return Made(done.returncode, done.stderr, dict(line.split("=", 1) for line in lines))
+        return Made(done.returncode, done.stdout, done.stderr, dict(line.split("=", 1) for line in lines))
 
     return run
 
@@ -75,27 +73,53 @@ def test_a_value_reaches_the_command_as_it_was_typed(make, name, tmp_path):
 def test_the_environments_own_names_are_not_taken(make):
     made = make("serve", **dict.fromkeys(VARIABLES, "$(error leaked)"))
     assert made.code == 0
-    leaked = {name: value for name, value in made.given.items() if "leaked" in value}
-    assert leaked == {}
-    # HOST is set by shells, and so it is not worth a word.
-    names = " ".join(name for name in VARIABLES if name != "HOST")
-    assert f"the environment's {names} is not used; write `make serve {names.split()[0]}=…`" in made.stderr
-    assert make("serve", HOST="somewhere").stderr == ""
+    assert [name for name in made.given if name.startswith(VARIABLE_PREFIX + "TEXT")] == []
 
 
-def test_a_variable_that_does_not_exist_is_refused(make):
-    made = make("serve", "MODLE=./mine")
-    assert (made.code, made.given) == (2, {})
-    assert "MODLE: no such variable; there are MODEL " in made.stderr
+def test_an_unknown_variable_is_handed_on_and_refused(make, monkeypatch, capsys):
+    assert make("serve", "MODLE=./mine").given["TRITON_TC_MODLE"] == "./mine"
+    monkeypatch.setenv("TRITON_TC_MODLE", "./mine")
+    assert run(COMMANDS["status"], []) == 1
+    assert capsys.readouterr().err.startswith("error: MODLE: no such variable; there are MODEL ")
+
+
+def test_variables_of_the_installation_are_not_refused(monkeypatch):
+    for name in INSTALL_VARIABLES:
+        monkeypatch.setenv(VARIABLE_PREFIX + name, "x")
+    refuse_unknown_variables()
+
+
+def test_every_variable_belongs_to_a_command():
+    used = {name for command in (*COMMANDS.values(), soak_command) for name in command.variables}
+    assert used == set(VARIABLES)
 
 
 def test_the_command_line_reads_no_common_names():
-    """TEXT alone would be enough to classify."""
+    """TEXT alone would be enough to classify. HOST is set by shells, and not worth a line."""
     environment = {**os.environ, **dict.fromkeys(VARIABLES, "leaked")}
     command = [sys.executable, "-m", "build_scripts", "classify"]
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "expected either TEXT" in done.stderr
+    hint, error = done.stderr.splitlines()
+    names = " ".join(name for name in COMMANDS["classify"].variables if name != "HOST")
+    assert hint == f"the environment's {names} is not used; write `make classify TEXT=…`"
+    assert done.returncode == 1
+    assert error.startswith("error: expected either TEXT")
+
+
+@pytest.mark.parametrize("target", ["classify", "health", "doctor", "status", "release", "rollback"])
+def test_to_ask_a_running_server_installs_nothing(make, target):
+    """Not even after a change of the pins: the server may have to start again from the environment as it is."""
+    done = make(target, "--dry-run", "--what-if=pyproject.toml")
+    assert "install.sh" not in done.stdout
+    assert f"build_scripts {target}" in done.stdout
+    assert "install.sh" in make("serve", "--dry-run", "--what-if=pyproject.toml").stdout
+
+
+def test_without_an_environment_to_ask_names_the_command_that_makes_one(tmp_path):
+    command = ["make", f"VENV={tmp_path}/none", "health"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert f"error: {tmp_path}/none is missing; run `make install` first" in done.stderr
 
 
 def test_a_benchmarks_variables_do_not_reach_what_it_starts(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What commands are asked for: the address of a server, the options of a build, and their limits."""
+"""Options of the command line, each once: variable, help and limit; and the dataclasses that commands are given."""
 
 from __future__ import annotations
 
@@ -6,16 +6,64 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from build_scripts.core.errors import ServingError
-from build_scripts.core.names import ENSEMBLE
+from build_scripts.core.names import ENSEMBLE, check_name
 from build_scripts.core.paths import SOURCE_REPOSITORY
 
 # The longest input any BERT-shaped checkpoint takes, and the shortest that holds a token between the special ones.
 LONGEST_MAX_LENGTH, SHORTEST_MAX_LENGTH = 512, 3
 
-# `make serve HTTP_PORT=9000` hands the variable on as TRITON_TC_HTTP_PORT: environments use the bare names, too.
+# `make serve HTTP_PORT=9000` sets TRITON_TC_HTTP_PORT: environments use the bare names for other things.
 VARIABLE_PREFIX = "TRITON_TC_"
+# Variables of the Makefile and install.sh, which make hands on with the others.
+INSTALL_VARIABLES = ("PYTHON", "INDEX_URL", "TORCH_INDEX", "VENV")
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Option:
+    """variable: of make. flag: of the command line, by default the variable in lower case."""
+
+    variable: str
+    help: str
+    minimum: float | None = None
+    flag: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.flag:
+            object.__setattr__(self, "flag", "--" + self.variable.lower().replace("_", "-"))
+
+
+# field or parameter of a command -> its option
+OPTIONS = {
+    "model": Option("MODEL", "checkpoint directory or hub id; default: the embedded one"),
+    "name": Option("NAME", "one of the repository's classifiers"),
+    "max_length": Option("MAX_LENGTH", "tokens per text; default: the checkpoint's limit, at most 512"),
+    "precision": Option("PRECISION", f"one of {', '.join(PRECISIONS)}"),
+    "calibration": Option("CALIBRATION", "file of texts for the precision gate, one per line"),
+    "repository": Option("MODEL_REPOSITORY", "the model repository"),
+    "host": Option("HOST", "address to listen on, or to ask"),
+    "http_port": Option("HTTP_PORT", "HTTP port"),
+    "grpc_port": Option("GRPC_PORT", "gRPC port"),
+    "metrics_port": Option("METRICS_PORT", "metrics port"),
+    "drain": Option("DRAIN", "seconds to keep serving after SIGTERM while readiness fails", minimum=0),
+    "trace": Option("TRACE", "OTLP receiver for Triton's traces, such as http://127.0.0.1:4318"),
+    "cache": Option("CACHE", "memory for answers to repeated texts, such as 64M; default: no cache"),
+    "certificate": Option("TLS_CERT", "certificate of this side for gRPC, a PEM file"),
+    "key": Option("TLS_KEY", "key of TLS_CERT, a PEM file"),
+    "authority": Option("TLS_CA", "authority to trust, a PEM file: for clients (serve), for the server (classify)"),
+    "text": Option("TEXT", "one text"),
+    "pair": Option("PAIR", "second text, for a classifier of pairs"),
+    "file": Option("FILE", "file of texts, one per line; a tab separates the two texts of a pair; - reads stdin"),
+    "output": Option("OUTPUT", "directory to write; replaces an earlier package"),
+    "url": Option("URL", "HTTP address of the server, instead of HOST and HTTP_PORT"),
+    "timeout": Option("TIMEOUT", "seconds to wait for an answer", minimum=0),
+    "live": Option("LIVE", "liveness probe: exit 0 as long as the server lives"),
+    "seconds": Option("SECONDS_PER_LEVEL", "seconds per level, service or variant", minimum=0.1, flag="--seconds"),
+    "duration": Option("DURATION", "seconds in all, at least 30"),
+    "aim": Option("AIM", "latency (of one client) or throughput (of many)"),
+    "p99_ms": Option("P99_MS", "maximum p99 under load, in milliseconds", minimum=0.1),
+}
 
 
 @dataclass(frozen=True)
@@ -56,11 +104,29 @@ class Address:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What `make repo` was asked for. model: directory, hub id or "" for the embedded one. name: the classifier's."""
+    """Options of a build. model: directory, hub id, or "" for the embedded checkpoint. name: of the classifier."""
 
     model: str = ""
     max_length: int | None = None
     precision: str = "auto"
     calibration: Path | None = None
     repository: Path = field(default=SOURCE_REPOSITORY)
+    name: str = ENSEMBLE
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ServingError(f"PRECISION={self.precision}; expected one of {', '.join(PRECISIONS)}")
+        if self.calibration is not None and not self.calibration.is_file():
+            raise ServingError(f"CALIBRATION={self.calibration}: no such file; expected texts, one per line")
+        check_name(self.name)
+        object.__setattr__(self, "repository", self.repository.absolute())
+
+
+@dataclass(frozen=True)
+class ClassifyOptions:
+    """text: one text, with or without its pair. file: path of texts. Either text or file is given."""
+
+    text: str | None = None
+    pair: str | None = None
+    file: str | None = None
     name: str = ENSEMBLE

@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 from build_scripts.core.errors import ServingError
 from build_scripts.core.names import ENSEMBLE
 from build_scripts.core.options import Address
-from build_scripts.serving.start.tls import Tls
+from build_scripts.serving.start.arguments import Tls
 
 # Enough to keep every core busy, few enough that the first answers come at once.
 BATCH_SIZE = 32

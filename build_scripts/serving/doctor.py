@@ -7,7 +7,6 @@ Needs nothing but the standard library, so that it runs in a container, too, and
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import platform
@@ -24,6 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from build_scripts.core import machine
+from build_scripts.core.command_line import command, run
 from build_scripts.core.errors import ServingError
 from build_scripts.core.options import Address
 from build_scripts.core.paths import SOURCE_REPOSITORY
@@ -202,21 +202,6 @@ def metrics(address: Address) -> Finding:
     return Finding("metrics", f"nothing listens on {where} now; a server with METRICS_PORT will")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="Tell whether a repository can be served here; exit 0 if nothing is to be mended.",
-        epilog="Example: python -m build_scripts.serving.doctor --model-repository /models",
-    )
-    parser.add_argument("--model-repository", type=Path, default=SOURCE_REPOSITORY)
-    parser.add_argument("--host", default=Address.host)
-    parser.add_argument("--http-port", type=int, default=Address.http_port)
-    parser.add_argument("--grpc-port", type=int, default=Address.grpc_port)
-    parser.add_argument("--metrics-port", type=int, default=Address.metrics_port)
-    options = parser.parse_args()
-    address = Address(options.host, options.http_port, options.grpc_port, options.metrics_port)
-    return report(options.model_repository, address)
-
-
 def report(repository: Path, address: Address) -> int:
     """Print all findings; 1 if something is to be mended."""
     findings = []
@@ -226,5 +211,11 @@ def report(repository: Path, address: Address) -> int:
     return int(any(finding.advice for finding in findings))
 
 
+@command("python -m build_scripts doctor --model-repository build/package/model_repository")
+def doctor(address: Address, repository: Path = SOURCE_REPOSITORY) -> int:
+    """Check whether the repository can be served on this machine: one line per check, ok or what to do."""
+    return report(repository.absolute(), address)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(doctor, program="python -m build_scripts.serving.doctor"))

@@ -280,7 +280,7 @@ def repo_process(**environment: str) -> subprocess.CompletedProcess:
     ("variable", "value", "says"),
     [
         ("PRECISION", "int4", ["PRECISION=int4; expected one of auto, fp32, bf16, fp16"]),
-        ("CALIBRATION", "/no/such/file", ["CALIBRATION=/no/such/file: no such file; expected texts, one a line"]),
+        ("CALIBRATION", "/no/such/file", ["CALIBRATION=/no/such/file: no such file; expected texts, one per line"]),
     ],
 )
 def test_a_bad_variable_ends_the_process_with_one_line(variable, value, says, tiny_repository):

@@ -10,7 +10,7 @@ import pytest
 
 from build_scripts.core.errors import ServingError
 from build_scripts.core.paths import PROJECT
-from build_scripts.serving.start.tls import Tls, tls_arguments
+from build_scripts.serving.start.arguments import Tls, tls_arguments
 from tests.support.containers import run
 from tests.support.deploy_tools import need
 from tests.support.servers import running

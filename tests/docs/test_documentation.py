@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from build_scripts.core.options import INSTALL_VARIABLES, OPTIONS
 from build_scripts.core.paths import OURS, PROJECT
 
 PAGES = sorted([*PROJECT.glob("README*.md"), *(PROJECT / "docs").glob("*.md"), *(PROJECT / "examples").glob("*.md")])
 README, CHINESE = PROJECT / "README.md", PROJECT / "README.zh-CN.md"
 MAKEFILE = (PROJECT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z-]+):.*?## ", MAKEFILE, re.MULTILINE))
-VARIABLES = set(" ".join(re.findall(r"^(?:INSTALL_)?VARIABLES \+?:?= (.+)$", MAKEFILE, re.MULTILINE)).split())
+VARIABLES = {*INSTALL_VARIABLES, *(option.variable for option in OPTIONS.values())}
 ANYTHING = "…"
 
 

@@ -9,7 +9,6 @@ standard library, so that it can be the probe of a container: a readiness probe 
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import json
 import socket
@@ -21,8 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from build_scripts.core.command_line import command, run
 from build_scripts.core.errors import ServingError
-from build_scripts.core.names import ENSEMBLE
+from build_scripts.core.names import ENSEMBLE, check_name
 from build_scripts.core.options import Address
 from build_scripts.serving.keep.heartbeat import since_beat
 from build_scripts.serving.keep.local_http import open_url
@@ -122,21 +122,23 @@ def _message(error: urllib.error.HTTPError) -> str:
         return text
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=f"Exit {HEALTHY} if a real inference answers, {UNREADY} if the server lives but is not to be sent "
-        f"requests (overloaded, draining), {UNHEALTHY} otherwise.",
-        epilog="Example: python -m build_scripts.serving.keep.health --url http://127.0.0.1:9000 --live",
-    )
-    parser.add_argument("--url", default=Address().http_url)
-    parser.add_argument("--timeout", type=float, default=2.0, help="seconds (default: 2)")
-    parser.add_argument("--live", action="store_true", help=f"exit {HEALTHY} as long as it lives, for a liveness probe")
-    parser.add_argument("--name", action="append", default=[], help="a classifier to ask; default: all there are")
-    arguments = parser.parse_args()
-    code, line = report(arguments.url, arguments.timeout, live=arguments.live, names=arguments.name)
+@command("python -m build_scripts health --http-port 9000")
+def health(
+    url: str = "",
+    host: str = Address.host,
+    http_port: int = Address.http_port,
+    timeout: float = 2.0,
+    live: bool = False,
+    name: str = "",
+) -> int:
+    """Exit 0 only if a real inference answers; 3 if the server lives but is overloaded or draining. Asks every
+    classifier, or the one that NAME names.
+    """
+    url = url or Address(host, http_port).http_url
+    code, line = report(url, timeout, live=live, names=[check_name(name)] if name else [])
     print(line)
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(health, program="python -m build_scripts.serving.keep.health"))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from build_scripts.core.errors import ServingError
 from build_scripts.core.paths import BUILD
-from build_scripts.serving.start.plain_paths import plain
+from build_scripts.serving.start.arguments import plain
 
 PYTORCH_BACKEND = Path(__file__).resolve().parents[1] / "pytorch_backend"
 # What the embedded server's libraries ask for.

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from build_scripts.core.names import ENSEMBLE
 from build_scripts.core.options import Address
+from build_scripts.serving.start.arguments import plain
 from build_scripts.serving.start.environment import passed_on, tuning
 from build_scripts.serving.start.installation import Installation
-from build_scripts.serving.start.plain_paths import plain
 
 PR_SET_PDEATHSIG = 1
 # Triton waits this long for requests in flight when it is asked to stop.

@@ -11,7 +11,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from build_scripts.core.errors import ServingError
 from build_scripts.core.names import ENSEMBLE, Models, is_cached
 from build_scripts.core.paths import SOURCE_REPOSITORY
-from build_scripts.serving.start.caching import cache_arguments
+from build_scripts.serving.start.arguments import cache_arguments
 from build_scripts.serving.swap.answer_cache import load_cached, through
 from build_scripts.serving.swap.staging import is_candidate
 

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from build_scripts.serving.start.plain_paths import PLAIN, plain
+from build_scripts.serving.start.arguments import PLAIN, plain
 
 
 @pytest.mark.parametrize(
