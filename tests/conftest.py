@@ -80,11 +80,11 @@ class Subject:
             return load(self.directory)
 
     def file(self, precision: str = "fp32") -> Path:
-        from build_scripts.convert.export import export
+        from build_scripts.convert.export import export, graphs
 
         path = self.directory / f"exported.{precision}.pt"
         if not path.exists():
-            export(self.checkpoint, precision, path)
+            export(self.checkpoint, graphs(self.checkpoint)[0], precision, path)
         return path
 
     @cached_property

@@ -20,9 +20,8 @@ from build_scripts.benchmarks import report, runtimes
 from build_scripts.benchmarks.bench_report import HUGGING_FACE, PEAK_SHAPE, PRECISIONS, Measured, sections
 from build_scripts.benchmarks.flops import classifier_flops
 from build_scripts.benchmarks.timing import MOST_CALLS, ROUNDS, interleaved
-from build_scripts.convert.architectures import bert_parts
 from build_scripts.convert.checkpoint import Checkpoint, load
-from build_scripts.convert.export import DTYPES, export
+from build_scripts.convert.export import DTYPES, export, graphs
 from build_scripts.core.errors import ServingError
 from build_scripts.core.machine import cores, cpu_precisions
 from build_scripts.core.paths import BUILD
@@ -40,10 +39,12 @@ def bench(model: str, max_length: int | None, seconds: float) -> Path:
     OUTPUT.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(cores())
     files = {precision: OUTPUT / f"model.{precision}.pt" for precision in PRECISIONS}
-    graphs = {export(checkpoint, precision, file) for precision, file in files.items()}
+    graph = graphs(checkpoint)[0]
+    for precision, file in files.items():
+        export(checkpoint, graph, precision, file)
     loaded = {precision: torch.jit.load(str(file)).eval() for precision, file in files.items()}
     reduced = copy.deepcopy(checkpoint.model).bfloat16()
-    parts = bert_parts(checkpoint.model)
+    parts = graph.parts
     measured = []
     with torch.inference_mode(), torch.jit.optimized_execution(False):
         for name, lengths in workloads(checkpoint.max_length).items():
@@ -52,7 +53,7 @@ def bench(model: str, max_length: int | None, seconds: float) -> Path:
             measured.append(Measured(name, lengths, interleaved(variants, seconds, name), *flops))
         if parts is not None:  # for no other graph is there a file with fp16 weights
             files["fp16"] = OUTPUT / "model.fp16.pt"
-            export(checkpoint, "fp16", files["fp16"])
+            export(checkpoint, graph, "fp16", files["fp16"])
         native = {precision: files[precision] for precision in cpu_precisions() if precision in files}
     batches = {one.name: random_batch(checkpoint, one.lengths) for one in measured}
     try:
@@ -64,7 +65,7 @@ def bench(model: str, max_length: int | None, seconds: float) -> Path:
     facts = report.facts(
         model=f"{model or 'embedded default'}, {config.model_type}, {config.num_hidden_layers} layers, hidden "
         f"{config.hidden_size}",
-        graph=", ".join(graphs),
+        graph=str(graph),
         max_length=str(checkpoint.max_length),
         precision="fp32 and bf16" + (f"; this CPU emulates {', '.join(emulated)}" if emulated else ""),
         concurrency=f"one call at a time on {torch.get_num_threads()} threads, no server",

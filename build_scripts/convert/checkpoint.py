@@ -1,7 +1,7 @@
-"""A Hugging Face checkpoint, checked: what cannot be served is refused here, with a reason, before anything is built.
+"""Read a Hugging Face checkpoint, and refuse one that cannot be served before anything is built.
 
-`weights` reads the model, `tokenizer` the tokenizer, `findings` what else lies there; this module checks that they
-belong together. Knows nothing of TorchScript.
+`weights` reads the model, `tokenizer` the tokenizer; this module checks that they belong together. Independent of
+TorchScript.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from transformers.utils import logging as transformers_logging
 from build_scripts.convert import tokenizer as tokenizers_
 from build_scripts.convert import weights
 from build_scripts.convert.error_guard import first_line
-from build_scripts.convert.traced import PADDED, Way
 from build_scripts.core.errors import ServingError
 from build_scripts.core.options import LONGEST_MAX_LENGTH, SHORTEST_MAX_LENGTH
 
@@ -33,8 +32,7 @@ SAMPLE_TEXTS = ["a", "Plain words, and 中文 too \U0001f642.", "\x00\u0301 \t",
 class Checkpoint:
     """A checked checkpoint. model: fp32, eval. labels: names in the order of class ids.
 
-    pad_id: what fills the columns after a text, and the one token that a text without tokens is counted as.
-    way: how a traced graph takes a batch; the packed graph has no use for it.
+    pad_id: fills the columns after a text, and stands for a text without tokens.
     """
 
     path: Path
@@ -45,21 +43,20 @@ class Checkpoint:
     max_length: int
     vocab_size: int
     pad_id: int
-    way: Way = PADDED
 
     @functools.cached_property
     def token_types(self) -> int:
-        """How many the tokenizer gives to a pair's tokens and the model tells apart: 2 with BERT, else mostly 1."""
+        """Number of token types that both tokenizer and model use for a pair: 2 for BERT, 1 for most others."""
         if "token_type_ids" not in inspect.signature(self.model.forward).parameters:
             return 1
         given = self.tokenizer(["one"], ["two"]).get("token_type_ids", [[0]])[0]
-        known = getattr(self.model.config, "type_vocab_size", None)  # 0: it has the argument and no use for it
+        known = getattr(self.model.config, "type_vocab_size", None)  # 0: the model ignores the argument
         return max(1, min(1 + max(given, default=0), LONGEST_MAX_LENGTH if known is None else known))
 
     def encode(self, text: Text) -> dict[str, list[int]]:
-        """What Hugging Face's tokenizer gives for a text or a pair; a text without tokens is one pad_id.
+        """The output of Hugging Face's tokenizer for a text or a pair; a text without tokens becomes one pad_id.
 
-        In lists of one, because by itself a second text that is empty counts as none.
+        In lists of one: unbatched, the tokenizer ignores an empty second text.
         """
         columns = [[text]] if isinstance(text, str) else [[one] for one in text]
         encoded = self.tokenizer(*columns, truncation=True, max_length=self.max_length)
@@ -68,27 +65,27 @@ class Checkpoint:
         return {name: rows[0] for name, rows in encoded.items()}
 
     def tokenize(self, texts: Sequence[Text]) -> tuple[torch.Tensor, torch.Tensor]:
-        """input_ids, attention_mask: (len(texts), max_length) int64, by Hugging Face, padded on the right.
+        """input_ids, attention_mask: (len(texts), max_length) int64, by Hugging Face's tokenizer, padded on the right.
 
-        The mask is one more than the token type: 1, and 2 for the second text of a pair.
+        The mask is the token type plus one: 1, and 2 for the second text of a pair.
         """
         rows = [self.encode(text) for text in texts]
         input_ids, mask = self.pad([row["input_ids"] for row in rows], self.max_length)
         if self.token_types > 1:
-            for row, own in zip(rows, mask):
+            for row, mask_row in zip(rows, mask):
                 types = torch.tensor(row.get("token_type_ids", [0]))
-                own[: len(types)] += types
+                mask_row[: len(types)] += types
         return input_ids, mask
 
     def pad(self, rows: list[list[int]], width: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        """input_ids, attention_mask: (len(rows), width or the longest) int64; an empty row counts one pad_id."""
+        """input_ids, attention_mask: (len(rows), width or the longest) int64; an empty row becomes one pad_id."""
         lengths = torch.tensor([max(1, len(row)) for row in rows])
         width = width or int(lengths.max())
         ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row in rows])
         return ids, (torch.arange(width) < lengths[:, None]).long()
 
     def logits(self, text: Text) -> torch.Tensor:
-        """(num_labels,): what plain Hugging Face says of a text or a pair, not padded, with all its tokenizer gives."""
+        """(num_labels,): plain Hugging Face on a text or a pair, unpadded, with every input the tokenizer gives."""
         known = inspect.signature(self.model.forward).parameters
         inputs = {name: torch.tensor([row]) for name, row in self.encode(text).items() if name in known}
         return self.model(**inputs).logits[0]
@@ -119,7 +116,7 @@ def load(path: Path, max_length: int | None = None) -> Checkpoint:
 
 
 def serving_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer that travels to the server, truncation and padding set as `Checkpoint.tokenize` does it."""
+    """The tokenizer for the server, with the truncation and padding of `Checkpoint.tokenize`."""
     tokenizer = Tokenizer.from_str(checkpoint.tokenizer.backend_tokenizer.to_str())
     tokenizer.enable_truncation(checkpoint.max_length, direction=checkpoint.tokenizer.truncation_side)
     pad_token = tokenizer.id_to_token(checkpoint.pad_id) or "[PAD]"
@@ -128,7 +125,7 @@ def serving_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
 
 def write_labels(labels: list[str], file: Path) -> None:
-    """One label a line, as Triton reads them. Raises ServingError if the lines would not be the labels."""
+    """One label a line, as Triton reads them. Raises ServingError if Triton would read other labels."""
     file.write_bytes("".join(f"{label}\n" for label in labels).encode("utf-8"))
     lines = file.read_bytes().decode("utf-8").split("\n")
     if lines != [*labels, ""]:
@@ -136,7 +133,7 @@ def write_labels(labels: list[str], file: Path) -> None:
 
 
 def _labels(config, path: Path) -> list[str]:
-    """The names of the classes, without the line ends that `readlines` leaves at them."""
+    """The names of the classes, without line ends left by `readlines`."""
     if config.problem_type == "regression" or config.num_labels < 2:
         raise ServingError(
             f"{path} has {config.num_labels} label(s) and problem type {config.problem_type or 'unset'}: a regression "
@@ -148,7 +145,7 @@ def _labels(config, path: Path) -> list[str]:
             f"{config.num_labels - 1}, one for each class id: mend id2label"
         )
     names = [config.id2label[index] for index in range(config.num_labels)]
-    # A number may be a name; null and lists are none.
+    # A number can be a name; null and a list cannot.
     labels = [str(name).strip("\r\n") if isinstance(name, str | int | float) else "" for name in names]
     for index, label in enumerate(labels):
         if not label.strip() or any(end in label for end in "\r\n\0") or not _encodes(label):
@@ -159,7 +156,7 @@ def _labels(config, path: Path) -> list[str]:
 
 
 def _encodes(label: str) -> bool:
-    """Whether a label is Unicode text: JSON can hold half a character."""
+    """Whether a label is Unicode text: JSON can hold a lone surrogate."""
     return not any(0xD800 <= ord(character) <= 0xDFFF for character in label)
 
 
@@ -168,12 +165,12 @@ def _max_length(asked: int | None, positions: int, tokenizer: PreTrainedTokenize
     whose = ""
     if asked is None:
         asked = limit
-        if 0 < tokenizer.model_max_length < limit:  # 0, -1 and Infinity mean that nobody set a limit
+        if 0 < tokenizer.model_max_length < limit:  # 0, -1 and Infinity mean no limit
             asked, whose = int(tokenizer.model_max_length), ", the tokenizer's model_max_length"
     if not SHORTEST_MAX_LENGTH <= asked <= limit:
         raise ServingError(
             f"MAX_LENGTH={asked}{whose}; expected {SHORTEST_MAX_LENGTH} to {limit}: this checkpoint has {positions} "
-            f"positions, and {LONGEST_MAX_LENGTH} is the most that is served"
+            f"positions, and the server's limit is {LONGEST_MAX_LENGTH}"
         )
     return asked
 
@@ -183,7 +180,7 @@ def _check_logits(checkpoint: Checkpoint) -> None:
         for text in SAMPLE_TEXTS:
             try:
                 logits = checkpoint.logits(text)
-            except Exception as error:  # a forward may raise anything; all mean that nobody can be answered
+            except Exception as error:  # a forward raises errors of any type
                 raise ServingError(
                     f"transformers itself cannot classify {text[:40]!r} with the checkpoint in {checkpoint.path} "
                     f"({type(error).__name__}: {first_line(error)}); expected a classifier of plain texts: mend "
@@ -192,7 +189,7 @@ def _check_logits(checkpoint: Checkpoint) -> None:
             if logits.shape != (len(checkpoint.labels),):
                 raise ServingError(
                     f"the model in {checkpoint.path} gives logits of shape {tuple(logits.shape)} for a text and has "
-                    f"{len(checkpoint.labels)} labels; expected one number a label"
+                    f"{len(checkpoint.labels)} labels; expected one number per label"
                 )
             if not torch.isfinite(logits).all():
                 raise ServingError(

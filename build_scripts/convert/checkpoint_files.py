@@ -1,4 +1,4 @@
-"""What lies in a directory that is no complete checkpoint, and what to do about it. Reads names and first bytes."""
+"""Explain a directory that is no complete checkpoint, from file names and first bytes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ OTHER_FORMATS = {
 }
 
 
-def refuse_what_is_no_checkpoint(path: Path) -> None:
-    """Raises ServingError if there is no config.json, saying what is there instead."""
+def refuse_incomplete(path: Path) -> None:
+    """Raises ServingError if there is no config.json, with what is there instead."""
     if not any(path.iterdir()):
         raise ServingError(f"{path} is empty; expected config.json, the weights and tokenizer files")
     if (path / "config.json").is_file():
@@ -45,7 +45,7 @@ def adapter(path: Path) -> str | None:
         return _adapter_only(path)
     return (
         f"{path} holds full weights and an adapter (adapter_config.json), and nothing says whether they are merged; "
-        "save merge_and_unload() of the model to a directory of its own, or remove adapter_config.json"
+        "save merge_and_unload() of the model to a separate directory, or remove adapter_config.json"
     )
 
 
@@ -57,7 +57,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def lfs_pointer(path: Path, names: list[str]) -> str | None:
-    """Which of the files is what a clone without Git LFS leaves, and what to do; None if none is."""
+    """The first file that is a Git LFS pointer, with the next step; None if there is no such file."""
     for file in [path / name for name in names]:
         if file.is_file():
             with file.open("rb") as opened:
@@ -67,12 +67,12 @@ def lfs_pointer(path: Path, names: list[str]) -> str | None:
 
 
 def weights(path: Path, error: Exception) -> str | None:
-    """What is wrong with the weights of a directory that gave `error`, and what to do; None if nothing is known."""
+    """The fault of weights whose loading raised `error`, with the next step; None if unknown."""
     if pointer := lfs_pointer(path, [file.name for file in weight_files(path)]):
         return pointer
     if "Weights only load failed" in str(error) or "UnpicklingError" in type(error).__name__:
         return (
-            "they are a pickle that is damaged or holds more than tensors, and loading such a file could run code; "
+            "they are a pickle that is damaged or holds more than tensors; loading such a file could run code; "
             "save the model as safetensors (save_pretrained)"
         )
     if missing := _missing_shards(path):
@@ -108,7 +108,7 @@ def _missing_shards(path: Path) -> list[str]:
 
 
 def _checkpoints_inside(path: Path) -> list[Path]:
-    """Directories in `path` that look like checkpoints; of a Trainer's, the last one is the last."""
+    """Directories in `path` that look like checkpoints; a Trainer's in the order of their steps."""
     inside = [file.parent for file in path.glob("*/config.json") if weight_files(file.parent)]
     return sorted(inside, key=lambda directory: (len(directory.name), directory.name))
 

@@ -1,4 +1,4 @@
-"""Nothing that a checkpoint directory can hold ends in a traceback: one guard around everything that reads it."""
+"""One guard around all reading of a checkpoint: no content of a directory ends in a traceback."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from build_scripts.core.errors import ServingError
 
 @contextlib.contextmanager
 def refusing(path: Path, step: str) -> Iterator[None]:
-    """Turn whatever `step` raises into a ServingError: libraries meet files of every kind, and raise as many.
+    """Turn any error of `step` into a ServingError: on unexpected files, libraries raise errors of any type.
 
-    What has a message of its own passes, and so does what says nothing of the checkpoint: a key pressed, an exit.
+    ServingErrors pass, and so do an interrupt and an exit, which say nothing about the checkpoint.
     """
     try:
         yield
     except (ServingError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as error:  # not only Exception: a panic inside tokenizers is none
+    except BaseException as error:  # a panic inside tokenizers is no Exception
         raise ServingError(
             f"{path} cannot be served: {step} failed ({type(error).__name__}: {first_line(error)}); "
             "expected what save_pretrained of transformers writes for a text classifier"
@@ -27,7 +27,7 @@ def refusing(path: Path, step: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line: the first, and where that only announces the reason, the next one too."""
+    """The first line of an error's message, with the second if the first ends in a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

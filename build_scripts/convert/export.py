@@ -1,9 +1,10 @@
-"""Turn a checkpoint into the TorchScript file that Triton runs. Chooses the graph, not the precision."""
+"""The graphs that a checkpoint can become, and the TorchScript file of each."""
 
 from __future__ import annotations
 
 import io
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,28 +12,47 @@ from torch import nn
 
 from build_scripts.convert.architectures import bert_parts
 from build_scripts.convert.checkpoint import Checkpoint
-from build_scripts.convert.traced import PADDED as PADDED_WAY
-from build_scripts.convert.traced import device_constants, traced_logits
+from build_scripts.convert.traced import BATCH_MODES, BatchMode, device_constants, traced_logits
 from build_scripts.core.errors import ServingError
 from build_scripts.graph.classifier import TextClassifier
 from build_scripts.graph.packed_bert import PackedBert
 from build_scripts.graph.parts import BertParts
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PACKED, TRACED = "packed (padding only inside attention)", str(PADDED_WAY)
 
 
-def export(checkpoint: Checkpoint, precision: str, path: Path) -> str:
-    """Write the TorchScript file and return the name of its graph: PACKED, or the checkpoint's way of a traced one.
+@dataclass(frozen=True)
+class Graph:
+    """What computes the logits: the packed graph of `parts`; without parts the traced forward in `batch_mode`."""
 
-    Raises ServingError if Hugging Face's forward cannot be traced.
-    """
+    parts: BertParts | None = None
+    batch_mode: BatchMode = BATCH_MODES[0]
+
+    @property
+    def packed(self) -> bool:
+        return self.parts is not None
+
+    def __str__(self) -> str:
+        return "packed (padding only inside attention)" if self.packed else f"traced ({self.batch_mode})"
+
+
+def graphs(checkpoint: Checkpoint) -> list[Graph]:
+    """The graphs to try, the fastest first."""
     parts = bert_parts(checkpoint.model, checkpoint.token_types)
+    return ([] if parts is None else [Graph(parts)]) + [Graph(batch_mode=mode) for mode in BATCH_MODES]
+
+
+def model_file(directory: Path, precision: str) -> Path:
+    return directory / f"model.{precision}.pt"
+
+
+def export(checkpoint: Checkpoint, graph: Graph, precision: str, path: Path) -> None:
+    """Write the TorchScript file. Raises ServingError if Hugging Face's forward cannot be traced."""
     with warnings.catch_warnings():
         # torch 2.13 calls TorchScript deprecated; it is the format that Triton's pytorch backend reads.
         warnings.simplefilter("ignore")
-        classifier = torch.jit.script(_classifier(checkpoint, parts, DTYPES[precision]))
-    # Through memory, so that a full disk is an OSError like any other and not one of torch's own.
+        classifier = torch.jit.script(_classifier(checkpoint, graph, DTYPES[precision]))
+    # Through memory: a full disk is then an OSError and not one of torch's own errors.
     buffer = io.BytesIO()
     torch.jit.save(classifier, buffer)
     path.write_bytes(buffer.getbuffer())
@@ -41,17 +61,20 @@ def export(checkpoint: Checkpoint, precision: str, path: Path) -> str:
             f"{checkpoint.model.config.model_type}: the graph names a device ({found[0]}); this architecture cannot be "
             "served"
         )
-    return str(checkpoint.way) if parts is None else PACKED
 
 
-def _classifier(checkpoint: Checkpoint, parts: BertParts | None, dtype: torch.dtype) -> TextClassifier:
-    if parts is None:
-        example = _example(checkpoint)
-        logits: nn.Module = traced_logits(
-            checkpoint.model, example, dtype, checkpoint.way, checkpoint.pad_id, checkpoint.token_types
-        )
+def _classifier(checkpoint: Checkpoint, graph: Graph, dtype: torch.dtype) -> TextClassifier:
+    if graph.parts is not None:
+        logits: nn.Module = PackedBert(graph.parts, dtype)
     else:
-        logits = PackedBert(parts, dtype)
+        logits = traced_logits(
+            checkpoint.model,
+            _example(checkpoint, graph.batch_mode),
+            dtype,
+            graph.batch_mode,
+            checkpoint.pad_id,
+            checkpoint.token_types,
+        )
     return TextClassifier(
         logits,
         vocab_size=checkpoint.vocab_size,
@@ -60,10 +83,10 @@ def _classifier(checkpoint: Checkpoint, parts: BertParts | None, dtype: torch.dt
     ).eval()
 
 
-def _example(checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
+def _example(checkpoint: Checkpoint, mode: BatchMode) -> tuple[torch.Tensor, torch.Tensor]:
     """input_ids, attention_mask: (2, width) int64 of two texts, the longer one second."""
     texts = ["one", "a longer text"]
-    if checkpoint.way.full_width:
+    if mode.full_width:
         return checkpoint.tokenize(texts)
-    # Not cut at a small max_length, which could make them equally long.
+    # Not truncated: a small max_length could make them equally long.
     return checkpoint.pad(checkpoint.tokenizer(texts)["input_ids"])

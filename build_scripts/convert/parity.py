@@ -1,4 +1,4 @@
-"""Compare a written TorchScript file with plain Hugging Face, text by text. Measures; the caller judges."""
+"""Compare a written TorchScript file with plain Hugging Face, text by text."""
 
 from __future__ import annotations
 
@@ -8,53 +8,34 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from build_scripts.convert.checkpoint import Checkpoint, Text
-from build_scripts.core.errors import ServingError
 from build_scripts.core.options import LONGEST_MAX_LENGTH
-from build_scripts.core.paths import CALIBRATION
-from build_scripts.core.text_files import read_lines
 
-# Two classes whose probabilities differ by less are a near tie: any rounding may decide it.
+# The gate: no probability may move by more, and no class id may change unless it is a near tie.
+PROBABILITY_LIMITS = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02}
+# Below this difference of the two largest probabilities a text is a near tie: rounding may decide its class id.
 NEAR_TIE = 0.01
-# The batch sizes of the comparison, in turn: one text, an odd number, a full batch.
+# Batch sizes of the comparison, in rotation: one text, an odd number, a full batch.
 BATCH_SIZES = (1, 3, 8, 32)
-HOSTILE_TEXTS = [
-    "",
-    " ",
-    "\t\n",
-    "a",
-    "\x00\x07",
-    "e\u0301" * 40,
-    "\U0001f468\u200d\U0001f469\u200d\U0001f467",
-    "word " * 700,
-]
-# Both short, one or both long, one or both empty.
-PAIRS: list[Text] = [
-    ("A man plays a guitar on the stage.", "Somebody makes music."),
-    ("one", "word " * 700),
-    ("word " * 700, "two"),
-    ("word " * 600, "and " * 700),
-    ("one", ""),
-    ("", "two"),
-    ("", ""),
-]
-# At most so many special tokens are tried; some tokenizers have hundreds, all alike.
-SPECIAL_TOKENS = 8
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What Hugging Face answers. probabilities: (texts, labels) fp32."""
+    """Hugging Face's answers. probabilities: (texts, labels) fp32."""
 
     texts: list[Text]
     probabilities: torch.Tensor
 
+    def of(self, texts: Sequence[Text]) -> Reference:
+        """The answers to some of the texts."""
+        rows = {text: row for row, text in enumerate(self.texts)}
+        return Reference(list(texts), self.probabilities[[rows[text] for text in texts]])
+
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a file is from the reference; `wrong` counts differing class ids that are no near tie."""
+    """Distance of a file from the reference. wrong: class ids that differ and are no near tie."""
 
     texts: int
     wrong: int
@@ -62,51 +43,8 @@ class Parity:
     max_probability_error: float
 
 
-def calibration_texts(file: Path | None = None) -> list[str]:
-    """The texts of a user's file, or a built-in multilingual list; always with hostile ones added.
-
-    Raises ServingError if the file holds none.
-    """
-    texts = [line for line in read_lines("CALIBRATION", file or CALIBRATION) if line.strip()]
-    if not texts:
-        raise ServingError(f"CALIBRATION={file} holds no text; expected texts, one a line")
-    return texts + HOSTILE_TEXTS
-
-
-def special_token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Texts that hold special tokens, once and several times, each with neighbours that hold none.
-
-    A model that looks for one of them must look in each text for itself.
-    """
-    texts = []
-    for token in tokenizer.all_special_tokens[:SPECIAL_TOKENS]:
-        texts += [f"one {token} two", "nothing special", f"one {token} two {token} three {token}", token]
-    return texts
-
-
-def pairs(checkpoint: Checkpoint) -> list[Text]:
-    """PAIRS if the checkpoint has token types for them, and transformers itself can answer them; otherwise none.
-
-    Without token types a pair is a text like any other to the model.
-    """
-    if checkpoint.token_types == 1:
-        return []
-    try:
-        with torch.inference_mode():
-            for pair in PAIRS:
-                checkpoint.logits(pair)
-    except Exception:  # a forward may raise anything: token types that the model does not have, no room for a pair
-        return []
-    return PAIRS
-
-
-def interleaved(texts: Sequence[Text], others: Sequence[Text]) -> list[Text]:
-    """All of both, the others spread evenly, so that batches mix them."""
-    step = max(1, -(-len(texts) // max(1, len(others))))
-    mixed: list[Text] = []
-    for index, other in enumerate(others):
-        mixed += [*texts[index * step : (index + 1) * step], other]
-    return [*mixed, *texts[len(others) * step :]]
+def passes(parity: Parity, precision: str) -> bool:
+    return parity.wrong == 0 and parity.max_probability_error <= PROBABILITY_LIMITS[precision]
 
 
 def probabilities(logits: torch.Tensor, multi_label: bool) -> torch.Tensor:
@@ -114,7 +52,7 @@ def probabilities(logits: torch.Tensor, multi_label: bool) -> torch.Tensor:
 
 
 def reference(checkpoint: Checkpoint, texts: Sequence[Text]) -> Reference:
-    """Hugging Face's tokenizer and eager fp32 model, one text at a time: no padding, nothing shared."""
+    """Hugging Face's tokenizer and eager fp32 model, one text at a time, without padding."""
     rows = []
     with torch.inference_mode():
         for text in tqdm(texts, desc="Hugging Face's answers", unit="text", disable=None, leave=False):
@@ -123,17 +61,17 @@ def reference(checkpoint: Checkpoint, texts: Sequence[Text]) -> Reference:
 
 
 def measure(file: Path, checkpoint: Checkpoint, expected: Reference, device: str = "cpu") -> Parity:
-    """Run the file on the reference's texts, in batches of every size in BATCH_SIZES, padded to max_length.
+    """Run the file on the reference's texts, in batches of the BATCH_SIZES, padded to max_length.
 
-    First on what a server sends it when it starts: a row of zeros that counts nothing, alone and beside another.
+    The first calls are the server's warm-up: rows of zeros with an empty mask, one and two of them.
     """
     model = torch.jit.load(str(file), map_location=device).eval()
     ids, found = [], []
     start = turn = 0
     with torch.inference_mode(), torch.jit.optimized_execution(False):
         for rows in (1, 2):
-            nothing = torch.zeros(rows, LONGEST_MAX_LENGTH, dtype=torch.int64, device=device)
-            model(nothing, nothing)
+            zeros = torch.zeros(rows, LONGEST_MAX_LENGTH, dtype=torch.int64, device=device)
+            model(zeros, zeros)
         while start < len(expected.texts):
             size = BATCH_SIZES[turn % len(BATCH_SIZES)]
             inputs = checkpoint.tokenize(expected.texts[start : start + size])

@@ -12,23 +12,20 @@ from pathlib import Path
 import torch
 
 from build_scripts.convert.checkpoint import Checkpoint, Text
-from build_scripts.convert.export import PACKED, export
-from build_scripts.convert.parity import Parity, Reference, measure
+from build_scripts.convert.export import Graph, export, model_file
+from build_scripts.convert.parity import NEAR_TIE, PROBABILITY_LIMITS, Parity, Reference, measure, passes
 from build_scripts.core.errors import ServingError
 from build_scripts.core.machine import cpu_precisions
 
-# The gate: no probability may move by more, and no class id may change unless it is a near tie.
-MAX_PROBABILITY_ERROR = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02}
 TIMED_BATCHES = (1, 8)
 TIMED_ROUNDS = 7
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One precision, exported and measured. milliseconds: what `timings` found."""
+    """One precision, exported and measured. milliseconds: see `timings`."""
 
     precision: str
-    graph: str
     parity: Parity
     milliseconds: float
     passed: bool
@@ -36,7 +33,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen attempt and all others, as they are printed and stored."""
+    """The chosen attempt and all attempts, as printed and stored."""
 
     chosen: Attempt
     attempts: list[Attempt]
@@ -45,53 +42,45 @@ class Choice:
     def as_dict(self) -> dict:
         return {
             "precision": self.chosen.precision,
-            "graph": self.chosen.graph,
             "device": self.device,
-            "attempts": [asdict(a) for a in self.attempts],
+            "attempts": [asdict(attempt) for attempt in self.attempts],
         }
 
 
-def native_precisions(device: str) -> list[str]:
-    """What this machine computes natively, fp32 first."""
-    if device == "cuda":
-        return ["fp32", "fp16"] + (["bf16"] if torch.cuda.is_bf16_supported() else [])
-    return cpu_precisions()
+def choose_precision(checkpoint: Checkpoint, graph: Graph, asked: str, expected: Reference, directory: Path) -> Choice:
+    """Export the graph in each precision, measure, choose. `directory` holds the fp32 file already.
 
-
-def choose(checkpoint: Checkpoint, asked: str, expected: Reference, directory: Path) -> Choice:
-    """Export into `directory`, one file a precision, measure, choose. Raises ServingError if fp32 answers wrongly."""
+    Raises ServingError if fp32 or the precision that was asked for does not answer like the reference.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    # fp32 always comes first: it tells a graph that computes something else from a precision that rounds.
-    names = native_precisions(device) if asked == "auto" else list(dict.fromkeys(["fp32", asked]))
-    graphs = {"fp32": export(checkpoint, "fp32", file_of(directory, "fp32"))}
-    if asked == "auto" and device == "cpu" and graphs["fp32"] != PACKED:
-        # The packed graph alone has fp16 weights only; any other computes in fp16, which no CPU here does natively.
-        names = [name for name in names if name != "fp16"]
-    graphs |= {name: export(checkpoint, name, file_of(directory, name)) for name in names if name != "fp32"}
-    parities = {name: measure(file_of(directory, name), checkpoint, expected, device) for name in names}
-    times = timings({name: file_of(directory, name) for name in names}, checkpoint, expected.texts, device)
-    attempts = [
-        Attempt(name, graphs[name], parities[name], times[name], passes(parities[name], name)) for name in names
-    ]
-    _refuse_wrong_graph(checkpoint, attempts)
-    # The user's own choice is kept, whether it passes or not.
-    eligible = [attempt for attempt in attempts if (attempt.passed if asked == "auto" else attempt.precision == asked)]
+    # fp32 comes first: it distinguishes a wrong graph from a precision that rounds.
+    names = native_precisions(device, graph) if asked == "auto" else list(dict.fromkeys(["fp32", asked]))
+    for name in names[1:]:
+        export(checkpoint, graph, name, model_file(directory, name))
+    files = {name: model_file(directory, name) for name in names}
+    parities = {name: measure(file, checkpoint, expected, device) for name, file in files.items()}
+    times = timings(files, checkpoint, expected.texts, device)
+    attempts = [Attempt(name, parities[name], times[name], passes(parities[name], name)) for name in names]
+    for attempt in attempts:
+        if attempt.precision in ("fp32", asked) and not attempt.passed:
+            raise ServingError(_refusal(checkpoint, attempt))
+    eligible = [attempt for attempt in attempts if attempt.passed and asked in ("auto", attempt.precision)]
     return Choice(min(eligible, key=lambda attempt: attempt.milliseconds), attempts, device)
 
 
-def file_of(directory: Path, precision: str) -> Path:
-    return directory / f"model.{precision}.pt"
-
-
-def passes(parity: Parity, precision: str) -> bool:
-    return parity.wrong == 0 and parity.max_probability_error <= MAX_PROBABILITY_ERROR[precision]
+def native_precisions(device: str, graph: Graph) -> list[str]:
+    """The precisions that this machine computes natively, fp32 first."""
+    if device == "cuda":
+        return ["fp32", "fp16"] + (["bf16"] if torch.cuda.is_bf16_supported() else [])
+    # Only the packed graph has fp16 weights with fp32 activations; no CPU here computes fp16 activations natively.
+    return [name for name in cpu_precisions() if graph.packed or name != "fp16"]
 
 
 def timings(files: dict[str, Path], checkpoint: Checkpoint, texts: list[Text], device: str) -> dict[str, float]:
-    """Milliseconds a batch, of one text or of more: the geometric mean of each batch's least, the files taking turns.
+    """Milliseconds of a batch, small or large: the geometric mean over batches of the shortest time, interleaved.
 
-    With their sum the large batches would decide alone, and a tie between these would be broken by noise, however much
-    longer a lone text takes. The least, because other programs only ever make a batch take longer.
+    With the sum, the large batches alone would decide, and noise would break a tie between them however much longer a
+    single text takes. The shortest time, because other processes only ever add to it.
     """
     models = {name: torch.jit.load(str(file), map_location=device).eval() for name, file in files.items()}
     batches = [
@@ -99,23 +88,24 @@ def timings(files: dict[str, Path], checkpoint: Checkpoint, texts: list[Text], d
         for size in TIMED_BATCHES
         for turn in range(2)
     ]
-    least = {name: [math.inf] * len(batches) for name in models}
+    shortest = {name: [math.inf] * len(batches) for name in models}
     with torch.inference_mode(), torch.jit.optimized_execution(False):
         for turn in range(TIMED_ROUNDS + 1):
             for name, number in itertools.product(models, range(len(batches))):
                 start = time.perf_counter()
                 models[name](*batches[number])[0].cpu()
-                if turn > 0:  # the first round warms up
-                    least[name][number] = min(least[name][number], 1e3 * (time.perf_counter() - start))
-    return {name: statistics.geometric_mean(times) for name, times in least.items()}
+                if turn > 0:  # the first round is the warm-up
+                    shortest[name][number] = min(shortest[name][number], 1e3 * (time.perf_counter() - start))
+    return {name: statistics.geometric_mean(times) for name, times in shortest.items()}
 
 
-def _refuse_wrong_graph(checkpoint: Checkpoint, attempts: list[Attempt]) -> None:
-    for attempt in attempts:
-        if attempt.precision == "fp32" and not attempt.passed:
-            raise ServingError(
-                f"{checkpoint.model.config.model_type}: the exported fp32 file answers unlike Hugging Face "
-                f"({attempt.parity.wrong} of {attempt.parity.texts} class ids differ, a probability moves by "
-                f"{attempt.parity.max_probability_error:.2g}; at most {MAX_PROBABILITY_ERROR['fp32']:g} is accepted); "
-                "this architecture cannot be served"
-            )
+def _refusal(checkpoint: Checkpoint, attempt: Attempt) -> str:
+    found = (
+        f"{attempt.parity.wrong} of {attempt.parity.texts} class ids differ from Hugging Face's (near ties below "
+        f"{NEAR_TIE:g} aside; the limit is 0), a probability moves by {attempt.parity.max_probability_error:.2g} (the "
+        f"limit is {PROBABILITY_LIMITS[attempt.precision]:g})"
+    )
+    if attempt.precision == "fp32":
+        model_type = checkpoint.model.config.model_type
+        return f"{model_type}: in the exported fp32 file {found}; this architecture cannot be served"
+    return f"PRECISION={attempt.precision}: {found}; use PRECISION=auto or fp32"

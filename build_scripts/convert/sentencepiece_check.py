@@ -1,7 +1,7 @@
-"""Where tokenizer.json is missing, transformers makes a fast tokenizer of SentencePiece's file: is it the same one?
+"""Check a fast tokenizer that transformers made from SentencePiece's file against SentencePiece itself.
 
-Some classes of transformers 5 lose the blank before the first word or the special tokens on this way. The model was
-trained with what SentencePiece itself says.
+Without tokenizer.json, some classes of transformers 5 lose the blank before the first word, or the special tokens. The
+model was trained with SentencePiece's own tokens.
 """
 
 from __future__ import annotations
@@ -14,37 +14,38 @@ from transformers import PreTrainedTokenizerBase
 
 from build_scripts.core.errors import ServingError
 
-# So many words are compared. Two ways to split one may be equally probable, and then the last bit decides.
+# Number of words to compare.
 WORDS = 50
-LEAST_SHARE_ALIKE = 0.5
+# Minimum share of words with equal tokens. Two splits of a word may be equally probable; then rounding decides.
+MIN_SHARE_EQUAL = 0.5
 
 
-def refuse_another(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """Raises ServingError if the tokenizer was made of SentencePiece's file and does not do what the file says."""
+def refuse_other_tokens(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Raises ServingError if the tokenizer was made from SentencePiece's file and gives other tokens."""
     file = Path(getattr(tokenizer, "vocab_file", None) or "")
     if (path / "tokenizer.json").is_file() or file.suffix != ".model":
         return
     model = _read(file)
-    if model is None:  # no file of SentencePiece: some tokenizers of other kinds are called .model, too
+    if model is None:  # some tokenizers of other kinds are also called .model
         return
     words = _words(model)
-    alike = sum(_split(model, word) == _tokens(tokenizer, word) for word in words)
-    loses = None
-    if alike < LEAST_SHARE_ALIKE * len(words):
+    equal = sum(_split(model, word) == _tokens(tokenizer, word) for word in words)
+    fault = None
+    if equal < MIN_SHARE_EQUAL * len(words):
         example = next(word for word in words if _split(model, word) != _tokens(tokenizer, word))
-        loses = f"splits {example!r} into {_tokens(tokenizer, example)}, and the file says {_split(model, example)}"
+        fault = f"splits {example!r} into {_tokens(tokenizer, example)}, and the file says {_split(model, example)}"
     elif tokenizer.cls_token is not None and not tokenizer("")["input_ids"]:
-        loses = f"adds no special token to a text, though it has {tokenizer.cls_token}"
-    if loses:
+        fault = f"adds no special token to a text, though it has {tokenizer.cls_token}"
+    if fault:
         raise ServingError(
-            f"the {type(tokenizer).__name__} that this transformers makes of {file} {loses}; expected tokenizer.json: "
+            f"the {type(tokenizer).__name__} that this transformers makes of {file} {fault}; expected tokenizer.json: "
             "load the tokenizer with the version of transformers that the model was trained with, and save it beside "
             "the model with save_pretrained"
         )
 
 
 def damaged(path: Path) -> str | None:
-    """Which file is none of SentencePiece's, though its name says so; None if all are, or none is there."""
+    """The first *.model file that SentencePiece cannot read; None if there is no such file."""
     return next((f"{file.name} is no SentencePiece model" for file in files(path) if _read(file) is None), None)
 
 
@@ -61,7 +62,7 @@ def _read(file: Path) -> SentencePieceProcessor | None:
 
 
 def _words(model: SentencePieceProcessor) -> list[str]:
-    """Pieces of its own vocabulary that no normalizer changes: small letters without accents, or no cases at all."""
+    """Pieces of its vocabulary that no normalizer changes: lower case without accents, or scripts without case."""
     normal = [index for index in range(len(model)) if not (model.is_control(index) or model.is_unknown(index))]
     pieces = [model.id_to_piece(index).lstrip("▁") for index in normal]
     words = [piece for piece in pieces if piece.isalpha() and unicodedata.normalize("NFKD", piece.lower()) == piece]

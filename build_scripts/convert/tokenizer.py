@@ -1,4 +1,4 @@
-"""Read the tokenizer of a checkpoint, and refuse one that the server cannot use or that is not the model's."""
+"""Read the tokenizer of a checkpoint, and refuse one that the server cannot use or that belongs to another model."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from build_scripts.core.errors import ServingError
 
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 SAVE_IT = "save the tokenizer beside the model with tokenizer.save_pretrained"
-# A tokenizer that knows so much fewer tokens than the model was read from files of another kind.
-LEAST_SHARE = 0.1
+# Minimum tokens per row of the embedding; below it the tokenizer was read from files of another kind.
+MIN_VOCABULARY_SHARE = 0.1
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The fast tokenizer, padding on the right. Raises ServingError."""
-    # Without a vocabulary AutoTokenizer makes an empty one, to which every word is unknown.
+    # Without a vocabulary AutoTokenizer makes an empty tokenizer, which knows no word.
     files = [file.name for pattern in VOCABULARY_FILES for file in sorted(path.glob(pattern))]
     if not files:
         raise ServingError(
@@ -33,7 +33,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             f"the tokenizer in {path} needs more than this project installs ({first_line(error)}); expected one that "
             "tokenizer.json alone describes: fine-tune a model whose tokenizer it does"
         ) from error
-    except Exception as error:  # as for the weights: one meaning, many types
+    except Exception as error:  # errors of any type
         reason = sentencepiece_check.damaged(path) or first_line(error)
         raise ServingError(
             f"{path} has no usable tokenizer (from {', '.join(files)}: {reason}); expected tokenizer.json: {SAVE_IT}"
@@ -53,19 +53,19 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             f"the tokenizer in {path} has split_special_tokens set, which tokenizer.json cannot express; "
             "expected it unset: save the tokenizer again without it"
         )
-    sentencepiece_check.refuse_another(tokenizer, path)
-    tokenizer.padding_side = "right"  # as the server pads; a mask hides the padding, so the side means nothing else
+    sentencepiece_check.refuse_other_tokens(tokenizer, path)
+    tokenizer.padding_side = "right"  # as the server pads; the mask hides padding on either side
     return tokenizer
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, path: Path) -> None:
-    """Raises ServingError unless the tokenizer can be the one of a model with so many rows in its embedding."""
+    """Raises ServingError if the tokenizer cannot belong to a model with `rows` rows in its embedding."""
     vocabulary = tokenizer.get_vocab()
     ordinary = len(set(vocabulary.values()) - set(tokenizer.added_tokens_decoder))
-    if ordinary < 2 or len(vocabulary) < LEAST_SHARE * rows:
+    if ordinary < 2 or len(vocabulary) < MIN_VOCABULARY_SHARE * rows:
         raise ServingError(
             f"the tokenizer in {path} ({type(tokenizer).__name__}) knows {len(vocabulary)} tokens, {ordinary} of them "
-            f"no special ones, and the model's embedding has {rows} rows; its files are of another kind of tokenizer "
+            f"not special, and the model's embedding has {rows} rows; its files are of another kind of tokenizer "
             f"or incomplete: {_what_to_do(tokenizer, path)}"
         )
     too_many = {index: token for token, index in vocabulary.items() if index >= rows}
@@ -73,13 +73,13 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, path: Path) 
     if written:
         raise ServingError(
             f"the tokenizer in {path} has token ids up to {max(too_many)}, the model's embedding only {rows} rows, and "
-            f"a text can produce {len(written)} of them, such as {too_many[written[0]]!r}; they are not of one "
-            "training run: use the tokenizer that the model was trained with"
+            f"a text can produce {len(written)} of them, such as {too_many[written[0]]!r}; they come from different "
+            "training runs: use the tokenizer that the model was trained with"
         )
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, rows: int) -> int:
-    """The id that fills up rows: the model's own, for models that look for it, else the tokenizer's, else 0."""
+    """The padding id: the model's, because some models search for it, else the tokenizer's, else 0."""
     for candidate in (getattr(config, "pad_token_id", None), tokenizer.pad_token_id):
         if isinstance(candidate, int) and 0 <= candidate < rows:
             return candidate
@@ -87,7 +87,7 @@ def pad_id(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, rows: i
 
 
 def _what_to_do(tokenizer: PreTrainedTokenizerBase, path: Path) -> str:
-    """For a directory of which only an empty tokenizer could be made."""
+    """The next step for a directory that gave an empty tokenizer."""
     looked_for = tokenizer.vocab_files_names.get("vocab_file", "tokenizer.json")
     found = [file.name for file in sentencepiece_check.files(path)]
     if not found or looked_for in found or (path / "tokenizer.json").is_file():
@@ -100,7 +100,7 @@ def _what_to_do(tokenizer: PreTrainedTokenizerBase, path: Path) -> str:
 
 
 def _can_be_written(tokenizer: PreTrainedTokenizerBase, index: int, token: str) -> bool:
-    """Whether some text is known to give this token: its own, at the start of a text, after a blank or in a word."""
+    """Whether the token's own text produces it: at the start of a text, after a blank or in a word."""
     text = tokenizer.convert_tokens_to_string([token])
     tries = [token, text, f" {text}", f"a {text} a", f"a{text}", f"a{token.removeprefix('##')}"]
     return any(index in ids for ids in tokenizer(tries)["input_ids"])

@@ -1,7 +1,7 @@
-"""The fallback for models that are not BERT-shaped: Hugging Face's own forward, traced.
+"""Trace Hugging Face's own forward, for checkpoints that have no packed graph.
 
-It computes padding up to the longest text of each batch, or runs one text at a time (`Way`), which costs speed and
-nothing else. Traces bake the example's device into constants; they are replaced, so that one file serves every device.
+Pads to the longest text of the batch, or runs texts one by one (`BatchMode`). Slower, same answers. A trace bakes the
+example's device into constants; they are replaced, so that one file serves every device.
 """
 
 import copy
@@ -17,28 +17,31 @@ from build_scripts.graph.traced_logits import TracedLogits
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a traced forward takes a batch. Some models answer rightly only without neighbours or at one width.
+class BatchMode:
+    """Batching mode of a traced forward. Some models answer correctly only without neighbours or at one width.
 
-    alone: one text after the other. full_width: always max_length columns, for forwards whose trace is of one width.
+    one_by_one: one text after the other. full_width: always max_length columns, for traces that hold for one width.
     """
 
-    alone: bool = False
+    one_by_one: bool = False
     full_width: bool = False
 
     def __str__(self) -> str:
-        texts = "one text at a time" if self.alone else "a batch at a time"
-        width = "max_length" if self.full_width else "its own length" if self.alone else "the longest text of a batch"
-        return f"traced ({texts}, padded to {width})" if self != Way() else f"traced (padded to {width})"
+        width = "max_length" if self.full_width else "its own length" if self.one_by_one else "the longest text"
+        return f"{'one text' if self.one_by_one else 'a batch'} at a time, padded to {width}"
 
 
-PADDED = Way()
 # The fastest first.
-WAYS = (PADDED, Way(alone=True), Way(full_width=True), Way(alone=True, full_width=True))
+BATCH_MODES = (
+    BatchMode(),
+    BatchMode(one_by_one=True),
+    BatchMode(full_width=True),
+    BatchMode(one_by_one=True, full_width=True),
+)
 
 
 class _Logits(nn.Module):
-    """What is traced of a Hugging Face model: three tensors in, logits out. Many models take no token types."""
+    """The traced part of a Hugging Face model: three tensors in, logits out. Many models take no token types."""
 
     def __init__(self, model: nn.Module, token_types: int):
         super().__init__()
@@ -54,40 +57,40 @@ def traced_logits(
     model: PreTrainedModel,
     example: tuple[Tensor, Tensor],
     dtype: torch.dtype,
-    way: Way,
+    mode: BatchMode,
     pad_id: int,
     token_types: int = 1,
 ) -> TracedLogits:
-    """Trace the forward of a Hugging Face sequence classifier, which stays as it is.
+    """Trace the forward of a copy of a Hugging Face sequence classifier.
 
-    example: input_ids and attention_mask, (2, width) int64, of two texts of different lengths: with equal ones the
-    trace would take the mask for a constant. The longer one comes second. For a full width they are that wide.
+    example: input_ids and attention_mask, (2, width) int64, of two texts; width is max_length in full-width mode. The
+    second text must be longer: with equal lengths the trace would record the mask as a constant.
     Raises ServingError if the model cannot be traced.
     """
     model = copy.deepcopy(model).to(dtype)
     input_ids, attention_mask = example
-    minimum = input_ids.size(1) if way.full_width else 1 if way.alone else 2
-    if way.alone:
+    minimum = input_ids.size(1) if mode.full_width else 1 if mode.one_by_one else 2
+    if mode.one_by_one:
         input_ids, attention_mask = input_ids[1:], attention_mask[1:]
     inputs = (input_ids, attention_mask, torch.zeros_like(input_ids))
     try:
         traced = torch.jit.trace(_Logits(model, token_types).eval(), inputs, check_trace=False)
-    except Exception as error:  # tracing runs model code of any kind
+    except Exception as error:  # tracing runs the model's own code
         raise ServingError(
-            f"{model.config.model_type} cannot be traced to TorchScript ({type(error).__name__}: {error}); "
-            "BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, ERNIE and DistilBERT can be served"
+            f"{model.config.model_type} cannot be traced to TorchScript ({type(error).__name__}: {error}); expected an "
+            "architecture that docs/your-checkpoint.md lists"
         ) from error
     forget_device(traced)
     required_id = required_token(model, input_ids[-1:], attention_mask[-1:])
     return TracedLogits(
-        traced, token_types=token_types, minimum=minimum, alone=way.alone, pad_id=pad_id, required_id=required_id
+        traced, token_types=token_types, minimum=minimum, alone=mode.one_by_one, pad_id=pad_id, required_id=required_id
     )
 
 
 def required_token(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> int:
-    """The id that every text must hold for the model to answer, or -1: BART and its kin pool at the end of the text.
+    """The id that every text must contain for the model to answer, or -1. BART and its relatives pool at such a token.
 
-    input_ids, attention_mask: (1, width) int64, a text that is answered.
+    input_ids, attention_mask: (1, width) int64 of a text that the model answers.
     """
     eos = getattr(model.config, "eos_token_id", None)
     if not isinstance(eos, int) or not bool((input_ids == eos).any()):
@@ -96,16 +99,16 @@ def required_token(model: PreTrainedModel, input_ids: Tensor, attention_mask: Te
     try:
         with torch.inference_mode():
             model(input_ids=without, attention_mask=attention_mask)
-    except Exception:  # what it raises is the model's own affair; that it raises is the answer
+    except Exception:  # any error means that the model needs the token
         return eos
     return -1
 
 
 def forget_device(traced: torch.jit.ScriptModule) -> None:
-    """Replace every device constant of a trace by the device of a tensor that the same graph is given.
+    """Replace every device constant of a trace by the device of one of the graph's input tensors.
 
-    Submodules keep graphs of their own; one without a tensor among its inputs is left alone, and the check of the
-    written file (`device_constants`) then refuses it.
+    A submodule's graph without an input tensor stays as it is; `device_constants` then finds it, and the build
+    refuses the file.
     """
     for graph in graphs(traced):
         tensors = [value for value in graph.inputs() if value.type().kind() == "TensorType"]
@@ -137,8 +140,8 @@ def is_device(node: Any) -> bool:
 
 
 def device_constants(model: torch.jit.ScriptModule) -> list[str]:
-    """The device constants anywhere in a TorchScript model, as text; a file for every device has none."""
-    # Inlined, because a scripted function that a method calls has a graph of its own.
+    """The device constants in a TorchScript model, as text; a portable file has none."""
+    # Inlined: a scripted function that a method calls has its own graph.
     inlined = [method.inlined_graph for method in methods(model)]
     nodes = [node for graph in inlined for node in graph.findAllNodes("prim::Constant")]
     return [str(node).strip() for node in nodes if is_device(node)]

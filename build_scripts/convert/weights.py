@@ -1,4 +1,4 @@
-"""Read the config and the weights of a checkpoint as fp32, and refuse what is not the classifier that was trained."""
+"""Read config and weights of a checkpoint as fp32, and refuse weights that are not the trained classifier."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from build_scripts.convert.error_guard import first_line
 from build_scripts.core.errors import ServingError
 from build_scripts.core.options import LONGEST_MAX_LENGTH
 
-# What training scripts leave in config.json and would change what a forward returns.
+# Flags that training scripts leave in config.json and that change a forward's output.
 FORWARD_FLAGS = {
     "return_dict": True,
     "torchscript": False,
@@ -22,16 +22,16 @@ FORWARD_FLAGS = {
     "output_attentions": False,
     "output_hidden_states": False,
 }
-# Tensors that older versions stored and newer ones compute.
+# Tensors that older versions of transformers stored and newer ones compute.
 RECOMPUTED = re.compile(r"(position_ids|token_type_ids|inv_freq|attn\.(masked_)?bias|masked_bias)$")
 
 
 def load_config(path: Path) -> PretrainedConfig:
-    """config.json, its flags set to what serving needs. Raises ServingError."""
-    checkpoint_files.refuse_what_is_no_checkpoint(path)
+    """config.json with the flags that serving needs. Raises ServingError."""
+    checkpoint_files.refuse_incomplete(path)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:  # what a damaged file raises depends on the damage; all mean the same to the user
+    except Exception as error:  # errors of any type, depending on the damage
         if checkpoint_files.has_custom_code(path):
             raise ServingError(_custom_code(path)) from error
         raise ServingError(
@@ -48,7 +48,7 @@ def load_config(path: Path) -> PretrainedConfig:
 
 
 def load_model(path: Path, config: PretrainedConfig) -> PreTrainedModel:
-    """The classifier, fp32, eval, every tensor of it from the checkpoint. Raises ServingError."""
+    """The classifier in fp32, in eval mode, with every tensor from the checkpoint. Raises ServingError."""
     if adapter := checkpoint_files.adapter(path):
         raise ServingError(adapter)
     try:
@@ -56,14 +56,14 @@ def load_model(path: Path, config: PretrainedConfig) -> PreTrainedModel:
             path,
             config=config,
             dtype=torch.float32,
-            # flash attention, which a training run may have left in the config, is no way to run fp32 on a CPU
+            # a training run may leave flash attention in the config, which cannot run fp32 on a CPU
             attn_implementation=None if _attention(config) in ("eager", "sdpa") else "eager",
             trust_remote_code=False,
             weights_only=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except Exception as error:  # the readers of weights raise types of their own; all mean the same to the user
+    except Exception as error:  # errors of any type, depending on the reader
         if "Unrecognized configuration class" in str(error):
             reason = _custom_code(path) if checkpoint_files.has_custom_code(path) else None
             raise ServingError(
@@ -85,26 +85,26 @@ def load_model(path: Path, config: PretrainedConfig) -> PreTrainedModel:
             f"the weights in {path} cannot be loaded: "
             + (checkpoint_files.weights(path, error) or f"{type(error).__name__}: {first_line(error)}; save them again")
         ) from error
-    _refuse_another_model(path, config, report)
+    _refuse_other_weights(path, config, report)
     return model.eval()
 
 
 def embedding_rows(model: PreTrainedModel) -> int:
-    """How many token ids the model knows."""
+    """Number of token ids that the model knows."""
     try:
         return model.get_input_embeddings().num_embeddings
-    except (NotImplementedError, AttributeError):  # some have no such table, or hide it
+    except (NotImplementedError, AttributeError):  # some models have no such table, or hide it
         return model.config.vocab_size
 
 
 def positions(model: PreTrainedModel) -> int:
-    """How many columns the checkpoint has positions for."""
+    """Number of columns that the checkpoint has positions for."""
     embeddings = getattr(model.base_model, "embeddings", None)
     table = getattr(embeddings, "position_embeddings", None)
     if not isinstance(table, nn.Embedding):
         known = getattr(model.config, "max_position_embeddings", None) or 0
         return known if known > 0 else LONGEST_MAX_LENGTH  # XLNet says -1: relative positions have no limit
-    # RoBERTa and its kin number positions from padding_idx + 1 on, MPNet too.
+    # RoBERTa, its relatives and MPNet number positions from padding_idx + 1 on.
     skipped = 0 if table.padding_idx is None else table.padding_idx + 1
     return table.num_embeddings - skipped
 
@@ -114,24 +114,24 @@ def _attention(config: PretrainedConfig) -> str | None:
 
 
 def _no_model_of(config: PretrainedConfig) -> str | None:
-    """Why not even a model without weights can be made; None if one can."""
+    """The reason why the config makes no model even without weights; None if it makes one."""
     try:
         with torch.device("meta"):
             AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
-    except Exception as error:  # sizes that contradict each other raise what the layers raise
+    except Exception as error:  # contradicting sizes raise the layers' own errors
         return f"{type(error).__name__}: {first_line(error)}"
     return None
 
 
 def _custom_code(path: Path) -> str:
     return (
-        f"{path} needs Python code of its own (auto_map in config.json), which is never run here; expected an "
+        f"{path} needs its own Python code (auto_map in config.json), which is never run here; expected an "
         "architecture that transformers itself knows"
     )
 
 
-def _refuse_another_model(path: Path, config: PretrainedConfig, report: dict) -> None:
-    """Judge what the weights and the model do not share."""
+def _refuse_other_weights(path: Path, config: PretrainedConfig, report: dict) -> None:
+    """Raises ServingError for tensors that only the weights or only the model has."""
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     if mismatched := sorted(report["mismatched_keys"]):
         name, there, wanted = mismatched[0]
@@ -160,13 +160,13 @@ def _refuse_another_model(path: Path, config: PretrainedConfig, report: dict) ->
     if lost := [name for name in unexpected if _is_trained(name)]:
         raise ServingError(
             f"{len(lost)} tensor(s) of the weights in {path}, such as {lost[0]}, have no place in the model that "
-            f"transformers makes of its config.json ({config.model_type}): it would answer unlike what was trained; "
+            f"transformers makes of its config.json ({config.model_type}): it would not answer as trained; "
             "expected the config.json of the training run and an architecture that this transformers still has"
         )
 
 
 def _is_trained(name: str) -> bool:
-    """Whether a tensor that found no place belongs to the layers or embeddings, and not to another task's head."""
+    """Whether a tensor without a place belongs to the layers or embeddings, and not to another task's head."""
     inside = any(part.isdigit() for part in name.split(".")) or ".embeddings." in name
     return inside and not RECOMPUTED.search(name)
 

@@ -143,23 +143,15 @@ def _fill(staging: Path, options: BuildOptions, source: Path, release_id: str) -
     import tokenizers
     import torch
 
-    from build_scripts.convert import batch_modes, parity, precision
     from build_scripts.convert.checkpoint import load, serving_tokenizer, write_labels
+    from build_scripts.convert.gate_texts import calibration_texts
+    from build_scripts.convert.verified_file import write_verified
 
     print(f"reading the checkpoint {source}", flush=True)
     checkpoint = load(source, options.max_length)
-    if options.model or options.calibration:
-        texts = parity.calibration_texts(options.calibration)
-    else:
-        texts = [text for _, text in headlines("heldout")] + parity.HOSTILE_TEXTS
-    mixed = parity.interleaved(texts, parity.special_token_texts(checkpoint.tokenizer) + parity.pairs(checkpoint))
-    checkpoint = batch_modes.settle(checkpoint, staging)
-    expected = parity.reference(checkpoint, mixed)
-    print(f"exporting in precision {options.precision}, and comparing {len(mixed)} answers", flush=True)
-    choice = precision.choose(checkpoint, options.precision, expected, staging)
-    precision.file_of(staging, choice.chosen.precision).rename(staging / "model.pt")
-    for rejected in staging.glob("model.*.pt"):
-        rejected.unlink()
+    default = not (options.model or options.calibration)
+    texts = [text for _, text in headlines("heldout")] if default else calibration_texts(options.calibration)
+    facts = write_verified(checkpoint, texts, options.precision, staging)
     serving_tokenizer(checkpoint).save(str(staging / "tokenizer.json"))
     write_labels(checkpoint.labels, staging / "labels.txt")
     copy_package(Path(tokenizers.__file__).parent, staging / "tokenizers", options.repository)
@@ -170,7 +162,7 @@ def _fill(staging: Path, options: BuildOptions, source: Path, release_id: str) -
         "labels": checkpoint.labels,
         "multi_label": checkpoint.multi_label,
         "max_length": checkpoint.max_length,
-        **choice.as_dict(),
+        **facts,
         "versions": {name: version(name) for name in INGREDIENT_PACKAGES},
         "torch_threads": torch.get_num_threads(),
     }

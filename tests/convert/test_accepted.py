@@ -11,13 +11,12 @@ import torch
 import transformers
 from tokenizers import Tokenizer, processors
 
-from build_scripts.convert import batch_modes
 from build_scripts.convert.checkpoint import load, serving_tokenizer
-from build_scripts.convert.export import export
 from build_scripts.core.errors import ServingError
 from tests.convert.test_checkpoint import config, edit, tokenizer_config, weights
 from tests.support import zoo
 from tests.support.checkpoints import make_checkpoint, make_tokenizer
+from tests.support.fp32_file import fp32_file
 from tests.support.oracle import HuggingFace
 from tests.support.token_batches import MAX_LOGIT_ERROR
 
@@ -28,10 +27,10 @@ TEXTS = ["a", "Plain words here", "one [SEP] two [PAD] three", "long " * 200]
 
 def answers(directory: Path, scratch: Path, texts: list[str]) -> torch.Tensor:
     """What the built graph says of a batch."""
-    checkpoint = batch_modes.settle(load(directory), scratch)
-    export(checkpoint, "fp32", scratch / "model.pt")
+    checkpoint = load(directory)
+    _, file = fp32_file(checkpoint, scratch)
     with torch.inference_mode():
-        return torch.jit.load(str(scratch / "model.pt"))(*checkpoint.tokenize(texts))[1]
+        return torch.jit.load(str(file))(*checkpoint.tokenize(texts))[1]
 
 
 def unlimited(value: object) -> Callable[[Path], None]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from build_scripts.convert import batch_modes
 from build_scripts.convert.checkpoint import load
-from build_scripts.convert.export import export
 from build_scripts.core.errors import ServingError
 from tests.support import zoo
 from tests.support.checkpoints import KINDS
+from tests.support.fp32_file import fp32_file
 from tests.support.oracle import HuggingFace
 from tests.support.token_batches import MAX_LOGIT_ERROR
 
@@ -40,12 +39,12 @@ def test_it_becomes_what_the_documentation_says_and_answers_like_transformers(ro
     directory = zoo.make(row, tmp_path / "checkpoint")
     if row.becomes == zoo.REFUSED:
         with pytest.raises(ServingError):
-            batch_modes.settle(load(directory), tmp_path)
+            fp32_file(load(directory), tmp_path)
         return
-    checkpoint = batch_modes.settle(load(directory), tmp_path)
-    graph = export(checkpoint, "fp32", tmp_path / "model.pt")
-    assert zoo.WAYS[graph] == row.becomes
-    model = torch.jit.load(str(tmp_path / "model.pt"))
+    checkpoint = load(directory)
+    graph, file = fp32_file(checkpoint, tmp_path)
+    assert zoo.outcome(graph) == row.becomes
+    model = torch.jit.load(str(file))
     oracle = HuggingFace(directory, 128)
     expected = torch.cat([oracle.probabilities([text]) for text in TEXTS])  # some answer no batch without a padding id
     with torch.inference_mode(), torch.jit.optimized_execution(False):

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from build_scripts.convert.export import export
+from build_scripts.convert.export import export, graphs
 from build_scripts.convert.traced import device_constants
 from build_scripts.graph.packed_linear import PackedLinear
 from tests.support.checkpoints import KINDS, PACKED_KINDS
@@ -280,7 +280,7 @@ def test_a_torch_without_kernels_writes_files_that_do_not_name_them(subject, tmp
     assert "ops.mkldnn" in code(own.file(precision))
     assert ("linear_prepack_fp16" in code(own.file(precision))) == (precision == "fp16")
     monkeypatch.setattr(PackedLinear, "kernels", staticmethod(lambda: (False, False)))
-    export(own.checkpoint, precision, tmp_path / "model.pt")
+    export(own.checkpoint, graphs(own.checkpoint)[0], precision, tmp_path / "model.pt")
     assert "ops.mkldnn" not in code(tmp_path / "model.pt")
     assert "linear_prepack_fp16" not in code(tmp_path / "model.pt")
     with torch.inference_mode():

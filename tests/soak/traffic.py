@@ -64,7 +64,8 @@ def make_traffic(model: str, max_length: int, embedded: bool) -> Traffic:
     The empty text has a class id too and is not among the texts: a text of blanks must get the same.
     """
     from build_scripts.convert.checkpoint import load
-    from build_scripts.convert.parity import HOSTILE_TEXTS, reference
+    from build_scripts.convert.gate_texts import HOSTILE_TEXTS
+    from build_scripts.convert.parity import reference
     from build_scripts.releases.default_model import demo_checkpoint, headlines
     from build_scripts.releases.hub import resolve
 

@@ -16,17 +16,14 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedTokenizerBase
 
+from build_scripts.convert.export import Graph
+from build_scripts.convert.traced import BatchMode
 from build_scripts.core.paths import PROJECT
 from tests.support import checkpoints, pieces
 
 PACKED, PADDED, ALONE, REFUSED = "packed", "padded", "one text at a time", "refused"
 ALONE_FULL = "one text at a time, at full width"
-WAYS = {
-    "packed (padding only inside attention)": PACKED,
-    "traced (padded to the longest text of a batch)": PADDED,
-    "traced (one text at a time, padded to its own length)": ALONE,
-    "traced (one text at a time, padded to max_length)": ALONE_FULL,
-}
+OUTCOMES = {BatchMode(): PADDED, BatchMode(one_by_one=True): ALONE, BatchMode(True, True): ALONE_FULL}
 PAGE = PROJECT / "docs" / "your-checkpoint.md"
 SECTION = re.compile(r"(<!-- zoo -->\n).*?(<!-- /zoo -->)", re.DOTALL)
 
@@ -132,6 +129,10 @@ ROWS = [
     Row("yoso", REFUSED, says="cannot be written as TorchScript"),
     Row("reformer", REFUSED, "bytes", REFORMER, says="cannot be written as TorchScript"),
 ]
+
+
+def outcome(graph: Graph) -> str:
+    return PACKED if graph.packed else OUTCOMES[graph.batch_mode]
 
 
 def make(row: Row, directory: Path, *, labels: int = 4) -> Path:
