@@ -103,8 +103,8 @@ def test_every_target_that_runs_a_command_runs_one_that_exists():
         ([], "expected either TEXT"),
         (["--text", "a", "--file", "b"], "expected either TEXT"),
         (["--file", "/no/such/file"], "FILE=/no/such/file: No such file"),
-        (["--file", "{}/latin-1.txt"], "latin-1.txt is not UTF-8 (byte 3)"),
-        (["--file", "-"], "FILE=- is not UTF-8 (byte 3)"),
+        (["--file", "{}/latin-1.txt"], "latin-1.txt: line 1 is not UTF-8 (at byte 4)"),
+        (["--file", "-"], "FILE=-: line 1 is not UTF-8 (at byte 4)"),
         (["--text", b"\xff"], "U+DCFF at 0"),
     ],
 )

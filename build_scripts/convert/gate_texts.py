@@ -41,7 +41,7 @@ def calibration_texts(file: Path | None = None) -> list[str]:
     """The texts of a user's file, or the built-in multilingual list. Raises ServingError for a file without texts."""
     texts = [line for line in read_lines("CALIBRATION", file or CALIBRATION) if line.strip()]
     if not texts:
-        raise ServingError(f"CALIBRATION={file} holds no text; expected texts, one a line")
+        raise ServingError(f"CALIBRATION={file} holds no text; expected texts, one per line")
     return texts
 
 

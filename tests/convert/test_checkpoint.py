@@ -218,9 +218,13 @@ def test_max_length_is_bounded_by_the_positions_that_texts_can_use(subject, kind
 @pytest.mark.parametrize(
     ("option", "content", "says"),
     [
-        ("--calibration", None, ["CALIBRATION=", "no such file", "expected texts, one a line"]),
-        ("--calibration", b"", ["CALIBRATION=", "holds no text", "expected texts, one a line"]),
-        ("--calibration", b"good\n caf\xe9\n", ["CALIBRATION=", "not UTF-8 (byte 9)", "convert it"]),
+        ("--calibration", None, ["CALIBRATION=", "no such file", "expected texts, one per line"]),
+        ("--calibration", b"", ["CALIBRATION=", "holds no text", "expected texts, one per line"]),
+        (
+            "--calibration",
+            b"good\n caf\xe9\n",
+            ["CALIBRATION=", "line 2 is not UTF-8 (at byte 5)", "convert the file"],
+        ),
         ("--model-repository", b"", ["cannot be used: File exists", "expected a directory"]),
     ],
 )
