@@ -1,14 +1,13 @@
-"""The activations that the packed graph can compute, by the names that Hugging Face's configs use. Part of the graph.
+"""Activations of the packed graph, by their names in Hugging Face's configs. Part of the graph.
 
-LayerNorm and matrix products do not care which one it is. oneDNN fuses two of them into the product; the others run
-after it.
+oneDNN fuses gelu and relu into the matrix product. The others run after it.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Other names and other formulas of the same function; gelu_new and its kin are the tanh approximation.
+# Aliases. gelu_new and its aliases are the tanh approximation of gelu.
 SAME_AS = {
     "gelu_python": "gelu",
     "gelu_fast": "gelu_new",
@@ -23,13 +22,13 @@ KNOWN = FUSED | {"gelu_new", "silu", "quick_gelu", "mish", "tanh", "sigmoid", "l
 
 
 def plain_name(name: str) -> str:
-    """The name under which `activate` knows an activation; "" if it does not."""
+    """The name that `activate` uses for an activation; "" if the activation is unknown."""
     name = SAME_AS.get(name, name)
     return name if name in KNOWN else ""
 
 
 def activate(x: Tensor, name: str) -> Tensor:
-    """x of any shape. name: one of KNOWN; "none" leaves it as it is."""
+    """Apply an activation to a tensor of any shape. name: one of KNOWN; "none" returns x unchanged."""
     if name == "gelu":
         return F.gelu(x)
     if name == "gelu_new":

@@ -1,8 +1,7 @@
 """The model that is written to `model.pt`: input_ids and attention_mask in, class id and probabilities out.
 
-It wraps whatever computes the logits (the packed graph, or Hugging Face's own forward as a fallback) and makes it safe
-to serve. A token id that the checkpoint does not have would end a CPU batch with an error and take a whole CUDA context
-down; here it costs only its own row.
+It wraps the module that computes the logits: the packed graph, or Hugging Face's traced forward. An unknown token id
+would fail the whole batch on a CPU, and break the CUDA context on a GPU. The wrapper rejects that row only.
 """
 
 from typing import Final
@@ -14,10 +13,10 @@ from torch import Tensor, nn
 class TextClassifier(nn.Module):
     """input_ids, attention_mask: (batch, width) int64 -> class id (batch, 1) int64, probabilities (batch, labels) fp32.
 
-    Where the mask is not 0 there is a token: of the second text of a pair where it is 2, of the first with any other
-    value. A checkpoint without token types makes no difference between the two. A row counts at least its first token.
-    A row with a token id outside 0 … vocab_size - 1, or with more than max_length columns in use, gets class id -1 and
-    probabilities of 0: what no text gets, and what JSON can say. It has no NaN, and strict parsers refuse it.
+    A mask value of 0 marks padding, 2 a token of a pair's second text, and any other value a token of the first text.
+    A checkpoint without token types treats both texts alike. Every row has at least one token, its first.
+    A row with a token id outside 0 … vocab_size - 1, or with a token beyond max_length, gets class id -1 and
+    probabilities of 0. No text can produce these values. NaN would mark the row too, but JSON has no NaN.
     """
 
     vocab_size: Final[int]
@@ -32,7 +31,7 @@ class TextClassifier(nn.Module):
         self.multi_label = multi_label
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        if input_ids.size(1) != attention_mask.size(1):  # unequal widths would pair tokens with other texts' mask
+        if input_ids.size(1) != attention_mask.size(1):  # unequal widths would misalign tokens and mask
             raise ValueError(f"INPUT__0 has {input_ids.size(1)} columns and INPUT__1 {attention_mask.size(1)}")
         safe_ids = input_ids.clamp(0, self.vocab_size - 1)[:, : self.max_length]
         logits = self.logits(safe_ids, attention_mask[:, : self.max_length]).float()
@@ -45,7 +44,7 @@ class TextClassifier(nn.Module):
         return class_id, probabilities
 
     def outside(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(batch, width) bool: the tokens that count and cannot be looked up."""
+        """(batch, width) bool: real tokens without an embedding."""
         outside = (input_ids < 0) | (input_ids >= self.vocab_size)
         outside[:, self.max_length :] = True
         counts = attention_mask != 0
@@ -54,7 +53,7 @@ class TextClassifier(nn.Module):
 
     @torch.jit.export
     def check_inputs(self, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
-        """What is wrong with each row, "" where nothing is; an empty list if all rows are good."""
+        """One complaint per row, "" for a good row; an empty list if all rows are good."""
         complaints: list[str] = []
         if input_ids.size(1) != attention_mask.size(1) or input_ids.size(1) == 0:
             for _ in range(input_ids.size(0)):

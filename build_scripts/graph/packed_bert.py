@@ -1,13 +1,12 @@
 """BERT without padding: the classifier that is compiled to TorchScript.
 
-Callers hand over `(batch, max_length)` ids and a mask; inside, only the `T` real tokens of the whole batch are ever
-computed. Embeddings, linear layers, GELU and LayerNorm run on `(T, hidden)`. Attention is the one place that needs to
-know where a text ends: `packing` sorts texts by length, and neighbours of similar length share one padded product (a
-`Bucket`). The last layer runs for the first token of each text only, because the head reads nothing else. On a CPU a
-batch of thousands of tokens is computed in parts, so that memory stays bounded.
+The input is `(batch, max_length)` ids and a mask. The graph computes only the `T` real tokens of the whole batch.
+Embeddings, linear layers, GELU and LayerNorm run on `(T, hidden)`. Only attention needs the texts' bounds: `packing`
+sorts texts by length, and texts of similar length share one padded product (a `Bucket`). The last layer runs for the
+first token of each text, because the head reads nothing else. A CPU computes large batches in parts to bound memory.
 
-This module does not read checkpoints (`architectures`) and does not write files (`export`). It is compiled as a whole
-by `torch.jit.script`: control flow stays control flow, and no example input can bake a shape or a device into it.
+`architectures` reads checkpoints and `export` writes files. `torch.jit.script` compiles this module as a whole: control
+flow is kept, and no example input can bake a shape or a device into the graph.
 """
 
 from typing import Final
@@ -23,23 +22,18 @@ from build_scripts.graph.parts import BertParts, EncoderLayer
 
 
 def add_rows(x: Tensor, spare: int) -> Tensor:
-    """(rows, …) -> (rows + spare, …), zeros at the end; see round_up."""
+    """Append rows of zeros, see round_up: (rows, …) -> (rows + spare, …)."""
     if spare == 0:
         return x
     return F.pad(x, [0, spare] if x.dim() == 1 else [0, 0, 0, spare])
 
 
-def softmax_bias(scores: Tensor, bias: Tensor, uniform: bool) -> Tensor:
-    """Attention weights over the last dimension; overwrites scores."""
-    return torch.softmax(scores if uniform else scores.add_(bias), -1)
-
-
 def attention(query_key_value: Tensor, bucket: Bucket) -> Tensor:
     """(3, texts, heads, max_seqlen, head_size), the query already scaled -> (texts, heads, max_seqlen, head_size).
 
-    Which way is fastest on a CPU was measured. In bf16: the fused kernel for few short texts, else products, in fp32
-    below 64 tokens. In fp32: products, but the fused kernel for long texts without padding. On a GPU the fused kernel
-    always wins.
+    The fastest method on a CPU was measured. bf16: the fused kernel for few short texts, else products, which run in
+    fp32 below 64 tokens. fp32: products, but the fused kernel for long texts without padding. A GPU uses the fused
+    kernel.
     """
     _, texts, heads, seqlen, head_size = query_key_value.shape
     dtype = query_key_value.dtype
@@ -56,11 +50,9 @@ def attention(query_key_value: Tensor, bucket: Bucket) -> Tensor:
         return F.scaled_dot_product_attention(query, key, value, None if bucket.uniform else bucket.bias, scale=1.0)
     flat = (texts * heads, seqlen, head_size)
     scores = torch.bmm(query.reshape(flat), key.reshape(flat).transpose(1, 2))
-    if bucket.uniform:
-        weights = torch.softmax(scores, -1)
-    else:
-        weights = softmax_bias(scores.view(texts, heads, seqlen, seqlen), bucket.bias, False).view(scores.shape)
-    return torch.bmm(weights, value.reshape(flat)).view(query.shape).to(dtype)
+    if not bucket.uniform:
+        scores.view(texts, heads, seqlen, seqlen).add_(bucket.bias)
+    return torch.bmm(torch.softmax(scores, -1), value.reshape(flat)).view(query.shape).to(dtype)
 
 
 class PackedLayer(nn.Module):
@@ -98,7 +90,7 @@ class PackedLayer(nn.Module):
         if bucket.uniform:
             split = rows.view(texts, seqlen, 3, heads, hidden // heads).permute(2, 0, 3, 1, 4)
             return attention(split, bucket).transpose(1, 2).reshape(tokens, hidden)
-        # One gather both pads and brings the heads in front.
+        # One gather pads the texts and moves the heads to the front.
         padded = rows.reshape(-1, hidden // heads).index_select(0, bucket.heads_of)
         out = attention(padded.view(3, texts, heads, seqlen, hidden // heads), bucket)
         return out.reshape(-1, hidden // heads).index_select(0, bucket.places_of).view(tokens, hidden)
@@ -107,10 +99,10 @@ class PackedLayer(nn.Module):
 class FirstTokenLayer(nn.Module):
     """The last layer, for the first token of each text only: (T, hidden) -> (batch, hidden).
 
-    With one query a text, keys and values need not be computed at all. The score of a token is
-    q . (W_k x + b_k) = (q W_k) . x + a constant that softmax ignores, and the weighted sum of the values is
-    W_v applied to the weighted sum of the x. So attention reads x itself, and W_k and W_v see one row a text. They are
-    fp32 in every precision: to start products that small in bf16 takes longer than to compute them (70 against 25 us).
+    With one query per text, keys and values need not be computed. The score of a token is
+    q . (W_k x + b_k) = (q W_k) . x + a constant that softmax ignores. The weighted sum of the values is W_v applied to
+    the weighted sum of x. So attention reads x itself, and W_k and W_v see one row per text. Both are fp32 in every
+    precision, because starting such small products in bf16 takes longer than computing them (70 against 25 us).
     """
 
     heads: Final[int]
@@ -142,8 +134,9 @@ class FirstTokenLayer(nn.Module):
                 tokens = tokens.index_select(0, bucket.tokens_of)
             tokens = tokens.view(bucket.texts, bucket.max_seqlen, hidden)
             scores = torch.bmm(query.narrow(0, bucket.first_text, bucket.texts), tokens.transpose(1, 2))
-            weights = softmax_bias(scores, bucket.bias.squeeze(1) if not bucket.uniform else scores, bucket.uniform)
-            summed.append(torch.bmm(weights, tokens))
+            if not bucket.uniform:
+                scores.add_(bucket.bias.squeeze(1))
+            summed.append(torch.bmm(torch.softmax(scores, -1), tokens))
         context = summed[0] if len(summed) == 1 else torch.cat(summed)
         # (heads, batch, hidden) x (heads, hidden, head_size) -> (batch, heads * head_size)
         attended = torch.baddbmm(self.value_bias, context.transpose(0, 1), self.value).transpose(0, 1)
@@ -152,7 +145,7 @@ class FirstTokenLayer(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """What follows attention in a layer, two residuals included: (rows, hidden) -> (rows, hidden)."""
+    """The rest of a layer after attention, with both residuals: (rows, hidden) -> (rows, hidden)."""
 
     activation: Final[str]
 
@@ -160,7 +153,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.attention_output = PackedLinear.of(layer.attention_output, dtype)
         self.attention_norm = Norm(layer.attention_norm, dtype)
-        # oneDNN computes some activations within the product, the others follow it.
+        # oneDNN fuses some activations into the product. The others run after it.
         self.activation = "none" if activation in FUSED else activation
         self.intermediate = PackedLinear.of(layer.intermediate, dtype, activation if activation in FUSED else "none")
         self.output = PackedLinear.of(layer.output, dtype)
@@ -174,7 +167,7 @@ class FeedForward(nn.Module):
 class PackedBert(nn.Module):
     """The classifier: (batch, max_length) ids and mask -> logits (batch, num_labels) fp32.
 
-    The head runs in fp32 whatever the precision of the encoder.
+    The head always runs in fp32.
     """
 
     heads: Final[int]
@@ -208,7 +201,7 @@ class PackedBert(nn.Module):
         return torch.empty_like(logits).index_copy_(0, packed.order, logits)
 
     def logits(self, packed: Packed) -> Tensor:
-        """The logits of the texts of a part, in its order: (texts, num_labels) fp32."""
+        """Logits of a part's texts, in its order: (texts, num_labels) fp32."""
         dtype = self.embedding_norm.weight.dtype
         buckets = plan_buckets(packed.lengths, self.heads, dtype)
         spare = self.last_layer.query.spare_rows(packed.ids.size(0))

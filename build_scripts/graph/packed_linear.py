@@ -1,13 +1,13 @@
-"""Layers that store plain weights and, when they are loaded on a CPU, repack them for the kernels that it has.
+"""Linear layers that store plain weights and repack them for the CPU's fastest kernel when the file is loaded.
 
-Two kernels want a layout of their own. oneDNN's makes bf16 up to 1.8 times and fp32 up to 2 times as fast as `F.linear`
-on AMD and Intel servers. FBGEMM multiplies fp32 activations by fp16 weights: half the memory to read, which is what
-short texts wait for on CPUs without bf16. A packed copy depends on the CPU, so it never goes into the file, and in
-memory it takes the plain one's place. On any other device a layer is plain, and fp16 means fp16 throughout.
+oneDNN's weight layout makes bf16 up to 1.8 times and fp32 up to 2 times as fast as `F.linear` on AMD and Intel servers.
+FBGEMM multiplies fp32 activations by fp16 weights. It halves the memory traffic, which bounds short texts on CPUs
+without bf16. The packed copy depends on the CPU: it replaces the plain weights in memory and is never saved. On other
+devices a layer stays plain, and fp16 means fp16 weights and activations.
 
-An operator that torch does not know stops the load of a file, even in a branch that is never taken. FBGEMM's are known
-to every build of torch and fail when they are called in one without FBGEMM, such as most for ARM: `runs_fbgemm` asks
-first. oneDNN's are known only to builds with oneDNN. A torch that lacks one of the two writes files without it.
+TorchScript rejects a file with an unknown operator, even in a dead branch. Every torch build knows FBGEMM's operators,
+but they fail without FBGEMM (most ARM builds), so `runs_fbgemm` checks first. Only builds with oneDNN know oneDNN's
+operators. A torch without one of these libraries writes files without its operators.
 """
 
 from typing import Final, Optional
@@ -20,7 +20,7 @@ from build_scripts.graph.packing import round_up
 
 
 def runs_fbgemm() -> bool:
-    """Whether the CPU is one that FBGEMM is built for: x86 with AVX2. torch says "DEFAULT" or an ARM name elsewhere."""
+    """Whether FBGEMM supports this CPU: x86 with AVX2. torch reports "DEFAULT" or an ARM name elsewhere."""
     capability = torch.ops.aten._get_cpu_capability()
     return capability == "AVX2" or capability == "AVX512"
 
@@ -28,8 +28,8 @@ def runs_fbgemm() -> bool:
 class PackedLinear(nn.Module):
     """y = activation(x @ weight.T + bias), optionally plus a residual.
 
-    weight: (out_features, in_features), bias: (out_features,), x: (rows, in_features). fp32 and bf16 are the dtype of
-    all of them. With fp16 weights, x and y are fp32 on a CPU and fp16 elsewhere; the file holds the bias in fp32.
+    weight: (out_features, in_features), bias: (out_features,), x: (rows, in_features). In fp32 and bf16 all have that
+    dtype. With fp16 weights, x and y are fp32 on a CPU and fp16 elsewhere; the file holds the bias in fp32.
     activation: "none", "relu" or "gelu" (the exact one, by erf).
     """
 
@@ -38,14 +38,14 @@ class PackedLinear(nn.Module):
     onednn: Final[bool]
     fbgemm: Final[bool]
     packed: bool
-    # TorchScript wants this form, and knows the class.
+    # TorchScript needs this annotation, and knows the class.
     fp16_weight: Optional[torch.classes.quantized.LinearPackedParamsBase]  # type: ignore[name-defined]  # noqa: UP045
 
     def __init__(self, weight: Tensor, bias: Tensor, *, dtype: torch.dtype, activation: str = "none"):
         super().__init__()
         self.activation = activation
         self.fp16 = dtype == torch.float16
-        # Where a constant is False, the branches behind it are not compiled at all.
+        # TorchScript does not compile a branch behind a constant False.
         self.onednn, self.fbgemm = self.kernels()
         self.weight = weight.detach().to(dtype).contiguous()
         self.bias = bias.detach().to(torch.float32 if self.fp16 else dtype).contiguous()
@@ -56,16 +56,16 @@ class PackedLinear(nn.Module):
 
     @staticmethod
     def of(linear: nn.Linear, dtype: torch.dtype, activation: str = "none") -> "PackedLinear":
-        """The same layer as a plain one."""
+        """Convert a plain layer."""
         return PackedLinear(linear.weight, linear.bias, dtype=dtype, activation=activation)
 
     @staticmethod
     def kernels() -> tuple[bool, bool]:
-        """Whether the torch that writes the file has oneDNN and FBGEMM."""
+        """Whether the torch that writes the file has oneDNN, and whether it has FBGEMM."""
         return hasattr(torch.ops.mkldnn, "_linear_pointwise"), "fbgemm" in torch.backends.quantized.supported_engines
 
     def pack(self) -> None:
-        """Bring the weights into the layout of the device's fastest kernel, and drop the plain ones if there is one."""
+        """Convert the weights to the layout of the fastest kernel, which replaces the plain weights."""
         if self.weight.device.type != "cpu":
             if self.fp16:
                 self.bias = self.bias.half()
@@ -79,13 +79,13 @@ class PackedLinear(nn.Module):
         if self.onednn:
             self.packed = self.weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
             if self.packed:
-                # 64 is the number of rows for which oneDNN picks the blocked layout.
+                # 64: a number of rows for which oneDNN chooses the blocked layout.
                 self.packed_weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, 64)
                 self.weight = torch.empty(0)
 
     @torch.jit.export
     def plain(self) -> tuple[Tensor, Tensor]:
-        """weight and bias as the file holds them, whatever they are packed into."""
+        """weight and bias as the file stores them."""
         weight, fp16_weight = self.weight, self.fp16_weight
         if fp16_weight is not None:
             weight, _ = torch.ops.quantized.linear_unpack_fp16(fp16_weight)
@@ -111,12 +111,12 @@ class PackedLinear(nn.Module):
 
     @torch.jit.export
     def spare_rows(self, rows: int) -> int:
-        """How many zeros to add to so many rows, see round_up. FBGEMM prepares nothing for a number of rows."""
+        """Number of zero rows to append, see round_up. FBGEMM caches nothing per row count and needs none."""
         return 0 if self.fp16_weight is not None else round_up(rows) - rows
 
     @torch.jit.export
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
-        """x @ weight.T + bias + residual, in one kernel if there is one; used by layers without an activation."""
+        """x @ weight.T + bias + residual, in one oneDNN kernel where possible. For layers without an activation."""
         fp16_weight = self.fp16_weight
         if self.onednn and self.packed:
             return torch.ops.mkldnn._linear_pointwise(x, residual, self.packed_weight, self.bias, "add")
@@ -139,9 +139,9 @@ class PackedLinear(nn.Module):
 
 
 class Norm(nn.Module):
-    """LayerNorm over the last dimension, in the dtype of the activations: with fp16 weights fp32 on a CPU, else fp16.
+    """LayerNorm over the last dimension, in the dtype of the activations.
 
-    weight, bias: (hidden,), which the file holds in fp32 with fp16 weights.
+    weight, bias: (hidden,). With fp16 weights the file holds them in fp32; they become fp16 on devices other than CPUs.
     """
 
     fp16: Final[bool]

@@ -1,6 +1,6 @@
-"""Which tokens of a padded batch are real, and which of them are computed together. Part of the graph.
+"""Select the real tokens of a padded batch, and plan which texts share an attention product. Part of the graph.
 
-Dropping the padding is the technique of flash-attention's `unpad_input`; buckets make it pay on a CPU too.
+Dropping the padding is the technique of flash-attention's `unpad_input`. Buckets make it efficient on a CPU.
 """
 
 from typing import NamedTuple
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 class Packed(NamedTuple):
-    """The real tokens of a batch or of a part of it, texts sorted from long to short.
+    """The real tokens of a batch or of a part of a batch, texts sorted from long to short.
 
-    ids, positions: (T,) int64. lengths: (texts,) int64. order: (texts,) int64, the row that each text came from.
+    ids, positions: (T,) int64. lengths: (texts,) int64. order: (texts,) int64, the batch row of each text.
     """
 
     ids: Tensor
@@ -24,10 +24,10 @@ class Packed(NamedTuple):
 class Bucket(NamedTuple):
     """Neighbouring texts of similar length, padded to the longest of them for attention only.
 
-    When all have the same length (`uniform`), padding and unpadding are mere views and the tensors stay empty.
-    tokens_of: (texts * max_seqlen,) int64, the token, counted within the bucket, at each padded place.
-    heads_of: (3 * texts * heads * max_seqlen,) int64, the same for the rows of (tokens * 3 * heads, head_size).
-    places_of: (tokens * heads,) int64, the inverse: each token's heads among (texts * heads * max_seqlen).
+    If all lengths are equal (`uniform`), padding and unpadding are views, and the tensors are unused.
+    tokens_of: (texts * max_seqlen,) int64, for each padded place the token's index within the bucket.
+    heads_of: (3 * texts * heads * max_seqlen,) int64, the same index into rows of (tokens * 3 * heads, head_size).
+    places_of: (tokens * heads,) int64, the inverse: for each token's head its row in (texts * heads * max_seqlen).
     bias: (texts, 1, 1, max_seqlen), 0 for a token and a large negative number for padding.
     """
 
@@ -44,14 +44,14 @@ class Bucket(NamedTuple):
 
 
 def unpad_input(input_ids: Tensor, attention_mask: Tensor, skipped_position_id: int, second_from: int = 0) -> Packed:
-    """Gather the real tokens: (batch, max_length) -> (T,). A text counts at least its first token.
+    """Gather the real tokens: (batch, max_length) -> (T,). Every text has at least one token, its first.
 
-    second_from: is added to the positions of a pair's second text, whose mask is 2; 0 if there are no token types.
+    second_from: offset of the positions of a pair's second text (mask value 2); 0 for a checkpoint without token types.
     """
     real = attention_mask != 0
     real[:, 0] = True
     lengths = real.sum(1)
-    order = lengths  # of a lone text nobody asks for it
+    order = lengths  # unused for a batch of one
     if input_ids.size(0) > 1:
         lengths, order = lengths.sort(0, descending=True)
         input_ids, attention_mask, real = input_ids[order], attention_mask[order], real[order]
@@ -59,7 +59,7 @@ def unpad_input(input_ids: Tensor, attention_mask: Tensor, skipped_position_id: 
     ids = input_ids.reshape(-1)[flat]
     positions = flat if input_ids.size(0) == 1 else flat % input_ids.size(1)
     if skipped_position_id >= 0:
-        # fairseq numbering: a padding token that stands in the text itself has position 0 and pushes nobody back.
+        # fairseq numbering: a literal padding token gets the padding position and does not advance the count.
         counted = input_ids != skipped_position_id
         positions = (counted.cumsum(1) * counted).reshape(-1)[flat] + skipped_position_id
     if second_from > 0:
@@ -68,10 +68,9 @@ def unpad_input(input_ids: Tensor, attention_mask: Tensor, skipped_position_id: 
 
 
 def parts_of(packed: Packed) -> list[Packed]:
-    """What a CPU computes at once: neighbouring texts of at most 2048 tokens, or a longer one. On a GPU it is all.
+    """Split a batch into units of work for a CPU: at most 2048 tokens, or one longer text. A GPU computes all at once.
 
-    More gains 1 % and costs memory: in bf16 a batch of 64 texts of 512 tokens took 1050 MiB at once, and in parts it
-    takes 28.
+    Larger parts gain 1 % and cost memory: 64 texts of 512 tokens in bf16 took 1050 MiB in one part, 28 MiB in parts.
     """
     most = 2048
     if packed.ids.size(0) <= most or packed.ids.device.type != "cpu":
@@ -91,14 +90,12 @@ def parts_of(packed: Packed) -> list[Packed]:
 
 
 def round_up(rows: int) -> int:
-    """The number of rows that a linear layer of oneDNN's is given: rows, or a few more.
+    """Round the number of rows for a oneDNN product up to one of few values.
 
-    oneDNN prepares primitives for every number of rows that it has not seen lately: 2 ms and 2 MiB a batch. Batches of
-    mixed texts have a new number almost every time, so the numbers are few: multiples of 2 from 8 rows on, of 4 from
-    16, of 8 from 32, of 16 from 256, of 32 from 512, of 64 from 1024. These are 92 up to the 2048 of parts_of, and
-    find room in oneDNN's cache. With every number below 64, 32 an octave above and a smaller cache to bound the
-    memory, single texts of lognormal length took 1.2 times as long and mixed batches 1.15 times. The additional
-    rows cost 2 to 3 %.
+    oneDNN builds primitives for each row count that is not in its cache: 2 ms and 2 MiB per batch. Mixed batches have a
+    new row count almost every time. Hence the steps: 2 from 8 rows, 4 from 16, 8 from 32, 16 from 256, 32 from 512,
+    64 from 1024. These 92 values up to the 2048 of parts_of fit into the cache. A finer grid with a smaller cache made
+    single texts of lognormal length 1.2 times and mixed batches 1.15 times slower. The spare rows cost 2 to 3 %.
     """
     step = 1
     while step < 64 and (rows >= 32 * step or (rows >= 8 * step and step < 8)):
@@ -107,21 +104,21 @@ def round_up(rows: int) -> int:
 
 
 def attention_width(longest: int) -> int:
-    """To how many tokens the texts of a bucket are padded for attention, if their lengths differ.
+    """Padded length of a bucket's texts in attention, if their lengths differ.
 
-    The small products run at half speed on widths that are not a multiple of 8, or below 16 (measured), which costs
-    more than the padding does. From 64 on there are few widths, for the same reason as in round_up.
+    Small products run at half speed below a width of 16 and on widths that are not a multiple of 8 (measured). That
+    costs more than the padding. From 64 on the step is 16, for the same reason as in round_up.
     """
     step = 8 if longest < 64 else 16
     return max(16, (longest + step - 1) // step * step)
 
 
 def plan_buckets(lengths: Tensor, heads: int, dtype: torch.dtype) -> list[Bucket]:
-    """Cut texts, sorted from long to short, where one is much shorter than the first of its bucket.
+    """Group texts of similar length, sorted from long to short.
 
-    lengths: (batch,) int64. A text joins a bucket if it has 70 % of the bucket's longest, or 8 tokens less at most.
-    On a CPU a bucket has at most as many attention scores as one text of 512 tokens: for larger blocks of memory glibc
-    asks the system anew each time, and 16 texts of 512 tokens took 1.4 times as long in bf16.
+    lengths: (batch,) int64. A text joins a bucket if it has 70 % of the longest length, or at most 8 tokens less.
+    On a CPU a bucket has at most the attention scores of one text of 512 tokens. glibc maps larger blocks afresh on
+    every call, which made 16 texts of 512 tokens 1.4 times slower in bf16.
     """
     seqlens: list[int] = lengths.tolist()
     device = lengths.device
@@ -148,7 +145,7 @@ def plan_buckets(lengths: Tensor, heads: int, dtype: torch.dtype) -> list[Bucket
             column = torch.arange(longest, device=device)
             head = torch.arange(heads, device=device)
             real = column < own
-            # A padded place repeats its text's first token: any finite value would do, the bias hides it.
+            # A padded place repeats its text's first token. The bias hides it, so any finite value will do.
             tokens_of = (own.cumsum(0) - own) + torch.where(real, column, 0)
             third = torch.arange(3, device=device).view(3, 1, 1, 1)
             heads_of = (tokens_of.unsqueeze(1) * 3 + third) * heads + head.view(-1, 1)

@@ -1,4 +1,4 @@
-"""The weights that the packed graph is made of, by role. `convert.architectures` fills them in from a checkpoint."""
+"""The weights of the packed graph, by role. `convert.architectures` reads them from a checkpoint."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class TracedLogits(nn.Module):
     """(batch, width) ids and mask -> logits, on the columns up to the longest text of the batch.
 
-    required_id: a token without which the model cannot answer, which a row without it gets in its last place; or -1.
-    token_types: how many the model knows. A mask of 1, 2 … token_types means type 0, 1 …, any other value but 0 type 0.
+    required_id: token that the model needs in every text, or -1. It replaces the last token of a row that lacks it.
+    token_types: number of token types. Mask values 1, 2 … token_types mean type 0, 1 …; other values but 0 mean type 0.
     """
 
     token_types: Final[int]
@@ -37,7 +37,7 @@ class TracedLogits(nn.Module):
         attention_mask[:, 0] = 1
         column = torch.arange(input_ids.size(1), device=input_ids.device)
         last = (column * attention_mask).amax(1, keepdim=True)
-        # Some models find the end of a text by the padding's id; whatever a column after it holds must not matter.
+        # Some models find the end of a text by the padding id, so unused columns must hold it.
         input_ids = input_ids.masked_fill(column > last, self.pad_id)
         if self.required_id >= 0:
             lacking = (input_ids == self.required_id).any(1, keepdim=True).logical_not()
@@ -51,7 +51,7 @@ class TracedLogits(nn.Module):
         return torch.cat(rows)
 
     def run(self, input_ids: Tensor, attention_mask: Tensor, token_types: Tensor) -> Tensor:
-        """The logits of padded rows, as wide as the longest of them."""
+        """Logits of padded rows, cut to the longest row."""
         longest = int(attention_mask.amax(0).nonzero().amax()) + 1
         width = max(longest, self.minimum)
         missing = width - input_ids.size(1)
