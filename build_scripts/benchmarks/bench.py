@@ -1,31 +1,28 @@
-"""Time the classifier file alone: against the machine's peak, Hugging Face and other runtimes.
+"""Time the classifier file alone, beside Hugging Face, ONNX Runtime, OpenVINO and the machine's peak.
 
     python -m build_scripts bench
 
-No server, no tokenizer: `torch.jit.load` and a call, as the server's backend does it, on the CPU. Writes
-build/bench/report.md.
+No server, no tokenizer: each runtime is loaded and called on the CPU, in a separate process (`runtimes`). The file runs
+with the settings of the served one. Writes build/bench/report.md.
 """
 
 from __future__ import annotations
 
-import copy
+import importlib.util
 import math
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from build_scripts.benchmarks import report, runtimes
-from build_scripts.benchmarks.bench_report import HUGGING_FACE, PEAK_SHAPE, PRECISIONS, Measured, sections
+from build_scripts.benchmarks import bench_report, report, runtimes
+from build_scripts.benchmarks.bench_report import EQUAL, Workload
+from build_scripts.benchmarks.flask_service import export_onnx
 from build_scripts.benchmarks.flops import classifier_flops
-from build_scripts.benchmarks.timing import MOST_CALLS, ROUNDS, interleaved
 from build_scripts.convert.checkpoint import Checkpoint, load
-from build_scripts.convert.export import DTYPES, export, graphs
+from build_scripts.convert.export import export, graphs
 from build_scripts.core.errors import ServingError
 from build_scripts.core.machine import cores, cpu_precisions
 from build_scripts.core.paths import BUILD
-from build_scripts.graph.packed_linear import PackedLinear
 from build_scripts.releases.default_model import demo_checkpoint
 from build_scripts.releases.hub import resolve
 
@@ -34,46 +31,63 @@ LONGEST_RANDOM = 500
 
 
 def bench(model: str, max_length: int | None, seconds: float) -> Path:
-    """Measure every workload, at most about `seconds` a variant; returns the report. Raises ServingError."""
-    checkpoint = load(checkpoint_directory(model), max_length)
+    """Measure every workload, about `seconds` a runtime; returns the report. Raises ServingError."""
+    directory = checkpoint_directory(model)
+    checkpoint = load(directory, max_length)
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(cores())
-    files = {precision: OUTPUT / f"model.{precision}.pt" for precision in PRECISIONS}
     graph = graphs(checkpoint)[0]
+    parts = graph.parts
+    # fp16 weights exist for the packed graph only.
+    precisions = [precision for precision in cpu_precisions() if precision != "fp16" or parts is not None]
+    files = {precision: OUTPUT / f"model.{precision}.pt" for precision in precisions}
     for precision, file in files.items():
         export(checkpoint, graph, precision, file)
-    loaded = {precision: torch.jit.load(str(file)).eval() for precision, file in files.items()}
-    reduced = copy.deepcopy(checkpoint.model).bfloat16()
-    parts = graph.parts
-    measured = []
-    with torch.inference_mode(), torch.jit.optimized_execution(False):
-        for name, lengths in workloads(checkpoint.max_length).items():
-            variants = variants_of(checkpoint, loaded, reduced, lengths)
-            flops = [classifier_flops(parts, one) if parts else None for one in (lengths, equal_lengths(lengths))]
-            measured.append(Measured(name, lengths, interleaved(variants, seconds, name), *flops))
-        if parts is not None:  # for no other graph is there a file with fp16 weights
-            files["fp16"] = OUTPUT / "model.fp16.pt"
-            export(checkpoint, graph, "fp16", files["fp16"])
-        native = {precision: files[precision] for precision in cpu_precisions() if precision in files}
-    batches = {one.name: random_batch(checkpoint, one.lengths) for one in measured}
-    try:
-        beside = runtimes.section(runtimes.measure(native, checkpoint, batches, OUTPUT), batches)
-    except ServingError as error:  # what was measured by now is not lost
-        beside = ["## Beside other runtimes", f"Not measured: {error}"]
+    kinds, missing = other_runtimes(checkpoint, directory, "bf16" in precisions)
+    kinds |= {precision: (runtimes.FILE, file) for precision, file in files.items()}
+    found, batches = {}, {}
+    for name, lengths in workloads(checkpoint.max_length).items():
+        equal = equal_lengths(lengths)
+        flops = [classifier_flops(parts, one) if parts else None for one in (lengths, equal)]
+        found[name] = Workload(name, lengths, *flops)
+        batches[name] = random_batch(checkpoint, lengths)
+        if len(set(lengths)) > 1:
+            batches[f"{name}{EQUAL}"] = random_batch(checkpoint, equal)
+    times = runtimes.measure(kinds, batches, OUTPUT, seconds)
     config = checkpoint.model.config
-    emulated = [precision for precision in PRECISIONS if precision not in cpu_precisions()]
     facts = report.facts(
         model=f"{model or 'embedded default'}, {config.model_type}, {config.num_hidden_layers} layers, hidden "
         f"{config.hidden_size}",
         graph=str(graph),
         max_length=str(checkpoint.max_length),
-        precision="fp32 and bf16" + (f"; this CPU emulates {', '.join(emulated)}" if emulated else ""),
-        concurrency=f"one call at a time on {torch.get_num_threads()} threads, no server",
-        measured=f"up to {ROUNDS * MOST_CALLS} calls of each; all variants of a batch take turns",
+        precision=", ".join(precisions),
+        concurrency=f"one call at a time on {cores()} threads, no server",
+        measured=f"up to {runtimes.ROUNDS * runtimes.MOST_CALLS} calls of each runtime, interleaved",
+        **missing,
     )
-    text = "\n\n".join(["# The classifier file alone", facts, *sections(measured, checkpoint.max_length), *beside])
+    sections = bench_report.sections(list(found.values()), times, precisions)
+    text = "\n\n".join(["# The classifier file alone", facts, *sections])
     print(text)
     return report.write(OUTPUT, text)
+
+
+def other_runtimes(
+    checkpoint: Checkpoint, directory: Path, bf16: bool
+) -> tuple[dict[str, tuple[str, Path]], dict[str, str]]:
+    """Kind and file of each runtime but ours, the baseline first; and why one is missing."""
+    kinds, missing = {}, {}
+    onnx = OUTPUT / "model.onnx"
+    try:
+        export_onnx(checkpoint, onnx)
+        kinds["ONNX Runtime"] = (runtimes.ONNX, onnx)
+        if importlib.util.find_spec("openvino"):
+            kinds["OpenVINO"] = (runtimes.OPENVINO, onnx)
+    except ServingError as error:
+        missing["without_ONNX_Runtime"] = str(error)
+    kinds |= {"HF trimmed": (runtimes.TRIMMED, directory), "HF padded": (runtimes.PADDED, directory)}
+    kinds |= {"peak fp32": (runtimes.PRODUCT, OUTPUT)}
+    if bf16:
+        kinds |= {"HF trimmed bf16": (runtimes.TRIMMED_BF16, directory), "peak bf16": (runtimes.PRODUCT_BF16, OUTPUT)}
+    return kinds, missing
 
 
 def checkpoint_directory(model: str) -> Path:
@@ -96,7 +110,7 @@ def workloads(max_length: int) -> dict[str, list[int]]:
 
 
 def equal_lengths(lengths: list[int]) -> list[int]:
-    """As many texts and tokens, spread as evenly as whole tokens allow."""
+    """The same number of texts and tokens, spread as evenly as whole tokens allow."""
     shortest, longer = divmod(sum(lengths), len(lengths))
     return [shortest + (index < longer) for index in range(len(lengths))]
 
@@ -113,31 +127,3 @@ def random_batch(checkpoint: Checkpoint, lengths: list[int]) -> tuple[torch.Tens
         if special:
             ids[row, 0], ids[row, length - 1] = special[0], special[-1]
     return ids, mask
-
-
-def variants_of(
-    checkpoint: Checkpoint, loaded: dict[str, torch.nn.Module], reduced: torch.nn.Module, lengths: list[int]
-) -> dict[str, Callable[[], object]]:
-    """Everything that takes turns on one workload, by name. loaded: the files, by precision; reduced: HF in bf16."""
-    padded = random_batch(checkpoint, lengths)
-    trimmed = tuple(tensor[:, : max(lengths)].contiguous() for tensor in padded)
-    variants: dict[str, Callable[[], object]] = {}
-    for precision, classifier in loaded.items():
-        variants[precision] = partial(classifier, *padded)
-        variants[f"peak {precision}"] = large_product(DTYPES[precision])
-    for name, precision in HUGGING_FACE.items():
-        model = reduced if precision == "bf16" else checkpoint.model
-        ids, mask = padded if "padded" in name else trimmed
-        variants[name] = partial(model, input_ids=ids, attention_mask=mask)
-    if len(set(lengths)) > 1:
-        even = random_batch(checkpoint, equal_lengths(lengths))
-        variants |= {f"{precision} equal": partial(classifier, *even) for precision, classifier in loaded.items()}
-    return variants
-
-
-def large_product(dtype: torch.dtype) -> Callable[[], torch.Tensor]:
-    """The matrix product of the classifier's linear layers, at a size that keeps every core busy."""
-    rows, columns, inner = PEAK_SHAPE
-    x = torch.randn(rows, inner).to(dtype)
-    layer = PackedLinear(torch.randn(columns, inner), torch.zeros(columns), dtype=dtype)
-    return lambda: layer(x)

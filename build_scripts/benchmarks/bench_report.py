@@ -1,4 +1,4 @@
-"""What `bench` measured, as tables: time, share of the machine's peak, and whether cost follows tokens."""
+"""The tables of `bench`: time, share of the machine's peak, and whether cost follows tokens."""
 
 from __future__ import annotations
 
@@ -8,92 +8,95 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from build_scripts.benchmarks import report
+from build_scripts.benchmarks.runtimes import PEAK_SHAPE, Seconds
 
-PRECISIONS = ("fp32", "bf16")
-# Hugging Face's variants, and the precision of the file that each is compared with.
-HUGGING_FACE = {"HF fp32 padded": "fp32", "HF fp32 trimmed": "fp32", "HF bf16 trimmed": "bf16"}
-# Rows, columns and reduction of the product that stands for the peak: large enough to reach it, small enough to repeat.
-PEAK_SHAPE = (2048, 1024, 1024)
+# Suffix of the batch with the same number of texts and tokens in equal lengths.
+EQUAL = ", equal"
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One workload: a batch of texts of `lengths` tokens.
+class Workload:
+    """A batch of texts of `lengths` tokens.
 
-    seconds: every timed call of each variant. flops, equal_flops: operations of the packed graph, for the batch and for
-    as many tokens in equal lengths; None for any other graph.
+    flops, equal_flops: operations of the packed graph for the batch and for equal lengths; None for a traced graph.
     """
 
     name: str
     lengths: list[int]
-    seconds: dict[str, list[float]]
     flops: int | None
     equal_flops: int | None
 
-    def ms(self, variant: str) -> float:
-        """Median."""
-        return 1e3 * statistics.median(self.seconds[variant])
 
-
-def peak(measured: Sequence[Measured], precision: str) -> float:
-    """FLOP/s of the fastest large product of the whole run: a ceiling, so not a median."""
-    return 2 * math.prod(PEAK_SHAPE) / min(min(one.seconds[f"peak {precision}"]) for one in measured)
-
-
-def sections(measured: Sequence[Measured], max_length: int) -> list[str]:
-    """Markdown, to be joined by empty lines."""
-    peaks = {precision: peak(measured, precision) for precision in PRECISIONS}
-    return [
+def sections(workloads: Sequence[Workload], seconds: Seconds, precisions: Sequence[str]) -> list[str]:
+    """Markdown, to be joined by empty lines. seconds: the baseline first; "peak …" are the large products."""
+    ms = {
+        name: {batch: 1e3 * statistics.median(times) for batch, times in batches.items()}
+        for name, batches in seconds.items()
+        if not name.startswith("peak")
+    }
+    baseline, *others = ms
+    mixed = [one for one in workloads if one.name + EQUAL in seconds[precisions[0]]]
+    found = [
         "## Time",
-        "Milliseconds a batch, medians. “HF” is Hugging Face's eager model, padded to "
-        f"{max_length} or trimmed to the longest text of the batch; in parentheses how many times the file of the same "
-        "precision it takes.",
+        f"Milliseconds a batch, medians; in parentheses the share of {baseline}'s time. fp32, bf16 and fp16 are this "
+        "project's file with padded inputs, as it is served; HF is Hugging Face's eager model, trimmed to the longest "
+        "text or padded. ONNX Runtime and OpenVINO run the exported model on trimmed inputs, OpenVINO in the precision "
+        "that it chooses.",
         report.table(
-            ["batch", "tokens", *(f"{precision} ms" for precision in PRECISIONS), *(f"{n} ms" for n in HUGGING_FACE)],
-            [times(one) for one in measured],
+            ["batch", "tokens", f"{baseline} ms", *(f"{name} ms" for name in others)],
+            [times(one, {name: batches[one.name] for name, batches in ms.items()}) for one in workloads],
         ),
-        "## Share of the machine's peak",
-        f"The peak, {' and '.join(f'{report.number(peaks[p] / 1e9)} GFLOP/s in {p}' for p in PRECISIONS)}, is the "
-        f"fastest {' × '.join(map(str, PEAK_SHAPE))} product of the oneDNN kernel that the file uses, measured in turn "
-        "with the batches. Counted are the linear layers for real tokens and attention within each "
-        "text, in the last layer only what the first token needs; not padding, embeddings, LayerNorm, GELU, softmax.",
-        report.table(
-            [
-                "batch",
-                "GFLOP",
-                *(f"{p} {what}" for p in PRECISIONS for what in ("tokens/s", "GFLOP/s", "share")),
-            ],
-            [shares(one, peaks) for one in measured],
-        ),
+    ]
+    if workloads[0].flops is not None:
+        found += share_of_peak(workloads, {precision: ms[precision] for precision in precisions}, seconds)
+    return [
+        *found,
         "## Cost follows tokens",
-        "Each mixed batch against as many texts and tokens in equal lengths: 1.00× means that unequal lengths cost "
-        "nothing. Attention is quadratic, so a few long texts need more operations than many equal ones.",
+        "Time of each mixed batch relative to the same number of texts and tokens in equal lengths: 1.00× means that "
+        "unequal lengths cost nothing. Attention is quadratic, so a few long texts need more operations than many "
+        "equal ones.",
         report.table(
-            ["batch", *(f"{precision} time" for precision in PRECISIONS), "operations"],
-            [evenness(one) for one in measured if f"{PRECISIONS[0]} equal" in one.seconds],
+            ["batch", *(f"{precision} time" for precision in precisions), "operations"],
+            [evenness(one, [ms[precision] for precision in precisions]) for one in mixed],
         ),
     ]
 
 
-def times(one: Measured) -> list[str]:
-    cells = [one.name, str(sum(one.lengths)), *(report.number(one.ms(precision)) for precision in PRECISIONS)]
-    for name, precision in HUGGING_FACE.items():
-        cells.append(f"{report.number(one.ms(name))} ({report.ratio(one.ms(name), one.ms(precision))})")
-    return cells
+def times(one: Workload, ms: dict[str, float]) -> list[str]:
+    """One row; ms: of each runtime, the baseline first."""
+    first, *others = ms.values()
+    cells = [f"{report.number(value)} ({value / first:.2f})" for value in others]
+    return [one.name, str(sum(one.lengths)), report.number(first), *cells]
 
 
-def shares(one: Measured, peaks: dict[str, float]) -> list[str]:
-    cells = [one.name, "–" if one.flops is None else report.number(one.flops / 1e9)]
-    for precision in PRECISIONS:
-        seconds = one.ms(precision) / 1e3
-        speed, share = "–", "–"
-        if one.flops is not None:
-            speed, share = report.number(one.flops / seconds / 1e9), f"{one.flops / seconds / peaks[precision]:.0%}"
-        cells += [report.number(sum(one.lengths) / seconds), speed, share]
-    return cells
+def share_of_peak(workloads: Sequence[Workload], ms: dict[str, dict[str, float]], seconds: Seconds) -> list[str]:
+    """ms: of the files, by precision and batch."""
+    # A ceiling, so the fastest product of the whole run. fp16 weights are multiplied in fp32.
+    peaks = {
+        precision: 2 * math.prod(PEAK_SHAPE) / min(map(min, seconds[f"peak {precision}"].values()))
+        for precision in ms
+        if precision != "fp16"
+    }
+    rows = []
+    for one in workloads:
+        flops = one.flops or 0
+        cells = [one.name, report.number(flops / 1e9)]
+        for precision, batches in ms.items():
+            rate = 1e3 / batches[one.name]
+            peak = peaks.get(precision, peaks["fp32"])
+            cells += [report.number(sum(one.lengths) * rate), f"{flops * rate / peak:.0%}"]
+        rows.append(cells)
+    return [
+        "## Share of the machine's peak",
+        f"The peak, {' and '.join(f'{report.number(peak / 1e9)} GFLOP/s in {name}' for name, peak in peaks.items())}, "
+        f"is the fastest {' × '.join(map(str, PEAK_SHAPE))} product of the file's oneDNN kernel in this run. Counted: "
+        "the linear layers for real tokens, attention within each text, and in the last layer the first token only. "
+        "Not counted: padding, embeddings, LayerNorm, GELU, softmax.",
+        report.table(["batch", "GFLOP", *(f"{p} {what}" for p in ms for what in ("tokens/s", "share"))], rows),
+    ]
 
 
-def evenness(one: Measured) -> list[str]:
-    ratios = [f"{one.ms(precision) / one.ms(f'{precision} equal'):.2f}×" for precision in PRECISIONS]
-    operations = "–" if one.flops is None or one.equal_flops is None else f"{one.flops / one.equal_flops:.2f}×"
+def evenness(one: Workload, ms: Sequence[dict[str, float]]) -> list[str]:
+    ratios = [f"{batches[one.name] / batches[one.name + EQUAL]:.2f}×" for batches in ms]
+    operations = f"{one.flops / one.equal_flops:.2f}×" if one.flops and one.equal_flops else "–"
     return [one.name, *ratios, operations]

@@ -1,6 +1,8 @@
-"""`make bench` times every runtime on the batch that it says, in a process of its own."""
+"""`make bench` times every runtime on the same batches, each in a separate process."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -15,7 +17,7 @@ LENGTHS = [5, 2, 40]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
-def test_the_other_runtimes_compute_what_hugging_face_does(subject, tmp_path, kind):
+def test_other_runtimes_agree_with_hugging_face(subject, tmp_path, kind):
     if kind == "openvino":
         pytest.importorskip("openvino")
     own = subject("bert")
@@ -29,50 +31,69 @@ def test_the_other_runtimes_compute_what_hugging_face_does(subject, tmp_path, ki
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
-def test_the_file_is_given_its_batch_padded():
+def test_only_the_file_and_the_padded_model_get_padding():
     ids, mask = torch.ones(2, 128, dtype=torch.int64), torch.zeros(2, 128, dtype=torch.int64)
     mask[:, :9] = 1
-    assert [one.shape for one in runtimes.inputs_of("torch", ids, mask)] == [(2, 128)] * 2
-    assert [one.shape for one in runtimes.inputs_of("onnx", ids, mask)] == [(2, 9)] * 2
+    widths = {kind: runtimes.inputs_of(kind, ids, mask)[0].shape[1] for kind in runtimes.KINDS}
+    assert {kind for kind, width in widths.items() if width == 128} == {runtimes.FILE, runtimes.PADDED}
+    assert set(widths.values()) == {9, 128}
 
 
 @pytest.mark.slow
-def test_runtimes_take_turns_in_processes_that_end_with_the_measurement(subject, monkeypatch, tmp_path):
+def test_every_runtime_is_measured_and_its_process_ends(subject, monkeypatch, tmp_path):
     monkeypatch.setattr(runtimes, "ROUNDS", 2)
     before = set(psutil.Process().children(recursive=True))  # servers of other tests
     own = subject("bert")
     own.exported.save(str(tmp_path / "model.pt"))
-    batches = {
-        name: bench.random_batch(own.checkpoint, lengths) for name, lengths in {"one": [8], "3": LENGTHS}.items()
-    }
-    found = runtimes.measure({"fp32": tmp_path / "model.pt"}, own.checkpoint, batches, tmp_path)
-    assert {"fp32", runtimes.BASELINE} <= found.keys() <= {"fp32", runtimes.BASELINE, "OpenVINO"}
-    for seconds in found.values():
-        assert {batch: len(times) >= 2 for batch, times in seconds.items()} == {"one": True, "3": True}
-        assert all(time > 0 for times in seconds.values() for time in times)
+    onnx = tmp_path / "model.onnx"
+    export_onnx(own.checkpoint, onnx)
+    lengths = {"one": [8], "3": LENGTHS, "3, equal": [16, 16, 15]}
+    batches = {name: bench.random_batch(own.checkpoint, each) for name, each in lengths.items()}
+    kinds = {"file": ("file", tmp_path / "model.pt"), "onnx": ("onnx", onnx)}
+    found = runtimes.measure(kinds, batches, tmp_path, 60.0)
+    assert list(found) == list(kinds)
+    assert set(found["file"]) == {"one", "3", "3, equal"}
+    assert set(found["onnx"]) == {"one", "3"}
+    for seconds in (times for batches in found.values() for times in batches.values()):
+        assert len(seconds) >= 2
+        assert all(time > 0 for time in seconds)
     assert set(psutil.Process().children(recursive=True)) <= before
 
 
 @pytest.mark.slow
-def test_a_runtime_that_fails_is_named_with_its_log(tmp_path):
+def test_the_file_runs_with_the_heap_settings_of_the_backend(tmp_path, subject, monkeypatch):
+    own, called = subject("bert"), []
+    own.exported.save(str(tmp_path / "model.pt"))
+    monkeypatch.setattr(runtimes, "keep_large_blocks", lambda: called.append("file"))
+    runtimes.call_of("product", tmp_path)
+    runtimes.call_of("trimmed", own.directory)
+    assert not called
+    runtimes.call_of("file", tmp_path / "model.pt")
+    assert called == ["file"]
+
+
+def test_a_first_call_over_the_limit_is_the_only_one(monkeypatch):
+    ticks = iter(range(1000))
+    monkeypatch.setattr(runtimes, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    assert runtimes.turn_seconds(lambda: None, most=0.5) == [1]
+    assert runtimes.turn_seconds(lambda: None, most=1) == [1]
+    quick = iter(range(1000))
+    monkeypatch.setattr(runtimes, "time", SimpleNamespace(perf_counter=lambda: next(quick) * runtimes.TURN_S / 100))
+    assert len(runtimes.turn_seconds(lambda: None, most=1)) == runtimes.MOST_CALLS
+
+
+@pytest.mark.slow
+def test_failing_runtime_is_named_with_its_log(tmp_path):
     torch.save({"one": (torch.zeros(1, 4, dtype=torch.int64), torch.ones(1, 4, dtype=torch.int64))}, tmp_path / "b.pt")
-    log = tmp_path / "torch.log"
+    log = tmp_path / "file.log"
     (tmp_path / "model.pt").write_bytes(b"no model")
-    with runtimes.running("torch", tmp_path / "model.pt", tmp_path / "b.pt", log) as turn:  # noqa: SIM117
-        with pytest.raises(ServingError, match=rf"^torch failed on 'one', code 1; see {log}$"):
+    with runtimes.running("file", tmp_path / "model.pt", tmp_path / "b.pt", 1.0, log) as turn:  # noqa: SIM117
+        with pytest.raises(ServingError, match=rf"^file failed on 'one', code 1; see {log}$"):
             turn("one")
     assert "RuntimeError" in log.read_text()
 
 
-def test_times_stand_beside_the_share_of_the_baseline():
-    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
-    found = {"fp16": {"a": [0.004, 0.003, 0.9]}, runtimes.BASELINE: {"a": [0.005, 0.005, 0.1]}}
-    table = runtimes.section(found, {"a": (mask, mask)})[-1].splitlines()
-    assert table[0] == "| batch | tokens | ONNX Runtime ms | fp16 ms |"
-    assert table[2:] == ["| a | 4 | 5.00 | 4.00 (0.80) |"]
-
-
-def test_a_model_that_cannot_be_exported_is_named_with_the_reason(subject, monkeypatch, tmp_path):
+def test_failing_export_gives_the_reason(subject, monkeypatch, tmp_path):
     def broken(*_, **__):
         raise RuntimeError("no such operator\nand more")
 
