@@ -1,5 +1,6 @@
-"""Stand-ins for tritonserver, each gone when its test ends: its HTTP side, and its processes; and our pytorch backend
-as the server would load it."""
+"""Stand-ins for tritonserver's HTTP frontend and its processes, and our pytorch backend as the server would load it.
+
+Each stand-in ends with its test."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from tests.support.fake_frontend import Frontend
 
 @pytest.fixture
 def frontend() -> Iterator[Callable[..., Frontend]]:
-    """frontend(*statuses, **of_models), listening until the test ends."""
+    """frontend(*statuses, **of_models): listens until the test ends."""
     with contextlib.ExitStack() as stack:
 
         def start(*statuses: int | None, **of_models: int | None) -> Frontend:
@@ -39,7 +40,7 @@ def frontend() -> Iterator[Callable[..., Frontend]]:
 
 @pytest.fixture
 def process() -> Iterator[Callable[..., TritonProcess]]:
-    """process(*command), in the place of tritonserver; gone when the test ends."""
+    """process(*command): runs in place of tritonserver until the test ends."""
     with contextlib.ExitStack() as stack:
 
         def start(*command: str) -> TritonProcess:
@@ -53,9 +54,9 @@ def process() -> Iterator[Callable[..., TritonProcess]]:
 
 @pytest.fixture(scope="module")
 def load(subject, tmp_path_factory) -> Callable:
-    """load((old, new)): the backend with a tiny bert, after old became new in the classifier's config.pbtxt."""
+    """load((old, new)): the backend with a tiny BERT; replaces `old` by `new` in its config.pbtxt first."""
     module = fake_triton.load_module(PROJECT / "build_scripts" / "serving" / "pytorch_backend")
-    module.yield_to_others = lambda: None  # this process runs the tests too
+    module.lower_priority = lambda: None  # this process runs the tests too
     directory = tmp_path_factory.mktemp("classifier")
     (directory / "1").mkdir()
     (directory / "1" / "model.pt").symlink_to(subject("bert").file())

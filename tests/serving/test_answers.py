@@ -1,4 +1,4 @@
-"""Served answers equal plain Hugging Face's: on thousands of texts, in batches of every size and company."""
+"""Served answers equal plain Hugging Face's on thousands of texts, in batches of every size."""
 
 import contextlib
 import json
@@ -66,7 +66,7 @@ def cut(texts: list[Text], sizes: list[int]) -> list[list[str]]:
     return [texts[end - size : end] for end, size in zip(ends, sizes)]
 
 
-def test_two_thousand_texts_in_batches_of_every_size(default_server, default_oracle: HuggingFace):
+def test_texts_in_batches_of_every_size(default_server, default_oracle: HuggingFace):
     texts = varied_texts(sum(EVERY_BATCH_SIZE))
     class_ids, probabilities = served(default_server, cut(texts, EVERY_BATCH_SIZE))
     expected = default_oracle.probabilities(texts).numpy()
@@ -75,8 +75,8 @@ def test_two_thousand_texts_in_batches_of_every_size(default_server, default_ora
 
 
 @pytest.mark.server
-def test_the_automatic_precision_answers_like_fp32_within_the_gate(default_oracle: HuggingFace, tmp_path):
-    """What `make serve` serves by default, asked as its first screen says."""
+def test_automatic_precision_stays_within_the_gate(default_oracle: HuggingFace, tmp_path):
+    """Asks the default of `make serve` with the curl command that it prints."""
     with running(tmp_path / "repository", tmp_path / "output.txt") as server:
         class_ids, probabilities = served(server, cut(HEADLINES, [50] * 5))
         wait_for(lambda: "  try  " in server.said(), 60, server.said())
@@ -92,7 +92,7 @@ def test_the_automatic_precision_answers_like_fp32_within_the_gate(default_oracl
     assert (np.array(class_ids) == expected.argmax(1))[clear].all()
 
 
-def test_an_answer_does_not_depend_on_its_neighbours(default_server):
+def test_answer_is_independent_of_its_batch(default_server):
     texts = varied_texts(60, seed=5)
     _, alone = served(default_server, [[text] for text in texts])
     _, together = served(default_server, [texts])
@@ -102,8 +102,8 @@ def test_an_answer_does_not_depend_on_its_neighbours(default_server):
 
 
 @pytest.mark.server
-def test_pairs_and_single_texts_of_many_clients_at_once(default_server, default_oracle: HuggingFace):
-    """They share the classifier's batches, and each gets the answer that it gets alone."""
+def test_pairs_and_single_texts_of_many_clients(default_server, default_oracle: HuggingFace):
+    """They share batches of the classifier without changing each other's answers."""
     generator = random.Random(7)
     asked = [[text] for text in varied_texts(120, seed=9)] + [[pair] for pair in PAIRS * 4]
     asked += [[pair] for pair in zip(varied_texts(60, seed=1), varied_texts(60, seed=2))]
@@ -136,8 +136,8 @@ def test_other_checkpoints_through_the_real_server(kind, subject, tmp_path):
 
 
 @pytest.mark.server
-def test_the_label_is_that_of_the_class_id_where_sigmoids_are_equal(tmp_path):
-    """All are 1 to the last bit; the logits differ, and the class id follows them as Hugging Face's does."""
+def test_label_follows_the_class_id_when_sigmoids_are_equal(tmp_path):
+    """Every probability is exactly 1. The class id follows the logits, as Hugging Face's does."""
     checkpoint = make_checkpoint("bert", tmp_path / "checkpoint", multi_label=True)
     weights = load_file(checkpoint / "model.safetensors")
     weights["classifier.bias"] += 40

@@ -1,4 +1,4 @@
-"""The contract on the wire, seen by clients that know nothing of this project."""
+"""The contract on the wire, seen by independent clients."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ from tests.support.texts import HEADLINES
 SPORTS, TEXT = 7, "Midfielder scores twice as champions win away"
 
 
-def test_curl_with_a_text_gets_its_class_id(default_server):
+def test_curl_gets_a_class_id(default_server):
     url = f"{default_server.http}/v2/models/text_classifier/generate"
     body = json.dumps({"TEXT": TEXT})
     answer = json.loads(subprocess.run(["curl", "-s", url, "-d", body], capture_output=True, check=True).stdout)
@@ -39,18 +39,18 @@ def test_a_list_of_texts_gets_a_list(default_server):
     assert json.loads(answer)["CLASS_ID"] == [SPORTS, 0]
 
 
-def test_the_answer_tells_how_many_tokens_were_read_and_whether_the_text_was_cut(default_server, default_oracle):
+def test_answer_has_tokens_and_truncated(default_server, default_oracle):
     texts = [TEXT, "", "long " * 600, "long " * 510]
     answer = post(f"{default_server.http}/v2/models/text_classifier/generate", {"TEXT": texts})[1]
-    told = json.loads(answer)
-    assert told["TOKENS"] == [len(ids) for ids in default_oracle.tokenizer(texts, truncation=True)["input_ids"]]
-    assert told["TRUNCATED"] == [False, False, True, False]
+    answered = json.loads(answer)
+    assert answered["TOKENS"] == [len(ids) for ids in default_oracle.tokenizer(texts, truncation=True)["input_ids"]]
+    assert answered["TRUNCATED"] == [False, False, True, False]
 
 
 PAIR = ("Midfielder scores twice as champions win away", "A football match was decided.")
 
 
-def test_a_pair_gets_its_class_id_over_generate_infer_and_grpc(default_server, default_oracle):
+def test_pair_over_generate_infer_and_grpc(default_server, default_oracle):
     expected = default_oracle.probabilities([PAIR])[0].tolist()
     assert expected != pytest.approx(default_oracle.probabilities([PAIR[0]])[0].tolist(), abs=2e-4)
     url = f"{default_server.http}/v2/models/text_classifier"
@@ -67,7 +67,7 @@ def test_a_pair_gets_its_class_id_over_generate_infer_and_grpc(default_server, d
     assert answer.probability == pytest.approx(max(expected), abs=1e-4)
 
 
-def test_a_client_that_tokenizes_pairs_itself_marks_the_second_text_with_2(default_server, default_oracle):
+def test_tokenizing_client_marks_the_second_text_with_2(default_server, default_oracle):
     encoded = default_oracle.tokenizer(*PAIR)
     mask = [one + kind for one, kind in zip(encoded["attention_mask"], encoded["token_type_ids"])]
     inputs = [
@@ -90,13 +90,13 @@ def test_a_client_that_tokenizes_pairs_itself_marks_the_second_text_with_2(defau
     ],
     ids=str,
 )
-def test_what_is_no_pair_is_an_error_of_tritons(default_server, body, code, says):
-    """What is no string is a 500, in TEXT as well: Triton reads the JSON."""
+def test_malformed_pair_is_an_error_from_triton(default_server, body, code, says):
+    """A value that is not a string is a 500, in TEXT too: Triton parses the JSON."""
     status, answer = post(f"{default_server.http}/v2/models/text_classifier/generate", body)
     assert (status, says in answer.decode()) == (code, True), answer
 
 
-def test_infer_over_http_returns_class_ids_and_labelled_probabilities(default_server):
+def test_infer_returns_class_ids_and_labelled_probabilities(default_server):
     body = {
         "inputs": [{"name": "TEXT", "shape": [2, 1], "datatype": "BYTES", "data": [TEXT, "Museum reopens"]}],
         "outputs": [{"name": "CLASS_ID"}, {"name": "PROBABILITIES", "parameters": {"classification": 3}}],
@@ -111,7 +111,7 @@ def test_infer_over_http_returns_class_ids_and_labelled_probabilities(default_se
     assert 0.5 < float(score) <= 1
 
 
-def test_grpc_returns_int64_ids_and_fp32_probabilities_that_sum_to_one(default_server):
+def test_grpc_returns_int64_ids_and_fp32_probabilities(default_server):
     with triton.InferenceServerClient(default_server.grpc) as server:
         tensor = triton.InferInput("TEXT", [1, 1], "BYTES")
         tensor.set_data_from_numpy(np.array([[TEXT.encode()]], dtype=np.object_))
@@ -123,7 +123,7 @@ def test_grpc_returns_int64_ids_and_fp32_probabilities_that_sum_to_one(default_s
     assert probabilities.sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_a_client_that_tokenizes_itself_still_works(default_server, default_oracle):
+def test_tokenizing_client_works(default_server, default_oracle):
     """INPUT__0 and INPUT__1, int64 [1, 512], in; OUTPUT__0, int64 [1, 1], out."""
     encoded = default_oracle.tokenizer(TEXT, padding="max_length", max_length=512)
     inputs = [
@@ -136,7 +136,7 @@ def test_a_client_that_tokenizes_itself_still_works(default_server, default_orac
     assert (output["datatype"], output["shape"], output["data"]) == ("INT64", [1, 1], [SPORTS])
 
 
-def test_the_models_describe_themselves_as_promised(default_server):
+def test_metadata_is_as_documented(default_server):
     def described(model):
         answer = httpx.get(f"{default_server.http}/v2/models/{model}").json()
         return {
@@ -189,9 +189,7 @@ def test_classify_prints_id_label_and_probability(default_server):
 
 
 @pytest.mark.parametrize("source", ["standard input", "a file"])
-def test_classify_keeps_the_order_of_lines_and_shows_no_progress_in_a_pipe(
-    default_server, default_oracle, tmp_path, source
-):
+def test_classify_keeps_order_and_shows_no_progress_in_a_pipe(default_server, default_oracle, tmp_path, source):
     texts, file = HEADLINES[:100], tmp_path / "texts.txt"
     file.write_text("\n".join(texts) + "\n", encoding="utf-8")
     port = str(default_server.address.grpc_port)
@@ -217,7 +215,7 @@ def test_classify_takes_a_pair_and_a_file_of_pairs_and_texts(default_server, def
 
 
 @given(st.lists(st.text(max_size=3) | st.tuples(st.text(max_size=3), st.text(max_size=3)), max_size=80))
-def test_a_request_holds_either_texts_or_pairs(rows):
+def test_request_holds_texts_or_pairs(rows):
     batches = list(client.batches(rows))
     assert [row for batch in batches for row in batch] == rows
     assert all(len({type(row) for row in batch}) == 1 for batch in batches)
@@ -233,7 +231,7 @@ LIMIT = client.BATCH_BYTES
 @example(["a" * LIMIT, "a"])
 @example(["", "a" * (LIMIT + 1), ""])
 @example(["a"] * (2 * client.BATCH_SIZE + 1))
-def test_a_request_is_as_large_as_the_limits_allow_and_no_larger(texts):
+def test_request_is_as_large_as_the_limits_allow(texts):
     batches = list(client.batches(texts))
     assert [text for batch in batches for text in batch] == texts
     sizes = [[len(text.encode()) for text in batch] for batch in batches]
@@ -244,13 +242,13 @@ def test_a_request_is_as_large_as_the_limits_allow_and_no_larger(texts):
         assert len(batch) == client.BATCH_SIZE or sum(batch) + following[0] > LIMIT
 
 
-def test_a_request_of_the_client_is_within_the_limits_of_the_server():
+def test_clients_requests_are_within_the_servers_limits():
     config = text_format.Parse((SOURCE_REPOSITORY / TOKENIZER / "config.pbtxt").read_text(), ModelConfig())
     assert config.max_batch_size >= client.BATCH_SIZE
     assert int(config.parameters["max_request_bytes"].string_value) >= LIMIT
 
 
-def test_classify_says_how_to_start_a_server_when_there_is_none():
+def test_classify_without_a_server_says_how_to_start_one():
     done = run("classify", "--text", "a", "--grpc-port", "9")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
@@ -264,7 +262,7 @@ def test_health_exits_0_on_a_server_that_answers(default_server):
         assert (done.returncode, done.stdout[:8]) == (0, "healthy:")
 
 
-def test_only_this_machine_is_listened_to(default_server):
+def test_listens_on_localhost_only(default_server):
     listening = {
         connection.laddr.ip.removeprefix("::ffff:")
         for process in default_server.family()

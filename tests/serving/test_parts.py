@@ -1,12 +1,15 @@
-"""What the backend computes in parts: every request is answered once, by itself, and like Hugging Face."""
+"""Work that the backend splits into parts: every request is answered once, like Hugging Face."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import threading
 import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -29,7 +32,7 @@ LENGTHS = [7, 20, 11, 5, 20, 20, 3]
 
 @pytest.fixture
 def backend(load):
-    """Computes a row a part, and begins when `gate` opens."""
+    """A backend that computes one row per part and waits for `gate` to open."""
     backend = load()
     backend.worker.schedule.rate = 1e-9
     backend.worker.schedule.measured = lambda tokens, seconds: None
@@ -46,7 +49,7 @@ def backend(load):
 
 
 class Gate:
-    """Where the model waits, and notes what is computed. bad: the row that makes it fail."""
+    """Blocks the model until `open`, and records its batches. bad: a row that makes it fail."""
 
     def __init__(self):
         self.open, self.reached, self.batches = threading.Event(), threading.Event(), []
@@ -65,13 +68,13 @@ def request(input_ids: Tensor, attention_mask: Tensor) -> fake_triton.Request:
 
 
 def hand_over(backend, *requests: fake_triton.Request) -> None:
-    """One execution; returns once the worker has begun."""
+    """Executes the requests; returns once the worker computes."""
     assert backend.execute(list(requests)) is None
     assert backend.gate.reached.wait(LIMIT_S)
 
 
 def answers(*requests: fake_triton.Request) -> list[fake_triton.InferenceResponse]:
-    """What each was sent: exactly one response."""
+    """Exactly one response per request."""
     wait_for(lambda: all(one.sent for one in requests), LIMIT_S, "no answer")
     assert all(len(one.sent) == 1 for one in requests)
     return [one.sent[0] for one in requests]
@@ -85,10 +88,10 @@ def assert_like_hugging_face(response, subject, input_ids: Tensor, attention_mas
 
 
 @pytest.mark.parametrize("rate", [1e-9, 200.0, 1e9], ids=["a row a part", "a few rows", "all at once"])
-def test_answers_do_not_depend_on_the_parts(backend, subject, rate):
+def test_answers_are_independent_of_the_parts(backend, subject, rate):
     input_ids, mask = batch(subject("bert"), LENGTHS)
     backend.worker.schedule.rate = rate
-    backend.worker.busy = True  # as if something was computed: nothing is then computed by `execute` itself
+    backend.worker.busy = True  # makes `execute` hand over
     backend.gate.open.set()
     rows = [3, 1, 2, 1]
     requests = [request(*pair) for pair in zip(input_ids.split(rows), mask.split(rows))]
@@ -98,7 +101,7 @@ def test_answers_do_not_depend_on_the_parts(backend, subject, rate):
     assert len(backend.gate.batches) == {1e-9: 7, 200.0: 6, 1e9: 1}[rate]
 
 
-def test_a_lone_text_is_computed_by_execute_itself_and_several_if_they_are_one_part(backend, subject):
+def test_execute_computes_a_lone_text_or_one_part_itself(backend, subject):
     input_ids, mask = batch(subject("bert"), LENGTHS)
     backend.gate.open.set()
     (response,) = backend.execute([request(input_ids[:1], mask[:1])])
@@ -111,7 +114,7 @@ def test_a_lone_text_is_computed_by_execute_itself_and_several_if_they_are_one_p
     assert backend.gate.batches == [input_ids[:1].tolist(), input_ids[:3].tolist()]
 
 
-def test_a_short_request_is_answered_before_a_long_one_that_came_first(backend, subject):
+def test_short_request_overtakes_long_one(backend, subject):
     ids, mask = batch(subject("bert"), [20] * 6)
     long, short = request(ids, mask), request(ids[:1], mask[:1])
     hand_over(backend, long)
@@ -138,7 +141,7 @@ def test_requests_of_different_widths_are_not_joined(backend, subject):
         assert_like_hugging_face(one, subject("bert"), ids[rows], mask[rows])
 
 
-def test_what_fails_in_a_part_costs_only_its_own_request(backend, subject):
+def test_failure_in_a_part_fails_only_its_request(backend, subject):
     ids, mask = batch(subject("bert"), [20] * 6)
     backend.worker.schedule.rate = 1e9
     backend.gate.bad = ids[4].tolist()
@@ -153,7 +156,7 @@ def test_what_fails_in_a_part_costs_only_its_own_request(backend, subject):
     assert_like_hugging_face(good_too, subject("bert"), ids[:1], mask[:1])
 
 
-def test_after_a_part_that_failed_the_rest_of_its_request_is_not_computed(backend, subject):
+def test_failed_request_is_not_computed_further(backend, subject):
     ids, mask = batch(subject("bert"), [20] * 6)
     backend.gate.bad = ids[1].tolist()
     failing, other = request(ids, mask), request(ids[2:4], mask[2:4])
@@ -165,7 +168,7 @@ def test_after_a_part_that_failed_the_rest_of_its_request_is_not_computed(backen
     assert len(backend.gate.batches) == 4
 
 
-def test_a_bad_value_is_refused_at_once_and_costs_its_neighbours_nothing(backend, subject):
+def test_bad_value_is_refused_at_once(backend, subject):
     ids, mask = batch(subject("bert"), [20] * 6)
     bad = ids[2:4].clone()
     bad[1, 3] = UNKNOWN_ID
@@ -178,10 +181,10 @@ def test_a_bad_value_is_refused_at_once_and_costs_its_neighbours_nothing(backend
     assert_like_hugging_face(*answers(good), subject("bert"), ids[:2], mask[:2])
 
 
-def test_what_nobody_waits_for_any_more_is_not_computed(backend, subject, monkeypatch):
+def test_cancelled_request_is_not_computed_further(backend, subject, monkeypatch):
     ids, mask = batch(subject("bert"), [20] * 6)
     left, other = request(ids, mask), request(ids[:2], mask[:2])
-    monkeypatch.setitem(backend.worker.is_cancelled.__globals__, "TOKENS_WORTH_ASKING", 1)
+    monkeypatch.setitem(backend.worker.is_cancelled.__globals__, "CANCELLABLE_TOKENS", 1)
     hand_over(backend, left)
     backend.execute([other])
     left.cancelled = True
@@ -189,48 +192,63 @@ def test_what_nobody_waits_for_any_more_is_not_computed(backend, subject, monkey
     gone, answered = answers(left, other)
     assert gone.error.code() == TritonError.CANCELLED
     assert_like_hugging_face(answered, subject("bert"), ids[:2], mask[:2])
-    assert len(backend.gate.batches) == 3  # the part that had begun, and the other's two
+    assert len(backend.gate.batches) == 3  # the part in progress, and the other request's two
 
 
-def test_beyond_what_may_be_held_execute_waits_and_the_metric_tells_how_many_are_held(backend, subject, monkeypatch):
-    ids, mask = batch(subject("bert"), [20] * 6)
-    monkeypatch.setitem(backend.worker.schedule.has_room_for.__globals__, "HELD_REQUESTS", 3)
-    monkeypatch.setitem(backend.worker.gauge.show.__globals__, "GAUGE_INTERVAL_S", 0.0)
-    first = [request(ids, mask) for _ in range(3)]
-    hand_over(backend, *first)  # the first of them has begun
-    more, last = request(ids, mask), request(ids, mask)
-    assert backend.execute([more]) is None
-    values = backend.worker.gauge.family.values
-    assert values[-1] == 3
-    waiting = threading.Thread(target=backend.execute, args=[[last]])
+class Condition(threading.Condition):
+    """Shows that a thread blocks. blocked: set when the thread named "execute" waits for something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocked = threading.Event()
+
+    def wait_for(self, predicate: Callable[[], bool], timeout: float | None = None) -> bool:
+        if threading.current_thread().name == "execute" and not predicate():
+            self.blocked.set()
+        return super().wait_for(predicate, timeout)
+
+
+@contextlib.contextmanager
+def blocked_execution(backend, one: fake_triton.Request) -> Iterator[None]:
+    """Execute a request in a thread; it must block before the gate opens, and return afterwards."""
+    backend.worker.changed = Condition()
+    waiting = threading.Thread(target=backend.execute, args=[[one]], name="execute")
+    yield
     waiting.start()
-    waiting.join(0.2)
+    assert backend.worker.changed.blocked.wait(LIMIT_S)
     assert waiting.is_alive()
     backend.gate.open.set()
     waiting.join(LIMIT_S)
     assert not waiting.is_alive()
+
+
+def test_execute_blocks_at_the_backlog_limit_and_the_gauge_shows_the_backlog(backend, subject, monkeypatch):
+    ids, mask = batch(subject("bert"), [20] * 6)
+    monkeypatch.setitem(backend.worker.schedule.has_room_for.__globals__, "HELD_REQUESTS", 3)
+    monkeypatch.setitem(backend.worker.gauge.show.__globals__, "INTERVAL_S", 0.0)
+    first = [request(ids, mask) for _ in range(3)]
+    more, last = request(ids, mask), request(ids, mask)
+    values = backend.worker.gauge.family.values
+    with blocked_execution(backend, last):
+        hand_over(backend, *first)  # the first of them is in progress
+        assert backend.execute([more]) is None
+        assert values[-1] == 3
     answers(*first, more, last)
     backend.finalize()
     assert values[-1] == 0
     assert max(values) == 3
 
 
-def test_execute_waits_for_the_part_that_is_computed_so_that_triton_joins_what_arrives(backend, subject, monkeypatch):
+def test_execute_blocks_during_a_part_so_that_triton_joins_requests(backend, subject, monkeypatch):
     ids, mask = batch(subject("bert"), [20] * 2)
     monkeypatch.setitem(backend.worker.hand_over.__globals__, "LARGE_S", LIMIT_S)
     first, second = request(ids, mask), request(ids, mask)
-    hand_over(backend, first)  # its first row has begun
-    waiting = threading.Thread(target=backend.execute, args=[[second]])
-    waiting.start()
-    waiting.join(0.2)
-    assert waiting.is_alive()
-    backend.gate.open.set()
-    waiting.join(LIMIT_S)
-    assert not waiting.is_alive()
+    with blocked_execution(backend, second):
+        hand_over(backend, first)  # its first row is in progress
     answers(first, second)
 
 
-def test_what_is_held_is_answered_before_the_model_is_unloaded(backend, subject):
+def test_unloading_waits_for_the_backlog(backend, subject):
     ids, mask = batch(subject("bert"), [20] * 6)
     held = [request(ids, mask) for _ in range(3)]
     hand_over(backend, *held)
@@ -239,21 +257,21 @@ def test_what_is_held_is_answered_before_the_model_is_unloaded(backend, subject)
     assert [len(one.sent) for one in held] == [1, 1, 1]
 
 
-def test_only_who_computes_keeps_openmp_threads(backend, subject, monkeypatch):
-    """With those of both there are more than cores, and libgomp then lets all of them sleep between two products."""
+def test_only_the_computing_thread_keeps_openmp_threads(backend, subject, monkeypatch):
+    """Both sets together exceed the cores, and libgomp then sleeps between two products."""
     released: list[str] = []
     for owner in (backend, backend.worker):
         monkeypatch.setattr(owner, "release", lambda: released.append(threading.current_thread().name))
     ids, mask = batch(subject("bert"), [20] * 6)
     held = request(ids, mask)
-    hand_over(backend, held)  # the thread is at work
+    hand_over(backend, held)
     assert released == [threading.current_thread().name]
     backend.gate.open.set()
     answers(held)
-    wait_for(lambda: released[1:] == ["parts"], LIMIT_S, "the thread kept its own")
+    wait_for(lambda: released[1:] == ["parts"], LIMIT_S, "the thread kept its OpenMP threads")
 
 
-def test_openmp_threads_end_when_they_are_released_and_come_back_with_the_next_product():
+def test_released_openmp_threads_restart_with_the_next_product():
     command = """
 import os, time, torch
 from build_scripts.serving.pytorch_backend.openmp import releaser
@@ -266,7 +284,7 @@ release = releaser()
 for _ in range(2):
     release()
     end = time.monotonic() + 20
-    while threads() > with_them - 2 and time.monotonic() < end:  # they end by themselves, a moment later
+    while threads() > with_them - 2 and time.monotonic() < end:  # they end a moment later
         time.sleep(0.01)
     print(with_them - threads())
     assert torch.equal(torch.exp(x), before)
@@ -276,20 +294,20 @@ for _ in range(2):
     assert done.stdout.split() == ["2", "0"] * 2, done.stderr
 
 
-def test_a_model_of_one_input_costs_its_whole_width(backend):
+def test_model_without_a_mask_costs_its_width(backend):
     backend.inputs = backend.inputs[:1]
     assert backend.costs_of(fake_triton.Request(INPUT__0=np.zeros((2, 30), np.int64))) == [30, 30]
 
 
 @pytest.mark.parametrize(("mask", "tokens"), [([[1, 1, 0]], [2]), ([[0, 0, 0]], [1]), ([[1, 0, 7], [0, 0, 0]], [2, 1])])
-def test_a_text_costs_the_tokens_that_the_model_counts(backend, mask, tokens):
+def test_cost_is_the_models_token_count(backend, mask, tokens):
     array = np.array(mask, dtype=np.int64)
     assert backend.costs_of(fake_triton.Request(INPUT__0=array, INPUT__1=array)) == tokens
 
 
 @pytest.mark.server
 @pytest.mark.skipif(not embedded(), reason="NVIDIA's backend computes a batch in one go")
-def test_a_real_server_answers_short_texts_while_it_computes_a_batch(default_server):
+def test_real_server_answers_short_texts_during_a_batch(default_server):
     data = np.full((64, 512), 2000)
     inputs = [
         {"name": f"INPUT__{index}", "shape": [64, 512], "datatype": "INT64", "data": array.ravel().tolist()}
@@ -301,13 +319,18 @@ def test_a_real_server_answers_short_texts_while_it_computes_a_batch(default_ser
         with urllib.request.urlopen(url, json.dumps(body).encode(), timeout=60) as response:
             return json.load(response)
 
-    found = []
-    computing = threading.Thread(target=lambda: found.append(post(CLASSIFIER, {"inputs": inputs})))
-    computing.start()
     text = {"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": ["Midfielder scores twice"]}
-    meanwhile = 0
-    while computing.is_alive():
-        post(ENSEMBLE, {"inputs": [text]})
-        meanwhile += 1
-    assert len(found) == 1
-    assert meanwhile >= 20
+
+    def short_answers(batches: int) -> int:
+        """Short requests answered, one after the other, before as many batches as this are done."""
+        with ThreadPoolExecutor(batches) as pool:
+            computing = [pool.submit(post, CLASSIFIER, {"inputs": inputs}) for _ in range(batches)]
+            answered = 0
+            while not all(one.done() for one in computing):
+                post(ENSEMBLE, {"inputs": [text]})
+                answered += 1
+        assert all(one.result()["outputs"] for one in computing)
+        return answered
+
+    # A fast machine needs more batches to be busy. Without parts at most one short request passes per batch.
+    assert any(short_answers(batches) > 4 * batches for batches in (1, 4, 16))

@@ -1,4 +1,4 @@
-"""What other users of the machine can see of a running server: not its texts, not its key; and what it sees of ours."""
+"""Other users of the machine see neither texts nor keys, and the server sees only named variables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from build_scripts.serving.keep.run_directory import run_directory
 from build_scripts.serving.start.environment import NAMES, passed_on
 
 
-def test_nobody_else_may_read_what_a_server_leaves_on_the_machine(default_server):
+def test_only_the_owner_may_read_a_servers_files(default_server):
     directory = run_directory(default_server.address.http_port)
     files = [path for path in directory.rglob("*") if path.is_file()]
     segments = default_server.shared_memory()
@@ -18,7 +18,7 @@ def test_nobody_else_may_read_what_a_server_leaves_on_the_machine(default_server
     assert {path: mode for path, mode in readable.items() if mode[-6:] != "------"} == {}
 
 
-def test_a_server_gets_the_variables_that_are_named_and_no_others(monkeypatch):
+def test_server_gets_named_variables_only(monkeypatch):
     for name in (
         "AIP_MODE",
         "HF_TOKEN",
@@ -37,6 +37,6 @@ def test_a_server_gets_the_variables_that_are_named_and_no_others(monkeypatch):
     assert "PATH" in NAMES
 
 
-def test_no_variable_of_ours_opens_a_cloud_providers_endpoint(default_server):
+def test_no_variable_opens_a_cloud_providers_endpoint(default_server):
     command = default_server.find("bin/tritonserver").cmdline()
     assert {"--allow-vertex-ai=false", "--allow-sagemaker=false"} <= set(command)

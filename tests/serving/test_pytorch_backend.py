@@ -1,4 +1,4 @@
-"""The embedded server's pytorch backend answers like Hugging Face, request by request, or says what it cannot do."""
+"""The embedded server's pytorch backend answers each request like Hugging Face and refuses unsupported settings."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def backend(load):
 
 @pytest.fixture
 def inputs(subject) -> tuple[Tensor, Tensor]:
-    """input_ids, attention_mask: (4, 20) int64, the rows of all requests. Padded columns hold tokens like others."""
+    """input_ids, attention_mask: (4, 20) int64, the rows of all requests. Padded columns hold ordinary token ids."""
     input_ids, mask = batch(subject("bert"), [7, 20, 11, 5])
     return torch.where(mask == 1, input_ids, 5), mask
 
 
 class Watched:
-    """A model that notes how many rows each batch has, and fails where one holds UNKNOWN_ID."""
+    """A model that records each batch's number of rows, and fails on UNKNOWN_ID."""
 
     def __init__(self, model: Callable):
         self.model, self.batches = model, []
@@ -52,7 +52,7 @@ class Watched:
 def execute(
     backend, input_ids: Tensor, attention_mask: Tensor, rows: list[int] = ROWS
 ) -> list[fake_triton.InferenceResponse]:
-    """The responses, returned or sent: each request has exactly one."""
+    """Exactly one response per request, returned or sent."""
     requests = [
         fake_triton.Request(INPUT__0=ids.numpy(), INPUT__1=mask.numpy())
         for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows))
@@ -65,7 +65,7 @@ def execute(
 
 
 def assert_answered(responses, subject, input_ids: Tensor, attention_mask: Tensor, *, but: tuple[int, ...] = ()):
-    """Every request but these has the answers of its own rows, in their order; these have none."""
+    """Checks the answers of every request; the requests in `but` must have errors."""
     assert [index for index, response in enumerate(responses) if response.error] == list(but)
     expected = eager(subject, input_ids, attention_mask)
     for index, (response, logits) in enumerate(zip(responses, expected.split(ROWS), strict=True)):
@@ -78,7 +78,7 @@ def assert_answered(responses, subject, input_ids: Tensor, attention_mask: Tenso
         assert (probabilities - logits.softmax(1)).abs().max() < MAX_LOGIT_ERROR
 
 
-def test_requests_are_joined_into_one_batch_and_split_again(backend, subject, inputs):
+def test_joins_requests_into_one_batch_and_splits_it(backend, subject, inputs):
     backend.model = Watched(backend.model)
     responses = execute(backend, *inputs)
     assert backend.model.batches == [sum(ROWS)]
@@ -90,11 +90,11 @@ def test_requests_are_joined_into_one_batch_and_split_again(backend, subject, in
     [([1, 2, 1], 64, True), ([2, 2], 64, True), ([4], 64, False), ([1, 1, 1, 1], 4, False)],
     ids=["three requests", "two", "one", "a full batch"],
 )
-def test_the_next_batch_gets_time_to_fill_after_one_of_several(load, inputs, monkeypatch, rows, max_batch_size, waits):
+def test_pauses_after_a_batch_of_several_requests(load, inputs, monkeypatch, rows, max_batch_size, waits):
     backend, waited = load(("max_batch_size: 64", f"max_batch_size: {max_batch_size}")), []
     own, sleep = threading.current_thread(), time.sleep
 
-    def pause(seconds: float) -> None:  # threads of other tests may sleep, too
+    def pause(seconds: float) -> None:  # threads of other tests may sleep too
         (waited.append if threading.current_thread() is own else sleep)(seconds)
 
     monkeypatch.setattr(time, "sleep", pause)
@@ -104,27 +104,27 @@ def test_the_next_batch_gets_time_to_fill_after_one_of_several(load, inputs, mon
 
 
 @pytest.mark.parametrize("rows", [[4], ROWS], ids=["one request", "three requests"])
-def test_freed_memory_stays_until_it_is_time_and_then_goes_back_to_the_system(backend, inputs, rows):
-    execute(backend, *inputs, rows)  # what a first batch needs for good is there now
+def test_freed_memory_returns_to_the_system_at_intervals(backend, inputs, rows):
+    execute(backend, *inputs, rows)  # allocates what stays for good
     blocks, large = [b"x" * 60_000 for _ in range(2000)], b"x" * (30 << 20)
     full = psutil.Process().memory_info().rss
     del blocks[::2], large
     execute(backend, *inputs, rows)
     kept = psutil.Process().memory_info().rss
-    backend.next_trim = 0.0
+    backend.heap.next_trim = 0.0
     assert len(execute(backend, *inputs, rows)) == len(rows)
     assert kept > full - (5 << 20)
     assert psutil.Process().memory_info().rss < full - (70 << 20)
-    assert backend.next_trim > time.monotonic()
+    assert backend.heap.next_trim > time.monotonic()
 
 
 @pytest.mark.parametrize("value", ["true", "False", "0"])
 @pytest.mark.parametrize("name", ["INFERENCE_MODE", "DISABLE_OPTIMIZED_EXECUTION"])
-def test_a_way_to_compute_changes_no_answer(load, subject, inputs, name, value):
+def test_execution_modes_change_no_answer(load, subject, inputs, name, value):
     assert_answered(execute(load(parameter(name, value)), *inputs), subject("bert"), *inputs)
 
 
-def test_outputs_of_too_few_rows_are_an_error_not_a_wrong_answer(backend, inputs):
+def test_outputs_with_too_few_rows_are_an_error(backend, inputs):
     complete = backend.model
     backend.model = lambda *tensors: [output[:1] for output in complete(*tensors)]
     two_rows = execute(backend, *inputs)[1]
@@ -132,9 +132,9 @@ def test_outputs_of_too_few_rows_are_an_error_not_a_wrong_answer(backend, inputs
     assert "a batch of 2 rows got outputs of [1, 1]" in two_rows.error.message()
 
 
-# The rows with an unknown id, and the requests that these belong to.
+# Rows with an unknown id, and the requests they belong to.
 @pytest.mark.parametrize(("rows", "requests"), [([2], (1,)), ([1, 2], (1,)), ([0, 3], (0, 2)), ([0, 1, 3], (0, 1, 2))])
-def test_a_bad_id_costs_only_its_own_request(backend, subject, inputs, rows, requests):
+def test_bad_id_fails_only_its_request(backend, subject, inputs, rows, requests):
     input_ids, mask = inputs
     bad = input_ids.clone()
     bad[rows, 3] = UNKNOWN_ID
@@ -145,7 +145,7 @@ def test_a_bad_id_costs_only_its_own_request(backend, subject, inputs, rows, req
         assert f"token id {UNKNOWN_ID} in column 3" in responses[index].error.message()
 
 
-def test_what_fails_in_a_batch_is_tried_alone(backend, subject, inputs):
+def test_failed_batch_is_retried_request_by_request(backend, subject, inputs):
     backend.model, backend.check_inputs = Watched(backend.model), None
     input_ids, mask = inputs
     bad = input_ids.clone()
@@ -158,7 +158,7 @@ def test_what_fails_in_a_batch_is_tried_alone(backend, subject, inputs):
 
 
 def parameter(name: str, value: str) -> tuple[str, str]:
-    """An edit of the config."""
+    """An edit of config.pbtxt that sets a parameter."""
     return "dynamic_batching {}", f'parameters {{ key: "{name}", value: {{ string_value: "{value}" }} }}'
 
 
@@ -180,18 +180,18 @@ OPERATIONS = 'model_operations { op_library_filename: "operations.so" }'
         (('"OUTPUT__1", data_type: TYPE_FP32', '"OUTPUT__1", data_type: TYPE_BF16'), "OUTPUT__1: TYPE_BF16"),
     ],
 )
-def test_a_setting_it_does_not_know_stops_the_load(load, edit, named):
+def test_unknown_setting_stops_the_load(load, edit, named):
     with pytest.raises(fake_triton.TritonModelException) as stopped:
         load(edit)
     assert named in str(stopped.value)
 
 
-def test_an_instance_kind_it_does_not_know_stops_the_load(load):
+def test_unknown_instance_kind_stops_the_load(load):
     with pytest.raises(fake_triton.TritonModelException, match="instance kind MODEL"):
         load(kind="MODEL")
 
 
-def test_an_output_of_another_type_is_an_error_not_a_wrong_answer(load, inputs):
+def test_output_of_wrong_type_is_an_error(load, inputs):
     backend = load(('"OUTPUT__0", data_type: TYPE_INT64', '"OUTPUT__0", data_type: TYPE_INT32'))
     for response in execute(backend, *inputs):
         assert not response.outputs
@@ -200,11 +200,11 @@ def test_an_output_of_another_type_is_an_error_not_a_wrong_answer(load, inputs):
 
 
 @pytest.mark.skipif(not embedded(), reason="NVIDIA's backend computes in tritonserver's own process")
-def test_a_classifier_on_the_cpu_lets_the_rest_of_the_server_go_first(default_server):
+def test_classifier_on_the_cpu_runs_at_lower_priority(default_server):
     def priority(thread: int) -> int:
         return os.getpriority(os.PRIO_PROCESS, thread)
 
-    # Their first threads: one that the tokenizer keeps for long texts steps back too.
+    # Their main threads; the tokenizer's thread for long texts has a lower priority too.
     others = [priority(default_server.find(word).pid) for word in ("tokenizer/1", "bin/tritonserver")]
     threads = [thread.id for thread in default_server.find("classifier/1").threads()]
     computing = [thread for thread in threads if priority(thread) > max(others)]

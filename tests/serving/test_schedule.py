@@ -1,6 +1,6 @@
-"""The backend's schedule: short requests overtake, everybody gets a share, and every row is computed once.
+"""The backend's schedule: short requests overtake, no size starves, and every row is computed once.
 
-Time is told to it, so these tests tell it: a part takes a millisecond and one more for every SPEED tokens.
+The tests own the clock: a part takes a millisecond plus one per SPEED tokens.
 """
 
 from __future__ import annotations
@@ -59,29 +59,29 @@ def is_done(entry: Entry) -> bool:
 
 
 @pytest.mark.parametrize("earlier", [[BATCH], [LONG] * 64, [BATCH, *[LONG] * 64, *[[300] * 8] * 8]])
-def test_a_short_text_waits_for_one_part_however_much_came_before(clock, earlier):
+def test_short_text_waits_for_one_part(clock, earlier):
     for tokens in earlier:
         clock.add("earlier", tokens)
     for _ in range(5):
-        clock.step()  # the part that it meets
+        clock.step()  # the part in progress
         clock.add("short", SHORT)
         assert names(clock.step()) == ["short"]
 
 
-def test_a_single_long_text_does_not_wait_for_a_batch(clock):
+def test_long_text_overtakes_batch(clock):
     clock.add("batch", BATCH)
     clock.step()
     clock.add("one", LONG)
     assert names(clock.step())[0] == "one"
 
 
-def test_room_in_a_part_is_filled_from_other_lines_but_a_short_text_does_not_wait_for_much_more(clock):
+def test_spare_room_is_filled_without_delaying_short_texts(clock):
     limit = 1000 * SPEED * policy.SMALL_S
     for name, tokens in {"short": SHORT, "small": [60, 10], "long": LONG}.items():
         clock.add(name, tokens)
     assert names(clock.step()) == ["short", "small"]  # 80 tokens; the long one would make it 480
     clock.add("short", SHORT)
-    clock.schedule.had[0] = 1e9  # it is not its line's turn
+    clock.schedule.used[0] = 1e9  # its queue is not next
     part = clock.step()
     assert names(part) == ["long"]
     assert part.tokens + sum(SHORT) > limit
@@ -90,16 +90,16 @@ def test_room_in_a_part_is_filled_from_other_lines_but_a_short_text_does_not_wai
 
 
 def endless(clock: Clock, tokens: list[int], many: int) -> Iterator[Entry]:
-    """So many requests of this size are always waiting."""
+    """Keeps `many` requests of this size waiting."""
     for number in itertools.count():
         yield clock.add(f"endless {number}", tokens)
-        while sum(len(line) for line in clock.schedule.lines) > many:
+        while sum(len(queue) for queue in clock.schedule.queues) > many:
             yield clock.step()
 
 
 @pytest.mark.parametrize(("flood", "waiting"), [(SHORT, BATCH), (LONG, BATCH), (BATCH, LONG), (LONG, SHORT)])
-def test_no_flood_takes_more_than_half_of_the_time_from_another_size(clock, flood, waiting):
-    """The bound: twice the time that the request needs alone, a part of each, and what smaller ones may be ahead."""
+def test_flood_leaves_half_of_the_time_to_another_size(clock, flood, waiting):
+    """Bound: twice the time of the request alone, one part of each size, and the head start of smaller sizes."""
     alone = Clock(Schedule(MAX_ROWS))
     alone.schedule.last_short = alone.now = 1e9  # its parts are as small
     entry = alone.add("alone", waiting)
@@ -112,11 +112,11 @@ def test_no_flood_takes_more_than_half_of_the_time_from_another_size(clock, floo
     began = clock.now
     while not is_done(entry):
         next(steps)
-    assert clock.now - began <= 2 * needed + 2 * longest_part + len(policy.LINES) * policy.AHEAD_S
+    assert clock.now - began <= 2 * needed + 2 * longest_part + len(policy.QUEUES) * policy.AHEAD_S
 
 
-def test_time_that_nobody_else_wanted_is_not_paid_back(clock):
-    for _ in range(1000):  # nobody else was there
+def test_time_used_while_alone_is_not_paid_back(clock):
+    for _ in range(1000):  # no other queue waits
         clock.add("long", LONG)
         clock.step()
     clock.add("batch", BATCH)
@@ -125,7 +125,7 @@ def test_time_that_nobody_else_wanted_is_not_paid_back(clock):
     assert names(clock.step())[0] == "long"
 
 
-def test_one_size_is_served_in_the_order_of_arrival(clock):
+def test_one_size_is_first_come_first_served(clock):
     for number in range(10):
         clock.add(number, [200, 100])
     order = []
@@ -134,7 +134,7 @@ def test_one_size_is_served_in_the_order_of_arrival(clock):
     assert order == sorted(order)
 
 
-def test_parts_are_small_while_short_requests_come_and_large_otherwise(clock):
+def test_parts_are_small_while_short_requests_arrive(clock):
     clock.schedule.last_short = clock.now - policy.RECENT_S
     clock.add("batch", BATCH)
     large = clock.step()
@@ -146,15 +146,15 @@ def test_parts_are_small_while_short_requests_come_and_large_otherwise(clock):
     assert clock.step().tokens > 2 * small.tokens
 
 
-def test_short_requests_among_themselves_are_one_part_though_a_long_text_with_them_would_not_be(clock):
+def test_new_short_requests_are_one_part_unless_a_long_one_is_among_them(clock):
     several = [SHORT] * 64  # 32 ms
     assert sum(map(sum, several)) > 1000 * SPEED * policy.SMALL_S
     assert clock.schedule.is_one_part(several, clock.now)
     assert not clock.schedule.is_one_part([*several, LONG], clock.now)
 
 
-def test_short_requests_that_wait_are_one_part_though_parts_are_small(clock):
-    """In smaller parts many clients with short texts got half the requests/s, and the rate, so the parts, got less."""
+def test_waiting_short_requests_are_one_part(clock):
+    """Smaller parts halved the requests/s of many short clients, and with the rate the next parts shrank too."""
     for number in range(60):
         clock.add(number, SHORT)
     clock.add("long", LONG)
@@ -163,7 +163,7 @@ def test_short_requests_that_wait_are_one_part_though_parts_are_small(clock):
     assert [entry.request for entry, _, _ in clock.step().pieces] == ["long"]
 
 
-def test_the_limit_follows_what_parts_were_measured_to_take(clock):
+def test_limit_follows_the_measured_rate(clock):
     clock.schedule.rate = policy.FIRST_RATE
     for _ in range(5):
         clock.add("batch", BATCH)
@@ -172,7 +172,7 @@ def test_the_limit_follows_what_parts_were_measured_to_take(clock):
     before = clock.schedule.rate
     clock.add("short", SHORT)
     clock.step()
-    assert clock.schedule.rate == before  # a few tokens say nothing about many
+    assert clock.schedule.rate == before  # a few tokens predict nothing about many
 
 
 arrivals = st.lists(
@@ -182,7 +182,7 @@ arrivals = st.lists(
 
 
 @given(arrivals, st.integers(1, 8), st.floats(1, 1e5))
-def test_every_row_is_handed_out_once_and_parts_keep_their_limits(requests, max_rows, rate):
+def test_every_row_is_computed_once_within_the_limits(requests, max_rows, rate):
     clock = Clock(Schedule(max_rows))
     clock.schedule.rate = rate
     handed_out: dict[int, list[int]] = {number: [] for number in range(len(requests))}
@@ -193,7 +193,7 @@ def test_every_row_is_handed_out_once_and_parts_keep_their_limits(requests, max_
         rows = [row for _, first, last in part.pieces for row in range(first, last)]
         assert 1 <= len(rows) <= max_rows
         assert part.tokens == sum(sum(entry.tokens[first:last]) for entry, first, last in part.pieces)
-        if all(entry.line == 0 for entry, _, _ in part.pieces):
+        if all(entry.queue == 0 for entry, _, _ in part.pieces):
             limit = rate_now * policy.LARGE_S
         assert part.tokens <= limit or len(rows) == 1
         assert len({entry.kind for entry, _, _ in part.pieces}) == 1
@@ -211,18 +211,18 @@ def test_every_row_is_handed_out_once_and_parts_keep_their_limits(requests, max_
     assert (clock.schedule.requests, clock.schedule.tokens) == (0, 0)
 
 
-def test_what_is_dropped_is_not_computed_and_not_held(clock):
+def test_dropped_request_is_not_computed(clock):
     batch, other = clock.add("batch", BATCH), clock.add("other", BATCH)
     clock.step()
     clock.schedule.drop(batch)
-    clock.schedule.drop(batch)  # its last rows may be in a part already
+    clock.schedule.drop(batch)  # a second drop changes nothing
     assert (clock.schedule.requests, clock.schedule.tokens) == (1, sum(BATCH))
     assert names(clock.step()) == ["other"]
     assert not is_done(batch)
     assert other.next > 0
 
 
-def test_requests_count_as_waiting_until_their_first_part(clock):
+def test_request_waits_until_its_first_part(clock):
     clock.add("batch", BATCH)
     clock.add("batch", BATCH)
     assert clock.schedule.requests == 2
@@ -231,7 +231,7 @@ def test_requests_count_as_waiting_until_their_first_part(clock):
     assert clock.schedule.tokens < 2 * sum(BATCH)
 
 
-def test_there_is_room_for_two_batches_and_always_for_the_first_request(clock):
+def test_room_for_two_batches_and_for_any_first_request(clock):
     assert clock.schedule.has_room_for([Entry("huge", [512] * 1000)])
     clock.add("batch", [512] * 64)
     assert clock.schedule.has_room_for([Entry("batch", [512] * 64)])

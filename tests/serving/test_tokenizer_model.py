@@ -1,4 +1,4 @@
-"""The tokenizer model that runs inside the server answers like AutoTokenizer, and a bad request costs only itself."""
+"""The tokenizer model answers like AutoTokenizer, and a bad request affects no other."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ LIMITS = {
     "max_request_bytes": str(4 * LONGEST),
     "max_waiting_bytes": str(8 * LONGEST),
     "max_pending_requests": "1000000",
-    "metrics_address": "127.0.0.1:9",  # nobody there: nothing is refused
+    "metrics_address": "127.0.0.1:9",  # no server there: nothing is refused
 }
-# WordPiece as BERT ships it, byte-level BPE, and two ways to split for a Unigram.
+# WordPiece as in BERT, byte-level BPE, and two pre-tokenizers of a Unigram.
 KINDS = ("minilm", "roberta", "xlm-roberta", "deberta-v2")
 
 
 @dataclass(frozen=True)
 class Served:
-    """The model as the server loads it, and the tokenizer that it must agree with."""
+    """The model as the server loads it, and its reference tokenizer."""
 
     model: object
     hugging_face: PreTrainedTokenizerBase
     max_length: int
 
     def ids(self, texts: list[str]) -> list[list[int]]:
-        """One request of all texts; the real ids of each row. Checks shapes, types, mask and padding on the way."""
+        """The ids of each text without padding, from one request. Also checks shapes, types, mask and padding."""
         response = self.execute([[text.encode() for text in texts]])[0]
         assert response.error is None, response.error.message()
         input_ids, mask = response.outputs["INPUT_IDS"], response.outputs["ATTENTION_MASK"]
@@ -61,7 +61,7 @@ class Served:
         return self.hugging_face(texts, truncation=True, max_length=self.max_length)["input_ids"]
 
     def truncated(self, texts: list[str]) -> list[bool]:
-        """What TRUNCATED says of each text."""
+        """TRUNCATED of each text."""
         truncated = self.execute([[text.encode() for text in texts]])[0].outputs["TRUNCATED"]
         assert (truncated.shape, truncated.dtype) == ((len(texts), 1), np.bool_)
         return truncated[:, 0].tolist()
@@ -70,7 +70,7 @@ class Served:
         return [len(ids) > self.max_length for ids in self.hugging_face(texts)["input_ids"]]
 
     def execute(self, requests: list[list[bytes]]) -> list[fake_triton.InferenceResponse]:
-        """One response per request, in order, waited for where it is sent later."""
+        """One response per request, in order; waits for responses that are sent later."""
         received = [self.request(*rows) for rows in requests]
         responses = self.model.execute(received)
         if responses is not None:
@@ -87,7 +87,7 @@ class Served:
         return fake_triton.Request(**arrays)
 
     def pairs(self, pairs: list[tuple[str, str]]) -> list[tuple[list[int], list[int], bool]]:
-        """One request of all pairs; token ids, token types and TRUNCATED of each row."""
+        """Token ids, token types and TRUNCATED of each pair, from one request."""
         request = self.request(*(first.encode() for first, _ in pairs), pair=[second.encode() for _, second in pairs])
         (response,) = self.model.execute([request])
         assert response.error is None, response.error.message()
@@ -111,7 +111,7 @@ class Served:
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory):
-    """serve(tokenizer, max_length): model.py beside the tokenizer.json that a build writes."""
+    """serve(tokenizer, max_length): model.py beside a tokenizer.json as a build writes it."""
 
     def make(hugging_face: PreTrainedTokenizerBase, max_length: int) -> Served:
         directory = tmp_path_factory.mktemp("tokenizer")
@@ -143,26 +143,26 @@ def minilm(serve):
     return serve(hugging_face_tokenizer("minilm"), max_length=512)
 
 
-def test_varied_texts_get_hugging_faces_ids(served):
+def test_varied_texts_equal_hugging_face(served):
     assert served.ids(VARIED) == served.expected(VARIED)
 
 
 @settings(max_examples=100, deadline=None)
 @given(texts=st.lists(any_text, min_size=1, max_size=8))
-def test_any_texts_get_hugging_faces_ids(served, texts):
+def test_any_texts_equal_hugging_face(served, texts):
     assert served.ids(texts) == served.expected(texts)
     assert served.truncated(texts) == served.too_long(texts)
 
 
-def test_pairs_get_hugging_faces_ids_and_token_types(served):
+def test_pairs_equal_hugging_face(served):
     assert served.pairs(PAIRS) == served.expected_pairs(PAIRS)
 
 
 @pytest.mark.parametrize("max_length", [11, 12])
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "modernbert"])
-def test_pairs_of_any_two_lengths_are_cut_as_hugging_face_cuts_them(serve, kind, side, max_length):
-    """The longer one first, then both, with an even and an odd number of tokens to share."""
+def test_pairs_of_any_lengths_are_cut_like_hugging_face(serve, kind, side, max_length):
+    """The longer text first, then both, for an even and an odd number of tokens."""
     tokenizer = make_tokenizer(kind, 128)
     tokenizer.truncation_side = side
     served = serve(tokenizer, max_length)
@@ -171,7 +171,7 @@ def test_pairs_of_any_two_lengths_are_cut_as_hugging_face_cuts_them(serve, kind,
     assert served.pairs(pairs) == served.expected_pairs(pairs)
 
 
-def test_a_pair_is_refused_where_not_even_its_special_tokens_fit(serve):
+def test_refuses_pair_whose_special_tokens_do_not_fit(serve):
     served = serve(make_tokenizer("roberta", 128), max_length=3)
     (response,) = served.model.execute([served.request(b"a", pair=[b"b"])])
     assert "this model reads 3 tokens" in response.error.message()
@@ -180,12 +180,12 @@ def test_a_pair_is_refused_where_not_even_its_special_tokens_fit(serve):
 
 @settings(max_examples=100, deadline=None)
 @given(pairs=st.lists(st.tuples(any_text, any_text), min_size=1, max_size=4))
-def test_any_pairs_get_hugging_faces_ids_and_token_types(served, pairs):
+def test_any_pairs_equal_hugging_face(served, pairs):
     assert served.pairs(pairs) == served.expected_pairs(pairs)
 
 
-def test_the_longest_pair_makes_no_combinations_of_what_is_cut_off(minilm):
-    """Asked of the tokenizers package for this pair, it makes 118,000 encodings of 512 tokens: gigabytes."""
+def test_longest_pair_needs_little_memory(minilm):
+    """The tokenizers package builds 118,000 encodings of 512 tokens for this pair: gigabytes."""
     text = LONGEST_TEXTS["han"]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     outputs = minilm.model.encoder.encode([(text, text)])
@@ -193,8 +193,8 @@ def test_the_longest_pair_makes_no_combinations_of_what_is_cut_off(minilm):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 << 10
 
 
-def test_a_text_is_truncated_only_if_a_token_was_left_out(minilm):
-    """From one token less than there is room for to one more; then in texts that the thread takes."""
+def test_truncated_means_that_a_token_was_dropped(minilm):
+    """One token below the limit to one above it; then long texts."""
     texts = ["word " * count for count in (0, 509, 510, 511)] + ["word " * 510 + " " * 70_000, "word " * 15_000]
     assert minilm.truncated(texts) == [False, False, False, True, False, True]
     assert minilm.too_long(texts) == minilm.truncated(texts)
@@ -203,7 +203,7 @@ def test_a_text_is_truncated_only_if_a_token_was_left_out(minilm):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LONGEST_TEXTS)
 @pytest.mark.parametrize("served", ["minilm", "roberta", "xlm-roberta"], indirect=True)
-def test_the_longest_texts_get_hugging_faces_ids(served, name):
+def test_longest_texts_equal_hugging_face(served, name):
     text = LONGEST_TEXTS[name]
     assert len(text.encode()) <= LONGEST
     assert served.ids([text, "a neighbour"]) == served.expected([text, "a neighbour"])
@@ -222,7 +222,7 @@ def adding(*contents: str, **options: bool):
     return lambda tokenizer: tokenizer.add_tokens([AddedToken(content, **options) for content in contents])
 
 
-# What makes the tokens at one place of a text depend on another place.
+# Tokenizers whose tokens at one place of a text depend on another place.
 FAR_SIGHTED = {
     "a word and what follows it": split_by(r"\w+(?= the)"),
     "letters before an x": split_by("[a-z]+(?=[a-z ]*x)"),
@@ -235,8 +235,8 @@ FAR_SIGHTED = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 @pytest.mark.parametrize("name", FAR_SIGHTED)
-def test_a_long_text_is_tokenized_as_a_whole(serve, kind, name):
-    """Its tokens lie around 8 KiB, where a text was once cut for speed."""
+def test_long_text_is_tokenized_whole(serve, kind, name):
+    """Tokens lie around 8 KiB, where cutting a text for speed would change them."""
     tokenizer = make_tokenizer(kind, 128)
     FAR_SIGHTED[name](tokenizer)
     served = serve(tokenizer, max_length=12)
@@ -249,12 +249,12 @@ def test_a_long_text_is_tokenized_as_a_whole(serve, kind, name):
 
 
 @pytest.mark.parametrize("max_length", [3, 16, 512])
-def test_every_max_length_gets_hugging_faces_ids(serve, max_length):
+def test_every_max_length_equals_hugging_face(serve, max_length):
     served = serve(hugging_face_tokenizer("minilm"), max_length)
     assert served.ids(VARIED) == served.expected(VARIED)
 
 
-def test_truncation_on_the_left_is_kept(serve):
+def test_keeps_truncation_on_the_left(serve):
     tokenizer = make_tokenizer("bert", 128)
     tokenizer.truncation_side = "left"
     served = serve(tokenizer, max_length=16)
@@ -271,7 +271,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_request_has_an_error_of_its_own_and_its_neighbours_have_answers(minilm, name):
+def test_bad_request_gets_its_error_and_others_are_answered(minilm, name):
     raw, message = BAD[name]
     responses = minilm.execute([[GOOD[0].encode()], [raw], [text.encode() for text in GOOD], [b"", raw]])
     assert [bool(response.error) for response in responses] == [False, True, False, True]
@@ -287,8 +287,8 @@ def test_a_bad_request_has_an_error_of_its_own_and_its_neighbours_have_answers(m
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_second_text_has_an_error_of_its_own_and_its_neighbours_have_answers(minilm, name):
-    """Neighbours of both kinds: nothing in the model depends on Triton's keeping them apart."""
+def test_bad_second_text_gets_its_error_and_others_are_answered(minilm, name):
+    """Beside pairs and single texts: the model must not depend on Triton separating them."""
     raw, message = BAD[name]
     pair = (GOOD[0].encode(), GOOD[1].encode())
     bad = minilm.request(pair[0], pair[0], pair=[pair[1], raw])
@@ -300,24 +300,24 @@ def test_a_bad_second_text_has_an_error_of_its_own_and_its_neighbours_have_answe
     assert responses[2].outputs["TOKENS"][:, 0].tolist() == list(map(len, single))
 
 
-def test_both_texts_of_a_pair_count_towards_a_requests_limit(minilm):
+def test_both_texts_of_a_pair_count_towards_the_limit(minilm):
     longest = LONGEST_TEXTS["spaces"].encode()
     (response,) = minilm.model.execute([minilm.request(longest, longest, b"", pair=[longest, longest, b"x"])])
     assert f"{4 * LONGEST + 1} bytes of TEXT and TEXT_PAIR; the limit is {4 * LONGEST}" in response.error.message()
 
 
-def test_a_request_may_not_hold_more_bytes_than_the_limit(minilm):
+def test_refuses_request_over_the_byte_limit(minilm):
     longest = LONGEST_TEXTS["spaces"].encode()
     over, within = minilm.execute([[longest] * 4 + [b"x"], [b"x"]])
     assert f"{4 * LONGEST + 1} bytes of TEXT; the limit is {4 * LONGEST}" in over.error.message()
     assert within.error is None
 
 
-def test_requests_of_bad_texts_alone_get_errors_alone(minilm):
+def test_batch_of_bad_requests_gets_errors(minilm):
     assert all(response.error for response in minilm.execute([[b"\xff"], [b"\xfe", b"\xff"]]))
 
 
-def test_who_is_refused_gets_a_503_that_names_the_limit(minilm, monkeypatch):
+def test_refusal_is_a_503_with_the_limit(minilm, monkeypatch):
     monkeypatch.setattr(minilm.model.admission, "admit", lambda count: count - 2)  # 1 of 3 requests
     first, *refused = minilm.execute([[GOOD[0].encode()], [text.encode() for text in GOOD], [GOOD[1].encode()]])
     assert first.error is None
@@ -332,7 +332,7 @@ def test_who_is_refused_gets_a_503_that_names_the_limit(minilm, monkeypatch):
 
 
 class Gate:
-    """An encoder that does not begin texts of `closed_for` characters or more until it is opened. begun: lengths."""
+    """An encoder that blocks on texts of `closed_for` characters or more until `opened`. begun: lengths of calls."""
 
     def __init__(self, encoder, closed_for: int):
         self.encoder, self.closed_for = encoder, closed_for
@@ -347,7 +347,7 @@ class Gate:
 
 @pytest.fixture
 def gate(serve, monkeypatch):
-    """(served, gate): a model of its own whose long texts wait for gate.opened."""
+    """(served, gate): a model whose long texts wait for gate.opened."""
     served = serve(hugging_face_tokenizer("minilm"), max_length=128)
     gate = Gate(served.model.encoder, closed_for=30_000)
     monkeypatch.setattr(served.model, "encoder", gate)
@@ -359,7 +359,7 @@ def gate(serve, monkeypatch):
 LONG = HEADLINES[0] + " " * 100_000
 
 
-def test_short_requests_are_answered_while_long_ones_are_tokenized(gate):
+def test_short_request_overtakes_long_one(gate):
     served, gate = gate
     long, short = served.request(LONG.encode(), GOOD[0].encode()), served.request(GOOD[1].encode())
     assert served.model.execute([long, short]) is None
@@ -377,8 +377,8 @@ def test_short_requests_are_answered_while_long_ones_are_tokenized(gate):
         assert row[mask == 1].tolist() == ids
 
 
-def test_no_execution_tokenizes_more_than_a_little(gate):
-    """Many texts that are not long make a long batch, too; nobody is answered twice or left out."""
+def test_execute_tokenizes_a_bounded_number_of_bytes(gate):
+    """Many texts of medium length make a long batch too. Each request is answered once."""
     served, gate = gate
     gate.opened.set()
     requests = [[b"word " * 1000] * rows for rows in (1, 12, 2, 3, 40)]
@@ -389,7 +389,7 @@ def test_no_execution_tokenizes_more_than_a_little(gate):
     assert one_by_one == [5000] * 52
 
 
-def test_among_long_requests_the_one_due_first_goes_first(gate):
+def test_earliest_deadline_goes_first(gate):
     served, gate = gate
     first, large, small = (
         served.request(*[(letter * 70_000).encode()] * rows) for letter, rows in zip("abc", (1, 6, 2))
@@ -404,11 +404,11 @@ def test_among_long_requests_the_one_due_first_goes_first(gate):
     assert order == ["first", "small", "large"]
 
 
-def test_so_many_bytes_of_long_texts_may_wait_and_no_more(gate):
+def test_refuses_long_texts_over_the_backlog_limit(gate):
     served, _ = gate
     longest = b" " * LONGEST
     waiting = [served.request(*[longest] * 4) for _ in range(3)]
-    for request in waiting[:2]:  # as many bytes as may wait
+    for request in waiting[:2]:  # fills the backlog
         assert served.model.execute([request]) is None
     assert served.model.execute(waiting[2:]) is None
     [refused] = waiting[2].sent
@@ -421,7 +421,7 @@ def test_so_many_bytes_of_long_texts_may_wait_and_no_more(gate):
     assert not waiting[1].sent
 
 
-def test_long_requests_are_answered_before_the_model_is_unloaded(gate):
+def test_unloading_waits_for_long_requests(gate):
     served, gate = gate
     request = served.request(LONG.encode())
     assert served.model.execute([request]) is None
@@ -436,7 +436,7 @@ def test_long_requests_are_answered_before_the_model_is_unloaded(gate):
     assert request.sent[0].error is None
 
 
-def test_a_long_request_that_fails_is_answered_and_the_next_one_too(serve, monkeypatch):
+def test_failed_long_request_is_answered_and_so_is_the_next(serve, monkeypatch):
     served = serve(hugging_face_tokenizer("minilm"), max_length=16)
     encode = served.model.encoder.encode
 
@@ -452,8 +452,8 @@ def test_a_long_request_that_fails_is_answered_and_the_next_one_too(serve, monke
     assert good.error is None
 
 
-def test_tokens_truncated_texts_and_refusals_are_counted(serve, monkeypatch):
-    """Those of the thread too, and each once however often the numbers are handed over."""
+def test_counts_tokens_truncated_texts_and_refusals(serve, monkeypatch):
+    """Includes the thread's texts. Repeated flushes count nothing twice."""
     served = serve(hugging_face_tokenizer("minilm"), max_length=16)
     families = fake_triton.MetricFamily.families
     texts = [GOOD[1], "word " * 40, "word " * 20_000]

@@ -1,7 +1,6 @@
-"""The part of `triton_python_backend_utils` that our models use: in Triton's stub it exists only inside the server.
+"""Stand-in for `triton_python_backend_utils`, which exists only inside Triton's stub. Holds what our models use.
 
-`load_module` imports a model.py as the server would, `initialized` sets it up. Nothing is simulated beyond what these
-classes hold.
+`load_module` imports a model.py as the server would; `initialized` initializes its model. Nothing else is simulated.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class Logger:
 
 
 class MetricFamily:
-    """values: all that its metrics were told; told: the same by their labels, as sorted pairs."""
+    """values: every value its metrics received. told: the same by the metrics' labels, as sorted pairs."""
 
     COUNTER, GAUGE, HISTOGRAM = "COUNTER", "GAUGE", "HISTOGRAM"
     families: ClassVar[dict[str, MetricFamily]] = {}
@@ -81,7 +80,7 @@ TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
 
 
 class Request:
-    """Is its own response sender: what was sent lies in `sent`."""
+    """Also its own response sender; `sent` holds the responses."""
 
     def __init__(self, **arrays: np.ndarray):
         self.arrays, self.sent, self.cancelled = arrays, [], False
@@ -111,12 +110,12 @@ def load_module(directory: Path) -> ModuleType:
         spec.loader.exec_module(module)
     finally:
         del sys.modules["triton_python_backend_utils"]
-        sys.path[:] = path  # the model puts its own directory first, which is right in a process of its own only
+        sys.path[:] = path  # the model puts its directory first; only a separate process may keep that
     return module
 
 
 def initialized(module: ModuleType, config: dict, **args: str) -> object:
-    """The module's TritonPythonModel with this configuration. args: what else Triton gives, where a model reads it."""
+    """The module's TritonPythonModel with this configuration. args: further arguments that Triton gives a model."""
     model = module.TritonPythonModel()
     model.initialize({"model_config": json.dumps(config), "model_name": "tokenizer", **args})
     return model

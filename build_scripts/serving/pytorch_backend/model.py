@@ -1,12 +1,16 @@
 """The `pytorch` backend of the embedded server: runs TorchScript for `platform: "pytorch_libtorch"` models.
 
-NVIDIA's containers have a C++ backend for this; the embedded server has none, so Triton runs this file in its place (a
-"Python-based backend"). It honours what the C++ one honours for models like ours and refuses, at load, what it does
-not. Five things it adds: if the model exports `check_inputs`, a request with bad values gets a 400 of its own; after a
-batch of several requests it waits a moment for the next batch to fill; it keeps freed memory for a while; and on a CPU
-it gives way to the processes that take requests and refuse them, and splits long work into parts, between which
-short texts overtake (`schedule` says which, `worker` does it; a GPU is done with any batch soon).
+NVIDIA's containers have a C++ backend for this; the embedded server has none, and Triton runs this file instead (a
+"Python-based backend"). It honours the C++ backend's settings for models like ours and refuses the others at load.
+It adds:
+- a 400 for a request with bad values, if the model exports `check_inputs`;
+- a short pause after a batch of several requests, in which the next batch fills;
+- freed memory stays in the process for a while;
+- on a CPU, a lower priority than the frontend, and long work split into parts between which short texts overtake
+  (`schedule` decides, `worker` computes; a GPU finishes any batch soon).
 """
+
+from __future__ import annotations
 
 import contextlib
 import itertools
@@ -14,73 +18,80 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
-# First in line: what lies beside this file is meant, whatever the environment has installed.
+# First, so that the modules beside this file win over installed ones.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from heap import keep_large_blocks
-from model_config import DTYPES, boolean, device_of, positional, read_parameters, set_threads
-from openmp import releaser
-from schedule import Entry, Schedule
-from worker import Gauge, Waiting, Worker
+if TYPE_CHECKING:  # the path of these modules as mypy sees it
+    from .gauge import Gauge
+    from .heap import Heap
+    from .model_config import DTYPES, Config, Spec, boolean, device_of, positional, read_parameters, set_threads
+    from .openmp import releaser
+    from .schedule import Entry, Schedule
+    from .worker import Waiting, Worker
+else:
+    from gauge import Gauge
+    from heap import Heap
+    from model_config import DTYPES, boolean, device_of, positional, read_parameters, set_threads
+    from openmp import releaser
+    from schedule import Entry, Schedule
+    from worker import Waiting, Worker
 
-# How long the next batch may fill, as a share of the time that this one took, and at most. Measured with 4 and 16
-# clients on 2 cores: batches of 3.9 and 15.8 instead of 2.0 and 8.0, 15 to 20 % and 1 to 13 % more requests/s.
+# Pause in which the next batch fills: share of the last batch's time, and maximum. With 4 and 16 clients on 2 cores:
+# batches of 3.9 and 15.8 instead of 2.0 and 8.0, and 15 to 20 % and 1 to 13 % more requests/s.
 FILLING_SHARE, FILLING_LIMIT_S = 0.15, 0.004
-# The nice value of a classifier on the CPU, beside everybody else's 0. At 20 times the requests that 2 cores can serve,
-# a refusal took 3 ms at the median and 16 at the 99th percentile, instead of 8 and 28, and 6 to 12 % fewer requests
-# were served meanwhile. Without overload nothing changed, at 1, 4 and 16 clients.
+# Nice value of a classifier on the CPU; the frontend has 0. At 20 times the load that 2 cores can serve, a refusal took
+# 3 ms at the median and 16 at the 99th percentile instead of 8 and 28, for 6 to 12 % fewer answers. Without overload
+# nothing changed, at 1, 4 and 16 clients.
 NICE = 5
-# How often all that is free goes back, which takes 20 ms. Without it a rare large batch leaves its holes for good:
-# after 11,000 and 45,000 requests in mixed batches 598 and 638 MiB; with it 577 and 591, at the same speed.
-TRIM_INTERVAL_S = 10.0
 
 
 class TritonPythonModel:
     @staticmethod
-    def auto_complete_config(config):
-        """Nothing is guessed: the configuration must be complete."""
+    def auto_complete_config(config: object) -> object:
+        """Completes nothing: the configuration must be complete."""
         return config
 
-    def initialize(self, args):
-        config = json.loads(args["model_config"])
+    def initialize(self, args: Mapping[str, str]) -> None:
+        config: Config = json.loads(args["model_config"])
         parameters = read_parameters(config)
         set_threads(parameters)
         self.inputs = positional(config["input"], "INPUT")
         self.outputs = positional(config["output"], "OUTPUT")
         self.device = device_of(args["model_instance_kind"], args["model_instance_device_id"])
         if self.device.type == "cpu":
-            yield_to_others()  # before torch starts its threads: they inherit it
-        self.max_batch_size = config["max_batch_size"]
+            lower_priority()  # before torch starts its threads, which inherit it
+        self.max_batch_size: int = config["max_batch_size"]
         self.inference_mode = boolean(parameters, "INFERENCE_MODE", default=True)
         self.optimized = not boolean(parameters, "DISABLE_OPTIMIZED_EXECUTION", default=False)
         file = config.get("default_model_filename") or "model.pt"
         path = Path(args["model_repository"]) / args["model_version"] / file
         self.model = torch.jit.load(str(path), map_location=self.device).eval()
         self.check_inputs = getattr(self.model, "check_inputs", None)
-        self.worker = None
+        self.worker: Worker | None = None
+        self.release = releaser()
         if self.device.type == "cpu" and self.max_batch_size > 1:
             gauge = Gauge(config["name"], args["model_instance_name"])
-            self.release = releaser()
             self.worker = Worker(
                 Schedule(self.max_batch_size), gauge, self.compute, self.respond, self.pause, self.release
             )
-        self.trim_heap = keep_large_blocks().malloc_trim
-        self.next_trim = time.monotonic() + TRIM_INTERVAL_S
+        self.heap = Heap()
 
-    def finalize(self):
+    def finalize(self) -> None:
         if self.worker:
             self.worker.finish()
 
-    def execute(self, requests):
-        """One response per request, in order; or None: then they are sent, before this returns or later.
+    def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse] | None:
+        """One response per request, in order; or None if responses go through senders, now or later.
 
-        What takes no longer than a part is computed here, unless something is computed already: a lone text does not
-        pay for a change of thread, and short texts fill their batch while the one before is computed.
+        An idle backend computes requests that fit in one part right here: a lone text pays for no change of thread, and
+        the next batch of short texts fills meanwhile.
         """
         began = time.monotonic()
         worker = self.worker
@@ -88,7 +99,8 @@ class TritonPythonModel:
         if worker and not worker.leaves_to_caller(costs):
             self.hand_over(worker, requests, costs)
             return None
-        if len(requests) == 1 and began < self.next_trim:
+        responses: list[pb_utils.InferenceResponse] | None
+        if len(requests) == 1 and not self.heap.is_due():
             responses = self.answer(requests)
         else:
             senders = [request.get_response_sender() for request in requests]
@@ -101,23 +113,21 @@ class TritonPythonModel:
             self.pause(time.monotonic() - began, len(requests))
         return responses
 
-    def pause(self, seconds, answered):
-        """Leave the processor alone for a moment after a batch of several requests, which took so many seconds.
+    def pause(self, seconds: float, answered: int) -> None:
+        """Sleep briefly after a batch of several requests, which took `seconds`; or return free memory instead.
 
-        Their clients' next requests then share a batch with those that wait already; otherwise two halves of the
-        clients would take turns. A client that is alone waits for nothing, nor does anybody when the batch was full.
-        Memory is given back in such a moment too.
+        The clients' next requests then share a batch with the waiting ones; otherwise two halves of the clients take
+        turns. A lone client waits for nothing, and neither does anybody after a full batch.
         """
-        if time.monotonic() >= self.next_trim:
-            self.trim_heap(0)
-            self.next_trim = time.monotonic() + TRIM_INTERVAL_S
+        if self.heap.is_due():
+            self.heap.trim()
         elif 1 < answered < self.max_batch_size:
             time.sleep(min(FILLING_SHARE * seconds, FILLING_LIMIT_S))
 
-    def costs_of(self, request):
-        """Tokens of each row of a request: what its attention mask counts, and no fewer than the model does.
+    def costs_of(self, request: pb_utils.InferenceRequest) -> list[int]:
+        """Tokens of each row of a request: nonzero mask values, at least 1, as the model counts them.
 
-        A model without such a mask computes the whole width.
+        A model without a mask computes the whole width.
         """
         mask = input_array(request, self.inputs[min(1, len(self.inputs) - 1)]["name"])
         if len(self.inputs) == 1:
@@ -126,8 +136,10 @@ class TritonPythonModel:
             return [max(1, int(np.count_nonzero(mask)))]
         return np.maximum(1, np.count_nonzero(mask.reshape(len(mask), -1), axis=1)).tolist()
 
-    def hand_over(self, worker, requests, costs):
-        """Let the worker answer the requests; those with bad values get their error now."""
+    def hand_over(
+        self, worker: Worker, requests: Sequence[pb_utils.InferenceRequest], costs: Sequence[list[int]]
+    ) -> None:
+        """Queue the requests for the worker; requests with bad values get their error now."""
         columns = [[np.array(input_array(request, spec["name"])) for request in requests] for spec in self.inputs]
         waiting = [Waiting(request, arrays) for request, arrays in zip(requests, zip(*columns))]
         messages = self.complaints([join(column) for column in columns], self.rows_of(columns[0]))
@@ -139,48 +151,49 @@ class TritonPythonModel:
         self.release()
         worker.hand_over([Entry(one, cost, kind) for one, cost, message in good if not message])
 
-    def answer(self, requests):
-        """One response per request, in order; requests are joined into one batch, which is split again."""
+    def answer(self, requests: Sequence[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
+        """One response per request, in order. After a failure each request is tried alone."""
         try:
             return self.run(requests)
         except Exception as problem:
-            if len(requests) > 1:  # find out whose fault it is: the others must get their answers
+            if len(requests) > 1:
                 return [response for request in requests for response in self.answer([request])]
             error = pb_utils.TritonError(f"PyTorch execute failure: {problem}", pb_utils.TritonError.INTERNAL)
             return [pb_utils.InferenceResponse(error=error)]
 
-    def run(self, requests):
+    def run(self, requests: Sequence[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
+        """Join the requests into one batch, compute it, and split the outputs."""
         columns = [[input_array(request, spec["name"]) for request in requests] for spec in self.inputs]
         rows = self.rows_of(columns[0])
-        columns = [join(column) for column in columns]
-        messages = self.complaints(columns, rows)
+        joined = [join(column) for column in columns]
+        messages = self.complaints(joined, rows)
         if any(messages):
             return self.answer_the_rest(requests, messages)
-        arrays = self.compute(columns)
+        arrays = self.compute(joined)
         return [self.respond([array[span] for array in arrays]) for span in rows]
 
-    def compute(self, columns):
-        """columns: each input of the whole batch. Returns each output, a row for each of the batch."""
+    def compute(self, columns: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """columns: (rows, width) per input. Returns (rows, …) per output."""
         with self.modes():
             outputs = self.model(*(torch.from_numpy(column).to(self.device) for column in columns))
         outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
-        arrays = [to_be_sent(spec, output) for spec, output in zip(self.outputs, outputs, strict=True)]
+        arrays = [to_numpy(spec, output) for spec, output in zip(self.outputs, outputs, strict=True)]
         rows = len(columns[0])
         if self.max_batch_size and any(len(array) != rows for array in arrays):
             raise ValueError(f"a batch of {rows} rows got outputs of {[len(array) for array in arrays]}")
         return arrays
 
-    def complaints(self, columns, rows):
-        """What the model finds wrong with the inputs of each request, empty if nothing. rows: a slice a request."""
-        found = []
+    def complaints(self, columns: Sequence[np.ndarray], rows: Sequence[slice]) -> list[str]:
+        """The model's complaint about each request's inputs, or "". rows: a slice per request."""
+        found: list[str] = []
         if self.check_inputs:
             with self.modes():
                 found = self.check_inputs(*(torch.from_numpy(column).to(self.device) for column in columns))
         return [next(filter(None, found[span]), "") for span in rows]
 
     @contextlib.contextmanager
-    def modes(self):
-        """How the model is to be run. Each thread has to say so for itself."""
+    def modes(self) -> Iterator[None]:
+        """The configured execution modes, which torch keeps per thread."""
         with (
             torch.inference_mode(self.inference_mode),
             torch.no_grad(),  # after it: inference_mode(False) turns gradients on
@@ -188,48 +201,50 @@ class TritonPythonModel:
         ):
             yield
 
-    def respond(self, arrays):
-        """arrays: the rows of one request, an array an output."""
+    def respond(self, arrays: Iterable[np.ndarray]) -> pb_utils.InferenceResponse:
+        """arrays: a request's rows, one array per output."""
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(spec["name"], array) for spec, array in zip(self.outputs, arrays)]
         )
 
-    def rows_of(self, arrays):
-        """The rows of the joined batch that belong to each request, as slices."""
+    def rows_of(self, arrays: Sequence[np.ndarray]) -> list[slice]:
+        """Each request's rows in the joined batch."""
         if not self.max_batch_size:
             return [slice(None)]
         ends = itertools.accumulate(map(len, arrays))
         return [slice(end - len(array), end) for end, array in zip(ends, arrays)]
 
-    def answer_the_rest(self, requests, messages):
-        """messages: one per request, empty if it is good. Bad requests get a 400, the others their answer."""
+    def answer_the_rest(
+        self, requests: Sequence[pb_utils.InferenceRequest], messages: Sequence[str]
+    ) -> list[pb_utils.InferenceResponse]:
+        """messages: a complaint per request, or "". Requests with a complaint get a 400, the others their answer."""
         good = [request for request, message in zip(requests, messages) if not message]
         answers = iter(self.run(good) if good else [])
         return [refusal(message) if message else next(answers) for message in messages]
 
 
-def yield_to_others():
-    """Lower the priority of this thread and of those that it starts. Whoever started us may have lowered it further."""
+def lower_priority() -> None:
+    """Lower the priority of this thread and its future threads, unless it is lower already."""
     os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
-def input_array(request, name):
-    """A view of the request's tensor, in the memory that it came in. Triton hands Python models main memory only."""
+def input_array(request: pb_utils.InferenceRequest, name: str) -> np.ndarray:
+    """A view of the request's tensor. Triton gives Python models main memory only."""
     return pb_utils.get_input_tensor_by_name(request, name).as_numpy()
 
 
-def join(arrays):
-    """One batch from the requests' arrays; a single request is not copied."""
+def join(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Concatenate the requests' rows; a single request is not copied."""
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
-def refusal(message):
-    """What becomes HTTP 400 and gRPC INVALID_ARGUMENT."""
+def refusal(message: str) -> pb_utils.InferenceResponse:
+    """HTTP 400, gRPC INVALID_ARGUMENT."""
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
 
 
-def to_be_sent(spec, output):
-    """An output as a numpy array. Raises TypeError if it is not of the type that the configuration promises."""
+def to_numpy(spec: Spec, output: torch.Tensor) -> np.ndarray:
+    """Raises TypeError if the output's type differs from the configuration's."""
     if output.dtype != DTYPES[spec["data_type"]]:
         raise TypeError(f"{spec['name']} is {output.dtype}, the configuration says {spec['data_type']}")
     return output.cpu().contiguous().numpy()

@@ -1,6 +1,9 @@
-"""What a model's configuration says to the backend. What would otherwise be ignored stops the load."""
+"""Read a model's configuration. Any setting that the backend would ignore stops the load."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import triton_python_backend_utils as pb_utils
@@ -10,7 +13,7 @@ KNOWN_PARAMETERS = {
     "INTER_OP_THREAD_COUNT",
     "INFERENCE_MODE",
     "DISABLE_OPTIMIZED_EXECUTION",
-    "release",  # says what is loaded; nothing depends on it
+    "release",  # names the release; changes nothing
 }
 DTYPES = {
     "TYPE_BOOL": torch.bool,
@@ -25,9 +28,13 @@ DTYPES = {
 }
 UNSUPPORTED_SETTINGS = ("sequence_batching", "model_operations")
 
+# Triton's JSON of a config.pbtxt, and of one input or output in it.
+Config = Mapping[str, Any]
+Spec = Mapping[str, Any]
 
-def read_parameters(config):
-    """Parameter name -> string. Raises what stops the load if a setting would otherwise be ignored."""
+
+def read_parameters(config: Config) -> dict[str, str]:
+    """The model's parameters. Raises TritonModelException for a setting that is not supported."""
     parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
     unknown = sorted(parameters.keys() - KNOWN_PARAMETERS)
     unknown += [setting for setting in UNSUPPORTED_SETTINGS if config.get(setting)]
@@ -39,7 +46,7 @@ def read_parameters(config):
     return parameters
 
 
-def boolean(parameters, name, *, default):
+def boolean(parameters: Mapping[str, str], name: str, *, default: bool) -> bool:
     """A parameter as the C++ backend reads it."""
     value = parameters.get(name, str(default)).lower()
     if value not in ("true", "1", "false", "0"):
@@ -47,8 +54,8 @@ def boolean(parameters, name, *, default):
     return value in ("true", "1")
 
 
-def set_threads(parameters):
-    """Process-wide, as in the C++ backend; here every instance is a process of its own."""
+def set_threads(parameters: Mapping[str, str]) -> None:
+    """Apply the thread counts to this process. Every instance has a process, unlike in the C++ backend."""
     setters = {"INTRA_OP_THREAD_COUNT": torch.set_num_threads, "INTER_OP_THREAD_COUNT": torch.set_num_interop_threads}
     for name, set_number in setters.items():
         if name in parameters:
@@ -57,7 +64,7 @@ def set_threads(parameters):
             set_number(int(parameters[name]))
 
 
-def positional(specs, prefix):
+def positional(specs: Sequence[Spec], prefix: str) -> list[Spec]:
     """Inputs or outputs in the order of their numbers: INPUT__0, INPUT__1 …"""
     by_name = {spec["name"]: spec for spec in specs}
     names = [f"{prefix}__{index}" for index in range(len(specs))]
@@ -69,8 +76,8 @@ def positional(specs, prefix):
     return [by_name[name] for name in names]
 
 
-def device_of(kind, device_id):
-    """The torch device of an instance; no number is written into the model file, so this alone decides."""
+def device_of(kind: str, device_id: str) -> torch.device:
+    """The torch device of an instance. The model file holds no device, so this alone decides."""
     if kind == "GPU":
         return torch.device("cuda", int(device_id))
     if kind == "CPU":

@@ -1,21 +1,22 @@
-"""Give back the OpenMP threads of one thread, when another computes next.
+"""Release the OpenMP threads of a thread before another thread computes.
 
-Each thread that computes with torch brings OpenMP threads of its own, and keeps them. Once there are more of them than
-cores, libgomp lets all of them sleep instead of spin between two products, and each product then waits for a thread to
-wake up: 80 tokens took twice as long.
+Each thread that computes with torch starts OpenMP threads and keeps them. With more of them than cores, libgomp stops
+spinning between two products and sleeps instead, and each product waits for a wake-up: 80 tokens took twice as long.
 """
+
+from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
 from pathlib import Path
 
-SOFT = 1  # omp_pause_soft, omp.h of OpenMP 5.0
+SOFT = 1  # omp_pause_soft of OpenMP 5.0, omp.h
 
 
 def releaser() -> Callable[[], object]:
-    """A function that ends the OpenMP threads of the thread that calls it; its next product starts them anew.
+    """A function that ends the calling thread's OpenMP threads; its next product starts them again.
 
-    On 2 cores that takes 45 us, and starting one 70. Where torch computes with another library it does nothing.
+    On 2 cores that takes 45 us, and starting one takes 70. Does nothing where torch computes without libgomp.
     """
     maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
     files = {line.split(maxsplit=5)[-1] for line in maps if "libgomp" in line}

@@ -1,89 +1,90 @@
-"""What is computed next: which texts of which requests, how many at once. No Triton, no torch, no clock of its own.
+"""Decides what is computed next: which rows of which requests, and how many. Knows no Triton, no torch and no clock.
 
-Requests of similar size wait in one line, first come, first served. Lines share the computing time evenly: the line
-that has had least goes next, and one that was empty starts level with the others, whatever it had before (start-time
-fair queueing: Goyal, Vin and Cheng, 1996). A line of smaller requests may be ahead by AHEAD_S of the next. So a short
-text waits for the part that is being computed, not for somebody's batch, and no line waits for longer than a few parts
-before it gets its share. Room that a line leaves in its part is filled from the others.
+Requests of similar size share a queue, first come, first served. Queues share computing time fairly: the queue that has
+used least goes next, and a queue that was empty starts level with the others (start-time fair queueing: Goyal, Vin and
+Cheng, 1996). A queue of shorter requests may be AHEAD_S ahead of the next. So a short text waits for the part that is
+being computed, not for a batch, and no queue starves. Spare room in a part is filled from the other queues.
 
     schedule.add(Entry(request, tokens=[400] * 64, kind=512), now)
-    part = schedule.take(now)      # some rows of one line's requests
-    schedule.done(part, seconds)   # and how long they took
+    part = schedule.take(now)      # rows of one queue's requests, filled up from others
+    schedule.done(part, seconds)   # computing it took this long
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-# Tokens of a request, special ones included: a message, a text that fills BERT's 512, a handful of them, a batch.
-LINES = (64, 512, 4096)
-# How long a part may take, if one text does not take longer. Short requests are answered after the part that they met
-# and their own, so parts are small while such come. Measured with 300 words a text on 2 cores: a part of one text costs
-# each token as much as a part of sixteen.
+# Upper bounds of the queues in tokens per request: a message, a text that fills BERT's 512, a handful of them, a batch.
+QUEUES = (64, 512, 4096)
+# Time budget of a part; a single text may exceed it. A short request waits for the part in progress and its own, so
+# parts are small while short requests arrive. Small parts cost no more: at 300 words per text on 2 cores, a part of
+# one text takes as long per token as a part of sixteen.
 SMALL_S, LARGE_S = 0.02, 0.1
 AHEAD_S = 0.02
-# Up to this share of its limit a part of short requests is filled with others: few tokens cost nearly as much as some.
+# A part of short requests is filled from other queues up to this share of its limit; the first tokens cost little.
 FILLING = 0.25
-# After the last short request parts stay small for so long: whoever types or pages sends the next one sooner.
+# Parts stay small for this long after a short request: interactive clients send again within this time.
 RECENT_S = 2.0
-# Tokens a second until it was measured, and the weight of the last measurement after that.
+# Tokens per second before the first measurement, and the weight of a new measurement.
 FIRST_RATE, WEIGHT = 10_000.0, 0.2
-# What may be held: beyond it requests wait in Triton's own queue. Two full batches.
+# Maximum backlog here; two full batches. Further requests wait in Triton's queue.
 HELD_REQUESTS, HELD_TOKENS = 128, 2 * 64 * 512
 
 
 @dataclass(eq=False)
 class Entry:
-    """A request that waits. tokens: of each of its rows. kind: only rows of one kind can be computed together.
+    """A waiting request. tokens: per row. kind: only rows of the same kind can be computed together.
 
-    next: the first row that was not handed out yet. results: whatever the rows before it gave.
+    next: first row not handed out yet. results: outputs of the rows before it, one item per part.
     """
 
-    request: object
+    request: Any
     tokens: list[int]
     kind: object = None
     next: int = 0
-    results: list = field(default_factory=list)
-    line: int = field(init=False)
+    results: list[Any] = field(default_factory=list)
+    queue: int = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         total = sum(self.tokens)
-        self.line = sum(total > limit for limit in LINES)
+        self.queue = sum(total > limit for limit in QUEUES)
 
 
-# An entry, and its rows from the first to before the last.
+# Rows [first, last) of an entry.
 Piece = tuple[Entry, int, int]
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is computed together, and how many tokens it has."""
+    """Rows that are computed together, and their tokens."""
 
     pieces: list[Piece]
     tokens: int
 
 
 class Schedule:
-    """max_rows: of a part."""
+    """max_rows: maximum rows of a part."""
 
-    def __init__(self, max_rows: int):
+    def __init__(self, max_rows: int) -> None:
         self.max_rows = max_rows
-        self.lines: list[deque[Entry]] = [deque() for _ in range(len(LINES) + 1)]
-        # Seconds that each line has had, and the most that one had when its turn came.
-        self.had = [0.0] * len(self.lines)
+        self.queues: list[deque[Entry]] = [deque() for _ in range(len(QUEUES) + 1)]
+        # Seconds used by each queue, and the largest such value among queues at the start of their turns.
+        self.used = [0.0] * len(self.queues)
         self.level = 0.0
         self.rate = FIRST_RATE
         self.last_short = -RECENT_S
-        # Waiting: requests of which nothing was handed out, and tokens that were not.
+        # Backlog: requests without a started row, and rows' tokens not handed out.
         self.requests = self.tokens = 0
 
     def __bool__(self) -> bool:
         """Whether anything waits to be computed."""
-        return any(self.lines)
+        return any(self.queues)
 
-    def has_room_for(self, entries: list[Entry]) -> bool:
-        """Always, if nothing is held."""
+    def has_room_for(self, entries: Sequence[Entry]) -> bool:
+        """Whether the backlog stays within its limits. An empty schedule takes anything."""
         tokens = sum(sum(entry.tokens) for entry in entries)
         within = self.requests + len(entries) <= HELD_REQUESTS and self.tokens + tokens <= HELD_TOKENS
         return within or not self
@@ -91,45 +92,45 @@ class Schedule:
     def add(self, entry: Entry, now: float) -> None:
         self.requests += 1
         self.tokens += sum(entry.tokens)
-        if entry.line == 0:
+        if entry.queue == 0:
             self.last_short = now
-        if not self.lines[entry.line]:
-            self.had[entry.line] = max(self.had[entry.line], self.level)
-        self.lines[entry.line].append(entry)
+        if not self.queues[entry.queue]:
+            self.used[entry.queue] = max(self.used[entry.queue], self.level)
+        self.queues[entry.queue].append(entry)
 
     def limit(self, now: float) -> float:
-        """Tokens of a part that begins now."""
+        """Maximum tokens of a part that starts now."""
         return self.rate * (SMALL_S if now - self.last_short < RECENT_S else LARGE_S)
 
-    def is_one_part(self, costs: list[list[int]], now: float) -> bool:
-        """Whether requests that just came, with so many tokens in their rows, may be computed at once and together."""
+    def is_one_part(self, costs: Sequence[Sequence[int]], now: float) -> bool:
+        """Whether new requests may be computed at once and together. costs: tokens of each request's rows."""
         totals = [sum(tokens) for tokens in costs]
-        if min(totals) <= LINES[0]:
+        if min(totals) <= QUEUES[0]:
             self.last_short = now
-        # Short requests among themselves have nobody to overtake.
-        limit = self.rate * LARGE_S if max(totals) <= LINES[0] else self.limit(now)
+        # Short requests alone have nobody to overtake.
+        limit = self.rate * LARGE_S if max(totals) <= QUEUES[0] else self.limit(now)
         return sum(map(len, costs)) == 1 or sum(totals) <= limit
 
     def take(self, now: float) -> Part:
-        """The next part; at least one row."""
-        turns = [(had + AHEAD_S * line, line) for line, had in enumerate(self.had) if self.lines[line]]
-        line = min(turns)[1]
-        self.level = max(self.level, self.had[line])
-        part, limit = Part([], 0), self.limit(now)
-        kind = self.lines[line][0].kind
-        # Short requests among themselves have nobody to overtake. In small parts 16 clients with short texts got 0.4 to
-        # 0.9 of the requests/s; fewer tokens at once also cost more each, which made the next parts smaller still.
-        part = self.fill(part, line, kind, limit if line else self.rate * LARGE_S)
-        for other in range(len(self.lines)):
-            if other != line:
-                part = self.fill(part, other, kind, limit if line else FILLING * limit)
+        """The next part, with at least one row."""
+        turns = [(used + AHEAD_S * queue, queue) for queue, used in enumerate(self.used) if self.queues[queue]]
+        queue = min(turns)[1]
+        self.level = max(self.level, self.used[queue])
+        limit = self.limit(now)
+        kind = self.queues[queue][0].kind
+        # Short requests alone have nobody to overtake. Small parts cost 16 such clients 10 to 60 % of the requests/s,
+        # and their higher cost per token shrank the next parts further.
+        part = self.fill(Part([], 0), queue, kind, limit if queue else self.rate * LARGE_S)
+        for other in range(len(self.queues)):
+            if other != queue:
+                part = self.fill(part, other, kind, limit if queue else FILLING * limit)
         return part
 
-    def fill(self, part: Part, line: int, kind: object, limit: float) -> Part:
-        """The part with as many more rows of the line as fit."""
+    def fill(self, part: Part, queue: int, kind: object, limit: float) -> Part:
+        """The part plus the queue's rows that fit."""
         pieces, tokens = list(part.pieces), part.tokens
         rows = sum(last - first for _, first, last in pieces)
-        for entry in [entry for entry in self.lines[line] if entry.kind == kind]:
+        for entry in [entry for entry in self.queues[queue] if entry.kind == kind]:
             first = last = entry.next
             while last < len(entry.tokens) and rows < self.max_rows:
                 if rows and tokens + entry.tokens[last] > limit:
@@ -149,19 +150,20 @@ class Schedule:
         return Part(pieces, tokens)
 
     def done(self, part: Part, seconds: float) -> None:
-        """The part was computed, in so long: each line pays for its tokens."""
+        """Charge each queue for its tokens of a computed part."""
         for entry, first, last in part.pieces:
-            self.had[entry.line] += seconds * sum(entry.tokens[first:last]) / part.tokens
+            self.used[entry.queue] += seconds * sum(entry.tokens[first:last]) / part.tokens
         self.measured(part.tokens, seconds)
 
     def measured(self, tokens: int, seconds: float) -> None:
-        if tokens > LINES[0]:  # a few say nothing about many
+        """Update the rate. A few tokens predict nothing about many, so they are left out."""
+        if tokens > QUEUES[0]:
             self.rate += WEIGHT * (tokens / max(seconds, 1e-6) - self.rate)
 
     def drop(self, entry: Entry) -> None:
-        """The entry is not to be computed any further."""
-        line = self.lines[entry.line]
-        if entry in line:
-            line.remove(entry)
+        """Remove the entry's remaining rows."""
+        queue = self.queues[entry.queue]
+        if entry in queue:
+            queue.remove(entry)
             self.requests -= entry.next == 0
             self.tokens -= sum(entry.tokens[entry.next :])

@@ -1,88 +1,64 @@
-"""A thread that computes what `execute` handed over, part by part, and answers each request when its rows are done.
+"""A thread that computes queued requests part by part and answers each one when its last row is done.
 
-`execute` returns when the part that is being computed ends: nothing can overtake that one, and meanwhile Triton joins
-what arrives into one batch, which it then hands in. So a short text overtakes a long one's next part. A response sender
-may be used after `execute` in models that are not decoupled too (tried with 2.51).
+`execute` returns at the end of the part in progress. Nothing can overtake that part, and Triton joins the requests that
+arrive meanwhile into one batch, which it hands in next. So a short text overtakes the next part of a long one. Triton
+allows response senders after `execute` in models that are not decoupled too (tried with 2.51).
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
-from schedule import LARGE_S, Entry, Part, Piece, Schedule
 
-# Asking Triton whether a caller has gone costs as much as a few tokens, so it is asked before expensive rows only.
-TOKENS_WORTH_ASKING = 256
+if TYPE_CHECKING:  # the path of these modules as mypy sees it
+    from .gauge import Gauge
+    from .schedule import LARGE_S, Entry, Part, Piece, Schedule
+else:
+    from schedule import LARGE_S
 
-
-# So long after a part, while more waits, for Triton to hand in what came meanwhile.
+# Cancellation is checked before rows with more tokens than this; the check costs as much as a few tokens.
+CANCELLABLE_TOKENS = 256
+# Pause after a part while more waits, so that Triton can hand in what arrived meanwhile.
 LISTENING_S = 0.001
-# Setting the gauge costs as much, so it is set at most so often; to 0 always.
-GAUGE_INTERVAL_S = 0.005
-
-
-class Gauge:
-    """Shows in Triton's metrics how many requests are held here: Triton's own gauge counts them as begun.
-
-    Admission adds it to Triton's. Both objects live as long as the model, or Triton drops the metric.
-    """
-
-    def __init__(self, model: str, instance: str):
-        self.family = pb_utils.MetricFamily(
-            name="text_classifier_held_requests",
-            description="Requests that the backend took from Triton's queue and has not begun to compute",
-            kind=pb_utils.MetricFamily.GAUGE,
-        )
-        self.metric = self.family.Metric(labels={"model": model, "instance": instance})
-        self.shown, self.next = 0, 0.0
-
-    def end(self) -> None:
-        """Both are given up while Triton still listens: the stub crashed when the interpreter did so at its end."""
-        self.metric = self.family = None
-
-    def show(self, number: int) -> None:
-        now = time.monotonic()
-        if number != self.shown and (number == 0 or now >= self.next):
-            self.metric.set(number)
-            self.shown, self.next = number, now + GAUGE_INTERVAL_S
 
 
 class Waiting:
-    """A request that was handed over. columns: copies of its inputs, because the request's own memory is not kept."""
+    """A queued request. columns: copies of its inputs, because Triton reclaims the request's memory."""
 
-    def __init__(self, request, columns: list[np.ndarray]):
+    def __init__(self, request: pb_utils.InferenceRequest, columns: Sequence[np.ndarray]) -> None:
         self.sender = request.get_response_sender()
         self.columns = columns
 
-    def send(self, response) -> None:
+    def send(self, response: pb_utils.InferenceResponse) -> None:
         try:
             self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         except Exception as problem:
-            pb_utils.Logger.log_warn(f"an answer could not be sent: {problem}")
+            pb_utils.Logger.log_warn(f"a response could not be sent: {problem}")
 
 
 class Worker:
-    """Owns the schedule. All that is shared is read and written under `changed`.
+    """Owns the schedule. `changed` guards all shared state.
 
-    compute: inputs (rows, width) -> output arrays, a row each. respond: output arrays -> a response. pause: called with
-    the seconds of the last part and how many requests it answered, before the next is taken. release: ends the OpenMP
-    threads of whoever calls it; called by the thread when nothing waits, because `execute` may compute then.
+    compute: inputs (rows, width) -> outputs (rows, …). respond: outputs -> response. pause: called after a part with
+    its seconds and the number of requests it answered. release: ends the caller's OpenMP threads; the thread calls it
+    when nothing waits, because `execute` may compute next.
     """
 
     def __init__(
         self,
         schedule: Schedule,
         gauge: Gauge,
-        compute: Callable,
-        respond: Callable,
+        compute: Callable[[list[np.ndarray]], list[np.ndarray]],
+        respond: Callable[[Iterable[np.ndarray]], pb_utils.InferenceResponse],
         pause: Callable[[float, int], None],
         release: Callable[[], object],
-    ):
+    ) -> None:
         self.schedule = schedule
         self.gauge = gauge
         self.compute = compute
@@ -94,19 +70,19 @@ class Worker:
         self.handed_over = 0
         self.thread: threading.Thread | None = None
 
-    def leaves_to_caller(self, costs: list[list[int]]) -> bool:
-        """Whether `execute` may compute these requests at once: one part, and nothing else is computed.
+    def leaves_to_caller(self, costs: Sequence[Sequence[int]]) -> bool:
+        """Whether `execute` may compute these requests at once: they are one part, and nothing else is computed.
 
-        Nothing will be meanwhile: who calls is the only one that hands over. costs: tokens of each request's rows.
+        Nothing can start in between: only the caller hands requests over. costs: tokens of each request's rows.
         """
         with self.changed:
             return self.schedule.is_one_part(costs, time.monotonic()) and not self.busy and not self.schedule
 
-    def hand_over(self, entries: list[Entry]) -> None:
-        """Returns once there is room for them, and the part that is being computed has ended or takes long.
+    def hand_over(self, entries: Sequence[Entry]) -> None:
+        """Queue entries. Blocks until there is room, then until the part in progress ends, for at most LARGE_S.
 
-        Until then Triton's own queue grows, and its gauge shows it. Handed in one by one while a part is computed, on
-        the same cores, 16 clients with short texts got 0.6 of the requests/s.
+        While this blocks, requests wait in Triton's queue, where its gauge shows them and its batcher joins them.
+        Handed in one by one during a part, 16 clients with short texts got 0.6 of the requests/s.
         """
         with self.changed:
             self.changed.wait_for(lambda: self.schedule.has_room_for(entries))
@@ -121,19 +97,19 @@ class Worker:
             self.changed.wait_for(lambda: not self.busy, LARGE_S)
 
     def finish(self) -> None:
-        """Compute what is held, and end."""
+        """Compute the backlog and end the thread."""
         with self.changed:
             self.ending, thread = True, self.thread
             self.changed.notify_all()
         if thread:
             thread.join()
-        self.gauge.end()
+        self.gauge.close()
 
     def run(self) -> None:
-        torch.set_num_threads(torch.get_num_threads())  # OpenMP keeps the number a thread, and this one is new
+        torch.set_num_threads(torch.get_num_threads())  # OpenMP's setting is per thread, and this thread is new
         while True:
             with self.changed:
-                self.changed.wait_for(lambda: self.schedule or self.ending)
+                self.changed.wait_for(lambda: bool(self.schedule) or self.ending)
                 if not self.schedule:
                     return
                 self.busy = True
@@ -155,13 +131,13 @@ class Worker:
             self.pause(seconds, 0 if waiting else answered)
 
     def listen(self) -> None:
-        """A moment in which `execute`, which waited for the part, hands in what came meanwhile."""
+        """Give `execute`, which waited for the part, a moment to hand in new requests."""
         heard = self.handed_over
         self.changed.wait_for(lambda: self.handed_over > heard, LISTENING_S)
 
     def work(self, part: Part) -> int:
-        """Compute a part and answer whose last rows it held; returns how many requests that were."""
-        pieces = [piece for piece in part.pieces if not self.is_cancelled(*piece)]
+        """Compute a part and answer the requests that it completes; returns their number."""
+        pieces = [piece for piece in part.pieces if not self.is_cancelled(piece[0], piece[1])]
         failed = self.attempt(pieces)
         for entry, problem in failed.items():
             error = pb_utils.TritonError(f"PyTorch execute failure: {problem}", pb_utils.TritonError.INTERNAL)
@@ -173,9 +149,9 @@ class Worker:
         return len(complete)
 
     def attempt(self, pieces: list[Piece]) -> dict[Entry, Exception]:
-        """Add each piece's outputs to its entry's results; returns what failed.
+        """Add each piece's outputs to its entry's results; returns the entries that failed.
 
-        If several fail together each is tried alone: it is somebody's fault, and the others must get their answers.
+        When a batch fails, each piece is tried alone, so that only the faulty request fails.
         """
         if not pieces:
             return {}
@@ -191,14 +167,14 @@ class Worker:
                 return {pieces[0][0]: problem}
             return {entry: reason for piece in pieces for entry, reason in self.attempt([piece]).items()}
 
-    def is_cancelled(self, entry: Entry, first: int, last: int) -> bool:
-        """Whether nobody waits for these rows any more; then the request is answered, so that Triton can forget it."""
-        if sum(entry.tokens[first:]) < TOKENS_WORTH_ASKING or not entry.request.sender.is_cancelled():
+    def is_cancelled(self, entry: Entry, first: int) -> bool:
+        """Whether the client has gone before this row. Then the request gets its last response, and Triton frees it."""
+        if sum(entry.tokens[first:]) < CANCELLABLE_TOKENS or not entry.request.sender.is_cancelled():
             return False
-        self.give_up(entry, pb_utils.TritonError("the caller has gone", pb_utils.TritonError.CANCELLED))
+        self.give_up(entry, pb_utils.TritonError("the client cancelled the request", pb_utils.TritonError.CANCELLED))
         return True
 
-    def give_up(self, entry: Entry, error) -> None:
+    def give_up(self, entry: Entry, error: pb_utils.TritonError) -> None:
         with self.changed:
             self.schedule.drop(entry)
             self.changed.notify_all()

@@ -1,34 +1,39 @@
-"""What the tokenizer shows on Triton's own metrics endpoint: tokens a text, texts that were cut, requests refused.
+"""The tokenizer's metrics on Triton's endpoint: tokens per text, truncated texts, refused requests.
 
-A request only adds to numbers here; a thread hands them to Triton once a second, because that takes 16 us a number.
+Requests add to numbers in memory. A thread passes them to Triton once a second, because one call takes 16 us.
 """
+
+from __future__ import annotations
 
 import collections
 import threading
 import time
+from collections.abc import Callable
 
 import triton_python_backend_utils as pb_utils
+from encoder import Outputs
 
-FLUSH_EVERY_S = 1.0
-# Up to the longest max_length. `le` is inclusive: a full text of 128 tokens counts in "128".
+FLUSH_INTERVAL_S = 1.0
+# Upper bounds of the histogram's buckets, inclusive: a full text of 128 tokens counts in "128".
 BUCKETS = [8, 16, 32, 64, 128, 256, 384, 512]
-# overload: too many requests wait for the classifier. long_texts: too many bytes wait to be tokenized. invalid: a 400.
+# overload: the classifier's queue is full. long_texts: the long texts' queue is full. invalid: a 400.
 REASONS = ("overload", "long_texts", "invalid")
 
 
 class Metrics:
-    """model: the name by which the series are told apart while a release loads a second tokenizer.
+    """model: label that distinguishes the series while a release loads a second tokenizer.
 
     warn: called with a message if Triton has no metrics (--allow-metrics=false); then nothing is counted.
     """
 
-    def __init__(self, model, warn):
+    def __init__(self, model: str, warn: Callable[[str], object]) -> None:
         self.lock = threading.Lock()
-        self.tokens = []
-        self.counted = collections.Counter()
+        self.tokens: list[int] = []
+        self.counts: collections.Counter[str] = collections.Counter()
         labels = {"model": model}
+        self.enabled = True
         try:
-            # Triton forgets a family, with all its series, once the object is gone.
+            # Triton drops a family, with all its series, once the object is collected.
             self.families = {
                 name: pb_utils.MetricFamily(name=f"text_classifier_{name}", description=description, kind=kind)
                 for name, description, kind in (
@@ -45,33 +50,35 @@ class Metrics:
             }
         except pb_utils.TritonModelException as problem:
             warn(f"no metrics of tokens, truncated texts and refusals: {problem}")
-            self.texts = self.refused = self.flush = lambda *_: None
+            self.enabled = False
             return
         threading.Thread(target=self.run, name="metrics", daemon=True).start()
 
-    def texts(self, outputs):
-        """outputs: what the encoder gave, TOKENS int32 and TRUNCATED bool, both (n, 1)."""
-        with self.lock:
-            self.tokens += outputs["TOKENS"][:, 0].tolist()
-            self.counted["truncated"] += int(outputs["TRUNCATED"].sum())
+    def texts(self, outputs: Outputs) -> None:
+        """Count texts by the encoder's TOKENS (n, 1) int32 and TRUNCATED (n, 1) bool."""
+        if self.enabled:
+            with self.lock:
+                self.tokens += outputs["TOKENS"][:, 0].tolist()
+                self.counts["truncated"] += int(outputs["TRUNCATED"].sum())
 
-    def refused(self, reason):
+    def refused(self, reason: str) -> None:
         """reason: one of REASONS."""
         with self.lock:
-            self.counted[reason] += 1
+            self.counts[reason] += 1
 
-    def run(self):
-        """The thread."""
+    def run(self) -> None:
         while True:
-            time.sleep(FLUSH_EVERY_S)
+            time.sleep(FLUSH_INTERVAL_S)
             self.flush()
 
-    def flush(self):
-        """Hand over what came since the last time."""
+    def flush(self) -> None:
+        """Pass to Triton what was counted since the last flush."""
+        if not self.enabled:
+            return
         with self.lock:
             tokens, self.tokens = self.tokens, []
-            counted, self.counted = self.counted, collections.Counter()
+            counts, self.counts = self.counts, collections.Counter()
         for number in tokens:
             self.histogram.observe(number)
-        for name, number in counted.items():
+        for name, number in counts.items():
             self.counters[name].increment(number)

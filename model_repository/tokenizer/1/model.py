@@ -1,37 +1,40 @@
 """Triton `python` model: TEXT -> INPUT_IDS, ATTENTION_MASK (batch, max_length) int64, TOKENS, TRUNCATED (batch, 1).
 
-With TEXT_PAIR, which is optional, a row is a pair of texts.
+The optional TEXT_PAIR makes a row a pair of texts. Triton's dynamic batcher forms the batches.
 
-Needs numpy and the `tokenizers` package, and brings the second along: a copy lies beside this file. This file takes
-requests and answers them; `encoder` tokenizes, `long_texts` does so in a thread where it would take long, `admission`
-refuses while too many requests wait for the classifier, `metrics` counts. Batches are the dynamic batcher's.
+Needs numpy and the `tokenizers` package; a copy of the package lies beside this file. This file receives requests and
+answers them. `encoder` tokenizes, `long_texts` tokenizes long texts in a thread, `admission` refuses requests while the
+classifier's queue is full, and `metrics` counts.
 """
+
+from __future__ import annotations
 
 import itertools
 import json
 import os
 import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-# Not resolved: the Python in Triton's stub cannot read a path beyond ASCII, and the one it was given never is.
+# Not resolved: the stub's Python cannot read a non-ASCII path, and the path it is given is always ASCII.
 HERE = Path(__file__).absolute().parent
-# First in line, so that answers come from the version that was verified, whatever else the container has installed.
+# First, so that the verified version answers, whatever else the container has installed.
 sys.path.insert(0, str(HERE))
 from admission import Admission  # noqa: E402
-from encoder import Encoder  # noqa: E402
-from long_texts import LongTexts  # noqa: E402
+from encoder import Encoder, Outputs, Text  # noqa: E402
+from long_texts import Answer, LongTexts  # noqa: E402
 from metrics import Metrics  # noqa: E402
 
-# One `execute` tokenizes so much at most, the smallest requests first: about 20 ms of the worst common kind of text.
+# Bytes that one `execute` tokenizes itself, smallest requests first; about 20 ms of the slowest common kind of text.
 EXECUTE_BYTES = 64 << 10
 
 
 class TritonPythonModel:
-    def initialize(self, args):
+    def initialize(self, args: Mapping[str, str]) -> None:
         parameters = {
             key: value["string_value"] for key, value in json.loads(args["model_config"])["parameters"].items()
         }
@@ -47,16 +50,17 @@ class TritonPythonModel:
         self.encoder = Encoder(HERE / "tokenizer.json")
         self.long_texts = LongTexts(self.encoder.encode, self.max_waiting_bytes)
 
-    def execute(self, requests):
-        """One response per request, in order, or None if some of them are answered later, by the thread."""
+    def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse] | None:
+        """One response per request, in order; None if the thread answers some of them later."""
         admitted = self.admission.admit(len(requests))
-        texts, responses = {}, [None] * len(requests)
+        texts: dict[int, Texts] = {}
+        responses: list[pb_utils.InferenceResponse | None] = [None] * len(requests)
         for index, request in enumerate(requests):
             if index >= admitted:
                 responses[index] = self.refusal()
                 continue
             try:
-                texts[index] = self.texts_of(request)
+                texts[index] = self.read(request)
             except ValueError as problem:
                 self.metrics.refused("invalid")
                 responses[index] = failure(problem, pb_utils.TritonError.INVALID_ARG)
@@ -75,13 +79,13 @@ class TritonPythonModel:
                 sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         return None
 
-    def finalize(self):
-        """Triton ends this process next, and does not wait for what is answered through a sender."""
+    def finalize(self) -> None:
+        """Answer what waits: Triton ends this process next and would not wait for response senders."""
         self.long_texts.finish()
         self.metrics.flush()
 
-    def encode(self, requests):
-        """requests: lists of texts. Yields the outputs of each, output name -> array; all are tokenized at once."""
+    def encode(self, requests: list[list[Text]]) -> Iterator[Outputs]:
+        """Tokenize the texts of all requests in one call; yields the outputs of each request."""
         outputs = self.encoder.encode([text for texts in requests for text in texts])
         self.metrics.texts(outputs)
         end = 0
@@ -89,41 +93,41 @@ class TritonPythonModel:
             start, end = end, end + len(texts)
             yield {name: array[start:end] for name, array in outputs.items()}
 
-    def refusal(self):
+    def refusal(self) -> pb_utils.InferenceResponse:
         self.metrics.refused("overload")
         return overload(
             f"{self.max_pending_requests} requests wait for the classifier already "
             "(max_pending_requests in tokenizer/config.pbtxt)"
         )
 
-    def refusal_of_long_texts(self, size):
+    def refusal_of_long_texts(self, size: int) -> pb_utils.InferenceResponse:
         self.metrics.refused("long_texts")
         return overload(
             f"{self.long_texts.waiting_bytes} bytes of long texts wait already, this request has {size} more; the "
             f"limit is {self.max_waiting_bytes} (max_waiting_bytes in tokenizer/config.pbtxt)"
         )
 
-    def answer_through(self, sender):
-        """A function for LongTexts.add, which sends the response of a request."""
+    def answer_through(self, sender: pb_utils.InferenceResponseSender) -> Answer:
+        """A callback for LongTexts.add that sends a request's response."""
 
-        def answer(parts, error):
+        def answer(parts: list[Outputs], error: Exception | None) -> None:
             try:
                 if error is not None:
                     raise error
                 outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
                 self.metrics.texts(outputs)
                 response = success(outputs)
-            except Exception as problem:  # as Triton does for `execute`: the caller must be told, whatever it was
+            except Exception as problem:  # the client must be told about any error, as Triton does for `execute`
                 response = failure(f"tokenizing failed: {problem!r}", pb_utils.TritonError.INTERNAL)
             try:
                 sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-            except Exception as problem:  # /dev/shm may be full; the thread has other requests to answer
-                pb_utils.Logger.log_error(f"a request got no answer: {problem!r}")
+            except Exception as problem:  # /dev/shm may be full; the thread must go on
+                pb_utils.Logger.log_error(f"a response could not be sent: {problem!r}")
 
         return answer
 
-    def texts_of(self, request):
-        """The Texts of a request. Raises ValueError naming what is wrong, the value and the limit."""
+    def read(self, request: pb_utils.InferenceRequest) -> Texts:
+        """The texts of a request. Raises ValueError with the fault, its value and the limit."""
         tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in ("TEXT", "TEXT_PAIR")}
         columns = {name: tensor.as_numpy().reshape(-1) for name, tensor in tensors.items() if tensor is not None}
         total = sum(len(raw) for rows in columns.values() for raw in rows)
@@ -138,10 +142,10 @@ class TritonPythonModel:
                 "send TEXT alone, or build it with a larger MAX_LENGTH"
             )
         decoded = [self.decode(name, rows) for name, rows in columns.items()]
-        return Texts(decoded[0] if len(decoded) == 1 else list(zip(*decoded, strict=True)), total)
+        return Texts([*decoded[0]] if len(decoded) == 1 else list(zip(*decoded, strict=True)), total)
 
-    def decode(self, name, rows):
-        """rows: bytes objects -> list of str. Raises ValueError naming the row, the value and the limit."""
+    def decode(self, name: str, rows: Iterable[bytes]) -> list[str]:
+        """Decode an input's rows. Raises ValueError with the row, the value and the limit."""
         texts = []
         for index, raw in enumerate(rows):
             if len(raw) > self.max_text_bytes:
@@ -159,28 +163,27 @@ class TritonPythonModel:
 
 
 class Texts(NamedTuple):
-    """rows: the texts of a request, list of str or of pairs of str. size: their bytes."""
+    """rows: a request's texts or pairs. size: their bytes."""
 
-    rows: list
+    rows: list[Text]
     size: int
 
 
-def affordable(texts):
-    """Which requests `execute` tokenizes itself, the smallest first. texts: index -> Texts; returns indices."""
+def affordable(texts: Mapping[int, Texts]) -> list[int]:
+    """Indices of the requests that `execute` tokenizes itself, smallest first."""
     indices = sorted(texts, key=lambda index: texts[index].size)
     sizes = itertools.accumulate(texts[index].size for index in indices)
     return [index for index, size in zip(indices, sizes) if size <= EXECUTE_BYTES]
 
 
-def success(outputs):
-    """outputs: output name -> array."""
+def success(outputs: Outputs) -> pb_utils.InferenceResponse:
     return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
 
 
-def failure(problem, code):
+def failure(problem: object, code: int) -> pb_utils.InferenceResponse:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(problem), code))
 
 
-def overload(reason):
-    """What becomes HTTP 503 and gRPC UNAVAILABLE; clients look for its first word."""
+def overload(reason: str) -> pb_utils.InferenceResponse:
+    """HTTP 503, gRPC UNAVAILABLE. Clients look for the first word."""
     return failure(f"overload: {reason}; try again later", pb_utils.TritonError.UNAVAILABLE)
