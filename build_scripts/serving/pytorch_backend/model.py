@@ -29,12 +29,21 @@ import triton_python_backend_utils as pb_utils
 # First, so that the modules beside this file win over installed ones.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 if TYPE_CHECKING:  # the path of these modules as mypy sees it
-    from .gauge import Gauge
-    from .heap import Heap
-    from .model_config import DTYPES, Config, Spec, boolean, device_of, positional, read_parameters, set_threads
-    from .openmp import releaser
-    from .schedule import Entry, Schedule
-    from .worker import Waiting, Worker
+    from build_scripts.serving.pytorch_backend.gauge import Gauge
+    from build_scripts.serving.pytorch_backend.heap import Heap
+    from build_scripts.serving.pytorch_backend.model_config import (
+        DTYPES,
+        Config,
+        Spec,
+        boolean,
+        device_of,
+        positional,
+        read_parameters,
+        set_threads,
+    )
+    from build_scripts.serving.pytorch_backend.openmp import releaser
+    from build_scripts.serving.pytorch_backend.schedule import Entry, Schedule
+    from build_scripts.serving.pytorch_backend.worker import Waiting, Worker
 else:
     from gauge import Gauge
     from heap import Heap

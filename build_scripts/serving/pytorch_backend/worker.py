@@ -17,8 +17,8 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:  # the path of these modules as mypy sees it
-    from .gauge import Gauge
-    from .schedule import LARGE_S, Entry, Part, Piece, Schedule
+    from build_scripts.serving.pytorch_backend.gauge import Gauge
+    from build_scripts.serving.pytorch_backend.schedule import LARGE_S, Entry, Part, Piece, Schedule
 else:
     from schedule import LARGE_S
 
