@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from build_scripts.core.paths import OURS, PROJECT
-from build_scripts.releases.pipeline import ingredient_modules
+from build_scripts.releases.fingerprint import ingredient_modules
 
 # The lowest first: a file may import from the rooms before its own, and from its own.
 ROOMS = ("core", "graph", "convert", "releases", "serving.start", "serving.keep", "serving.client", "serving.swap")

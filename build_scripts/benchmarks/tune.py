@@ -24,8 +24,7 @@ from build_scripts.core.errors import ServingError
 from build_scripts.core.machine import cores, describe, has_gpu
 from build_scripts.core.names import CLASSIFIER
 from build_scripts.core.paths import BUILD
-from build_scripts.releases.pipeline import require_release
-from build_scripts.releases.store import CONFIG
+from build_scripts.releases.store import CONFIG, require_release
 from build_scripts.serving.start.installation import Installation, find_installation
 
 OUTPUT = BUILD / "tune"

@@ -2,11 +2,10 @@
 
     python -m build_scripts package --output build/package
 
-In a working repository, the models' files are links into a release. Copies of that break in transit: what follows
-links stores everything twice, what does not loses the model, and object stores know neither links nor empty files. So
-a package has ordinary files only, each once and none empty. It is written three times: as `model_repository/`, as
-`model_repository.tar`, and as `oci/`, an OCI image layout whose one layer holds the same files under /models, where
-KServe looks for them. The same release gives the same bytes.
+A package has ordinary files only, each once and none empty: object stores know neither links nor empty files. It is
+written three times: as `model_repository/`, as `model_repository.tar`, and as `oci/`, an OCI image layout whose one
+layer holds the same files under /models, where KServe looks for them. The same release gives the same bytes, on every
+machine: how a build went on one is not in the package.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from build_scripts.core.errors import ServingError
-from build_scripts.core.names import ENSEMBLE, Models
+from build_scripts.core.names import Models
 from build_scripts.releases import store
+from build_scripts.releases.files import digest
+from build_scripts.releases.models import PARTS, code, parameter
 
-# A working repository's own; a package's models are complete without them.
-LEFT_OUT = {"live", "releases", "__pycache__", store.COPIED_CONFIG}
-# What a copied package owes to its authors and to scanners. Not RECORD: the copy leaves out what it lists.
+# What a copied package owes to its authors and to scanners. Not RECORD: the copy leaves out files that it lists.
 DIST_INFO = ("METADATA", "WHEEL", "licenses", "sboms")
-# 1980, before which zip knows no time. A fixed one, because it is part of a tar's bytes.
+# Time of every file, which is part of a tar's bytes: 1980, the earliest that zip knows.
 TIME = 315_532_800
 # Go's names, which OCI uses.
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -40,7 +39,7 @@ OCI = "application/vnd.oci.image"
 
 @dataclass(frozen=True)
 class Package:
-    """A written package. digest: of the image's manifest; the same for the same releases. releases: name -> id."""
+    """A written package. digest: of the image's manifest, equal for equal releases. releases: name -> id."""
 
     directory: Path
     digest: str
@@ -52,26 +51,22 @@ class Package:
 def package(repository: Path, output: Path) -> Package:
     """Write the live release of every classifier to `output`, whose earlier package it replaces.
 
-    Raises ServingError if nothing was built yet, if `output` holds something else, or if another tokenizers package is
-    installed than the release was built with.
+    Raises ServingError if nothing was built yet, if a release does not hold the files that it was built with, if
+    `output` holds something else, or if another tokenizers package is installed than the release was built with.
     """
     live = _live_releases(repository)
     if output.is_dir() and any(output.iterdir()) and not store.is_package(output / "model_repository"):
-        raise ServingError(f"OUTPUT={output} holds something that is no package; name a new or an empty directory")
+        raise ServingError(f"OUTPUT={output} holds something that is not a package; name a new or an empty directory")
     new = output.with_name(f".{output.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     try:
         models = new / "model_repository"
         with store.locked(repository):  # a build would remove releases
-            for path, source in model_files(repository, unbuilt(live)):
-                _copy(source, models / path)
-        for name, directory in live.items():
-            for path, source in dist_info(store.read_manifest(directory)["versions"]["tokenizers"]):
-                _copy(source, models / Models(name).tokenizer / "1" / path)
-            _copy(directory / store.MANIFEST, models / name / store.MANIFEST)
+            for name, release in live.items():
+                _pack(repository, name, release, models)
         write_checksums(models)
         write_tar(models, new / "model_repository.tar", "model_repository")
-        digest = write_image(models, new / "oci", release="-".join(directory.name for directory in live.values()))
+        image = write_image(models, new / "oci", release="-".join(directory.name for directory in live.values()))
         shutil.rmtree(output, ignore_errors=True)
         new.rename(output)
     except OSError as error:
@@ -82,7 +77,7 @@ def package(repository: Path, output: Path) -> Package:
         shutil.rmtree(new, ignore_errors=True)
     files = _files(output / "model_repository")
     ids = {name: directory.name for name, directory in live.items()}
-    return Package(output, digest, ids, len(files), sum(path.stat().st_size for path in files))
+    return Package(output, image, ids, len(files), sum(path.stat().st_size for path in files))
 
 
 def _live_releases(repository: Path) -> dict[str, Path]:
@@ -96,22 +91,27 @@ def _live_releases(repository: Path) -> dict[str, Path]:
     return found
 
 
-def unbuilt(live: dict[str, Path]) -> set[str]:
-    """The default's models, where only others were built: their links lead nowhere."""
-    return set() if ENSEMBLE in live else set(Models().all)
+def _pack(repository: Path, name: str, release: Path, models: Path) -> None:
+    """Write the three models of one classifier, with the tokenizers package's licence, and its manifest."""
+    store.refuse_damaged(release)
+    for kind, model in zip(Models().all, Models(name).all):
+        config = repository / model / store.CONFIG
+        _write(models / model / store.CONFIG, config.read_text(encoding="utf-8") + parameter(release.name))
+        for path, source in (*code(repository, kind), *_parts(release, kind)):
+            if source.stat().st_size:
+                _copy(source, models / model / path)
+    for path, source in dist_info(store.read_manifest(release)["versions"]["tokenizers"]):
+        _copy(source, models / Models(name).tokenizer / "1" / path)
+    _copy(release / store.MANIFEST, models / name / store.MANIFEST)
 
 
-def model_files(repository: Path, left_out: set[str]) -> Iterator[tuple[Path, Path]]:
-    """(name in the package, file) of every model in the repository, links followed, empty files left out."""
-    for config in sorted(repository.glob(f"*/{store.CONFIG}")):
-        if config.parent.name in left_out:
-            continue
-        for directory, folders, names in os.walk(config.parent, followlinks=True):
-            folders[:] = sorted(name for name in folders if name not in LEFT_OUT)
-            for name in sorted(names):
-                file = Path(directory) / name
-                if name not in LEFT_OUT and not name.startswith(".") and file.stat().st_size:
-                    yield file.relative_to(repository), file
+def _parts(release: Path, kind: str) -> Iterator[tuple[Path, Path]]:
+    """(path in the model, file) of what the release adds to a model."""
+    for path, part in PARTS[kind].items():
+        files = sorted((release / part).rglob("*")) if (release / part).is_dir() else [release / part]
+        for file in files:
+            if file.is_file() and "__pycache__" not in file.parts:
+                yield Path(path) / file.relative_to(release / part), file
 
 
 def dist_info(version: str) -> Iterator[tuple[Path, Path]]:
@@ -127,8 +127,8 @@ def dist_info(version: str) -> Iterator[tuple[Path, Path]]:
 
 
 def write_checksums(models: Path) -> None:
-    """SHA256SUMS, for `sha256sum --check`; whoever changes a file in transit is found out."""
-    lines = [f"{sha256(file)}  {file.relative_to(models).as_posix()}\n" for file in _files(models)]
+    """SHA256SUMS, for `sha256sum --check` after a transfer."""
+    lines = [f"{digest(file)}  {file.relative_to(models).as_posix()}\n" for file in _files(models)]
     (models / store.CHECKSUMS).write_text("".join(lines), encoding="utf-8")
     _normalise(models / store.CHECKSUMS)
     for directory in [models, *(path for path in models.rglob("*") if path.is_dir())]:
@@ -158,7 +158,7 @@ def write_image(models: Path, layout: Path, release: str) -> str:
     blobs.mkdir(parents=True)
     tar = layout / "layer.tar"
     write_tar(models, tar, "models")
-    layer = _described(f"{OCI}.layer.v1.tar", tar.rename(blobs / sha256(tar)))
+    layer = _described(f"{OCI}.layer.v1.tar", tar.rename(blobs / digest(tar)))
     architecture = ARCHITECTURES.get(platform.machine(), platform.machine())  # that of the tokenizers library inside
     config = {
         "architecture": architecture,
@@ -181,14 +181,6 @@ def write_image(models: Path, layout: Path, release: str) -> str:
     return entry["digest"]
 
 
-def sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _blob(blobs: Path, content: dict) -> Path:
     data = json.dumps(content, sort_keys=True).encode()
     file = blobs / hashlib.sha256(data).hexdigest()
@@ -203,6 +195,12 @@ def _described(media_type: str, blob: Path) -> dict:
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
+    _normalise(target)
+
+
+def _write(target: Path, text: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text, encoding="utf-8")
     _normalise(target)
 
 

@@ -49,7 +49,7 @@ def rollback(name: str = ENSEMBLE, http_port: int = HTTP_PORT) -> None:
 @command(f"{PROGRAM} status --http-port 9000")
 def status(http_port: int = HTTP_PORT) -> None:
     """Print each classifier's live release, and the releases to roll back to."""
-    from build_scripts.serving.swap.release import status as describe
+    from build_scripts.serving.swap.status import status as describe
 
     print(describe(http_port))
 

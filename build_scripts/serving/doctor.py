@@ -27,7 +27,7 @@ from build_scripts.core.command_line import command, run
 from build_scripts.core.errors import ServingError
 from build_scripts.core.options import Address
 from build_scripts.core.paths import SOURCE_REPOSITORY
-from build_scripts.releases import store
+from build_scripts.releases import models, store
 from build_scripts.serving.keep.run_state import read_state
 from build_scripts.serving.start.environment import threads
 
@@ -60,7 +60,8 @@ class Finding:
 
 def examine(repository: Path, address: Address) -> Iterator[Finding]:
     """All findings, the repository's first."""
-    live = [store.live_release(repository, name) for name in store.names(repository)]
+    names = store.names(repository)
+    live = [store.live_release(repository, name) for name in names]
     if not live:
         yield Finding("repository", f"{repository} holds no built release", "run `make repo`, or name another")
     kind = "package" if store.is_package(repository) else "repository"
@@ -68,6 +69,9 @@ def examine(repository: Path, address: Address) -> Iterator[Finding]:
         yield Finding("repository", f"{kind} {repository}, release {manifest['release']} of {manifest['checkpoint']}")
         yield torch_reads(manifest["versions"]["torch"])
         yield precision_is_native(manifest["precision"])
+    for name in names:
+        if file := models.damaged_file(repository, name):
+            yield Finding("files", f"{file} is not the file that the release was built with", "run `make repo` again")
     if live:
         yield from tokenizers_loads(repository)
     yield from (shared_memory(), stack(), open_files(), cores(max(1, len(live))))
@@ -96,7 +100,7 @@ def torch_reads(written_by: str) -> Finding:
 
 def tokenizers_loads(repository: Path) -> Iterator[Finding]:
     """The copies of the tokenizers package, which the server's Python imports."""
-    for library in sorted(repository.glob("*/1/tokenizers/tokenizers*.so")):
+    for library in sorted(models.tokenizers_libraries(repository)):
         content = library.read_bytes()
         made_for = ELF_MACHINES.get(int.from_bytes(content[18:20], "little"), "another processor")
         if made_for != platform.machine():

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from build_scripts.core.errors import ServingError
-from build_scripts.core.names import ENSEMBLE
 from build_scripts.core.options import Address, BuildOptions
-from build_scripts.releases.pipeline import build, update_sources
-from build_scripts.releases.store import is_package, locked, names
+from build_scripts.releases.store import is_package, refuse_options_for_package
 from build_scripts.serving.keep import supervisor
 from build_scripts.serving.keep.run_directory import held
 from build_scripts.serving.start.arguments import ServerOptions, Tls, option_arguments
@@ -31,15 +28,13 @@ def serve(options: BuildOptions, address: Address, server: ServerOptions, tls: T
 
 
 def prepare(options: BuildOptions, named: bool) -> None:
-    """Build what the options ask for, unless the repository is a package or has other classifiers only."""
+    """Build what the options ask for, unless the repository is a package or the live release stays."""
     if is_package(options.repository):
-        if options.model or named:
-            asked = f"MODEL={options.model}" if options.model else f"NAME={options.name}"
-            raise ServingError(f"{asked}: {options.repository} is a package and serves what it was made from")
-    elif not (options.model or named) and ENSEMBLE not in (names(options.repository) or [ENSEMBLE]):
-        with locked(options.repository):
-            update_sources(options.repository)
-    else:
-        from build_scripts.releases.summary import print_build
+        refuse_options_for_package(options, named=named)
+        return
+    # Imported only now: an image that serves a package has nothing that builds.
+    from build_scripts.releases.before_serving import build_or_keep
+    from build_scripts.releases.summary import print_build
 
-        print_build(build(options))
+    if built := build_or_keep(options, named=named):
+        print_build(built)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -17,6 +16,7 @@ from build_scripts.convert.precision import choose_precision
 from build_scripts.core.errors import ServingError
 from build_scripts.core.options import BuildOptions
 from build_scripts.releases.pipeline import build
+from build_scripts.releases.store import read_manifest
 from tests.support.texts import HEADLINES, HOSTILE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -226,7 +226,7 @@ def test_build_compares_every_calibration_text(subject, tmp_path, kind):
     built = build(
         BuildOptions(model=str(subject(kind).directory), calibration=calibration, repository=tmp_path / "repository")
     )
-    manifest = json.loads((built.release / "manifest.json").read_text(encoding="utf-8"))
+    manifest = read_manifest(built.release)
     attempts = {attempt["precision"]: attempt for attempt in manifest["attempts"]}
     assert attempts["fp32"]["passed"]
     compared = 20 + len(gate_texts.hard_texts(subject(kind).checkpoint))
@@ -236,4 +236,4 @@ def test_build_compares_every_calibration_text(subject, tmp_path, kind):
     config = subject(kind).model.config
     assert labels == [config.id2label[index] for index in range(config.num_labels)]
     files = sorted(path.name for path in built.release.iterdir())
-    assert files == ["labels.txt", "manifest.json", "model.pt", "tokenizer.json", "tokenizers"]
+    assert files == ["labels.txt", "manifest.json", "measured.json", "model.pt", "tokenizer.json", "tokenizers"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 from pathlib import Path
 
@@ -17,8 +16,10 @@ from build_scripts.core.errors import ServingError
 from build_scripts.core.names import Models, check_name
 from build_scripts.core.options import BuildOptions
 from build_scripts.core.paths import SOURCE_REPOSITORY
-from build_scripts.releases import named_classifiers, store
-from build_scripts.releases.pipeline import build, require_release, update_sources
+from build_scripts.releases import named_classifiers, sources, store
+from build_scripts.releases.pipeline import build
+from build_scripts.releases.sources import update_sources
+from build_scripts.releases.store import require_release
 from tests.support.fake_releases import fake_release
 from tests.support.trees import assert_complete, snapshot
 
@@ -123,18 +124,6 @@ def test_the_configs_are_the_defaults_with_other_names(repository):
         assert found == expected
 
 
-def test_links_lead_through_the_classifiers_own_live_release(repository):
-    named_classifiers.add(repository, "topic")
-    own = [repository / model for model in Models("topic").all]
-    links = [path for model in own for path in model.rglob("*") if path.is_symlink()]
-    assert {link.relative_to(repository).as_posix(): os.readlink(link) for link in links} == {
-        "classifier_topic/1/model.pt": "../../topic/live/model.pt",
-        "classifier_topic/labels.txt": "../topic/live/labels.txt",
-        "tokenizer_topic/1/tokenizer.json": "../../topic/live/tokenizer.json",
-        "tokenizer_topic/1/tokenizers": "../../topic/live/tokenizers",
-    }
-
-
 def test_a_change_of_the_source_comes_to_every_name_but_not_over_an_edit(repository):
     for name in ("sentiment", "topic"):
         fake_release(repository, "a", name)
@@ -167,6 +156,6 @@ def test_each_has_a_history_and_is_pruned_by_itself(repository):
 
 def test_another_repository_gets_the_sources_and_no_other_names_models(repository, tmp_path, monkeypatch):
     named_classifiers.add(repository, "topic")
-    monkeypatch.setattr(store, "SOURCE_REPOSITORY", repository)
+    monkeypatch.setattr(sources, "SOURCE_REPOSITORY", repository)
     update_sources(tmp_path / "other")
     assert {path.name for path in (tmp_path / "other").iterdir()} == set(Models().all)

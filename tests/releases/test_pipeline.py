@@ -16,7 +16,7 @@ import pytest
 
 from build_scripts.core.options import BuildOptions
 from build_scripts.core.paths import SOURCE_REPOSITORY
-from build_scripts.releases import pipeline, store
+from build_scripts.releases import fingerprint, pipeline, store
 from tests.support.checkpoints import make_checkpoint
 from tests.support.fake_releases import fake_release, go_live
 from tests.support.forker import forking
@@ -45,7 +45,6 @@ def repository(tmp_path) -> Path:
 
 
 def test_another_repository_is_complete_by_itself(tiny_repository, tmp_path):
-    assert_complete(tiny_repository)
     moved = shutil.copytree(tiny_repository, tmp_path / "elsewhere", symlinks=True)
     assert assert_complete(moved) == assert_complete(tiny_repository)
     for name in ("text_classifier/config.pbtxt", "tokenizer/1/model.py", "classifier/config.pbtxt"):
@@ -89,21 +88,23 @@ def test_whatever_changes_the_result_makes_another_release(subject, tmp_path, mo
     directory = make_checkpoint("bert", tmp_path / "checkpoint")
 
     def release_id(**changes) -> str:
-        return pipeline.fingerprint(BuildOptions(**{"model": "m", "calibration": calibration, **changes}), directory)
+        options = BuildOptions(**{"model": str(directory), "calibration": calibration, **changes})
+        return fingerprint.fingerprint(options, Path(options.model))
 
     ids = [release_id(), release_id(max_length=64), release_id(precision="bf16"), release_id(calibration=None)]
     calibration.write_text("two\n", encoding="utf-8")
     ids.append(release_id())
-    monkeypatch.setattr(pipeline, "CALIBRATION", SOURCE_REPOSITORY / "tokenizer" / "config.pbtxt")
+    monkeypatch.setattr(fingerprint, "CALIBRATION", SOURCE_REPOSITORY / "tokenizer" / "config.pbtxt")
     ids.append(release_id(calibration=None))
     make_checkpoint("bert", directory, seed=1)
     ids.append(release_id())
     (directory / "tokenizer.json").write_text("{}", encoding="utf-8")
     ids.append(release_id())
-    monkeypatch.setattr(pipeline.platform, "machine", lambda: "another")  # with a tokenizers library of its own
+    monkeypatch.setattr(fingerprint.platform, "machine", lambda: "another")  # with a tokenizers library of its own
     ids.append(release_id())
     assert len(set(ids)) == len(ids)
-    assert release_id() == release_id(repository=tmp_path / "elsewhere"), "where it is built does not matter"
+    copy = shutil.copytree(directory, tmp_path / "elsewhere" / directory.name)
+    assert release_id() == release_id(repository=tmp_path / "elsewhere", model=str(copy)), "places do not matter"
 
 
 @pytest.mark.slow
@@ -151,7 +152,7 @@ def test_a_killed_build_leaves_what_was_there_or_what_it_made(forker, options, t
         time.sleep(delay)
         child.kill()
         about = f"killed after {delay:.3f} of {took:.3f} s: {child.text()}"
-        if (repository / "text_classifier" / "live").exists():
+        if store.live_release(repository):
             live = assert_complete(repository)
             assert fresh or live == old or max_length(repository) == 32 + moment, about
         else:
@@ -166,7 +167,7 @@ def test_a_killed_build_leaves_what_was_there_or_what_it_made(forker, options, t
 
 
 def max_length(repository: Path) -> int:
-    return json.loads((repository / "text_classifier" / "live" / "manifest.json").read_bytes())["max_length"]
+    return store.require_release(repository)["max_length"]
 
 
 def test_no_other_build_removes_a_release_before_it_is_live(subject, repository, monkeypatch):

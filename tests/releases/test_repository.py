@@ -1,9 +1,8 @@
-"""The committed configurations fit each other, the files that a build adds, and the published contract."""
+"""The committed configs fit each other, the files of a release and the published contract."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -18,12 +17,13 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from build_scripts.core.names import CLASSIFIER, ENSEMBLE, TOKENIZER
 from build_scripts.core.paths import SOURCE_REPOSITORY
+from build_scripts.releases.models import serving_models
 from tests.support import fake_triton
 
 MODELS = (ENSEMBLE, TOKENIZER, CLASSIFIER)
 NUMPY_TYPES = {"TYPE_INT64": np.int64, "TYPE_FP32": np.float32, "TYPE_INT32": np.int32, "TYPE_BOOL": np.bool_}
 TEXTS = {"TEXT": ("TYPE_STRING", [1]), "TEXT_PAIR": ("TYPE_STRING", [1])}
-# Beside the class id, what a caller is told of its text.
+# Returned beside the class id: facts about the text.
 TOLD = {"TOKENS": ("TYPE_INT32", [1]), "TRUNCATED": ("TYPE_BOOL", [1])}
 
 
@@ -41,7 +41,7 @@ def optional(own: ModelConfig) -> set[str]:
     return {spec.name for spec in own.input if spec.optional}
 
 
-# Section 1 of the design: clients were written against this.
+# Clients were written against this.
 CONTRACT = {
     "text_classifier": (
         "ensemble",
@@ -61,15 +61,15 @@ CONTRACT = {
 }
 
 
-def test_there_are_the_models_of_the_contract_and_no_others():
-    # What a build made for another name has what it was made of beside it.
+def test_models_are_those_of_the_contract():
+    # Configs of other names have the file that they were copied from beside them.
     made = {path.parent.name for path in SOURCE_REPOSITORY.glob("*/config.pbtxt.copied")}
     directories = {path.name for path in SOURCE_REPOSITORY.iterdir() if path.is_dir()} - made
     assert directories == set(CONTRACT) == set(MODELS)
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_model_keeps_its_contract(model):
+def test_model_keeps_its_contract(model):
     own = config(model)
     backend, inputs, outputs = CONTRACT[model]
     assert own.name == model
@@ -79,14 +79,14 @@ def test_a_model_keeps_its_contract(model):
     assert optional(own) == inputs.keys() & {"TEXT_PAIR"}
 
 
-def test_every_model_batches_and_takes_the_same_batches():
+def test_models_take_the_same_batches():
     limits = {config(model).max_batch_size for model in MODELS}
     assert len(limits) == 1
     assert limits.pop() > 1
     assert all(config(model).HasField("dynamic_batching") for model in (TOKENIZER, CLASSIFIER))
 
 
-def test_the_steps_of_the_ensemble_fit_together():
+def test_steps_of_the_ensemble_fit():
     """Every tensor is produced once, before it is read, with the type and shape that its reader declares."""
     ensemble = config(ENSEMBLE)
     known = tensors(ensemble.input)
@@ -105,38 +105,46 @@ def test_the_steps_of_the_ensemble_fit_together():
         assert known[name] == spec
 
 
-def test_ids_and_mask_reach_the_classifier_in_this_order():
-    """They have one type and shape: swapped, they would fit as well."""
+def test_ids_and_mask_are_not_swapped():
+    """Type and shape are equal: swapped inputs would load."""
     tokenizer, classifier = config(ENSEMBLE).ensemble_scheduling.step
     assert classifier.input_map["INPUT__0"] == tokenizer.output_map["INPUT_IDS"]
     assert classifier.input_map["INPUT__1"] == tokenizer.output_map["ATTENTION_MASK"]
     assert dict(classifier.output_map) == {"OUTPUT__0": "CLASS_ID", "OUTPUT__1": "PROBABILITIES"}
 
 
-def test_the_ensemble_pins_the_versions_that_are_there():
+@pytest.fixture(scope="module")
+def models(tiny_repository, tmp_path_factory) -> Path:
+    """The models of the tiny repository, as a server loads them."""
+    directory = tmp_path_factory.mktemp("models")
+    serving_models(tiny_repository, directory)
+    return directory
+
+
+def test_ensemble_pins_existing_versions(models):
     """With "the latest", the tokenizer of one release could meet the classifier of another."""
     for step in config(ENSEMBLE).ensemble_scheduling.step:
-        assert (SOURCE_REPOSITORY / step.model_name / str(step.model_version)).is_dir()
+        assert (models / step.model_name / str(step.model_version)).is_dir()
 
 
-def test_the_file_in_the_repository_gives_what_the_classifier_declares(tiny_repository):
+def test_model_file_gives_what_the_classifier_declares(models):
     own = config(CLASSIFIER)
-    file = torch.jit.load(str(tiny_repository / "classifier" / "1" / "model.pt"))
+    file = torch.jit.load(str(models / "classifier" / "1" / "model.pt"))
     batch = 3
     inputs = [torch.ones((batch, 5), dtype=torch.int64) for spec in own.input if spec.data_type == DataType.TYPE_INT64]
     with torch.inference_mode():
         outputs = file(*inputs)
-    labels = (tiny_repository / "classifier" / own.output[1].label_filename).read_text(encoding="utf-8").splitlines()
+    labels = (models / "classifier" / own.output[1].label_filename).read_text(encoding="utf-8").splitlines()
     assert len(outputs) == len(own.output)
     for output, spec in zip(outputs, own.output):
         assert output.numpy().dtype == NUMPY_TYPES[DataType.Name(spec.data_type)]
         assert list(output.shape) == [batch, *(len(labels) if size == -1 else size for size in spec.dims)]
 
 
-def test_the_tokenizer_in_the_repository_gives_what_it_declares(tiny_repository):
+def test_tokenizer_gives_what_it_declares(models):
     own = config(TOKENIZER)
     parameters = {key: value.string_value for key, value in own.parameters.items()}
-    _, model = fake_triton.load_model(tiny_repository / "tokenizer" / "1", parameters)
+    _, model = fake_triton.load_model(models / "tokenizer" / "1", parameters)
     [response] = model.execute([fake_triton.Request(TEXT=np.array([[b"one"], [b"two"]], dtype=np.object_))])
     assert set(response.outputs) == {spec.name for spec in own.output}
     for spec in own.output:
@@ -144,13 +152,13 @@ def test_the_tokenizer_in_the_repository_gives_what_it_declares(tiny_repository)
         assert response.outputs[spec.name].shape == (2, *(128 if size == -1 else size for size in spec.dims))
 
 
-def test_the_tokenizer_reads_every_parameter_that_its_configuration_sets():
+def test_tokenizer_reads_every_parameter_of_its_config():
     code = (SOURCE_REPOSITORY / "tokenizer" / "1" / "model.py").read_text(encoding="utf-8")
     assert set(re.findall(r'parameters\["(\w+)"\]', code)) == set(config(TOKENIZER).parameters)
 
 
-def test_the_tokenizer_needs_numpy_and_nothing_else(tiny_repository, subject, tmp_path):
-    """It runs inside the server, where there is only that and what lies beside it."""
+def test_tokenizer_needs_numpy_only(models, subject, tmp_path):
+    """Inside the server there is only numpy, and the files beside the tokenizer."""
     for needed in (*Path(np.__file__).parents[1].glob("numpy*"), Path(fake_triton.__file__)):
         (tmp_path / needed.name).symlink_to(needed)
     parameters = {key: value.string_value for key, value in config(TOKENIZER).parameters.items()}
@@ -158,7 +166,7 @@ def test_the_tokenizer_needs_numpy_and_nothing_else(tiny_repository, subject, tm
 import sys
 sys.path.append({str(tmp_path)!r})
 import pathlib, fake_triton, numpy
-_, model = fake_triton.load_model(pathlib.Path({str(tiny_repository / "tokenizer" / "1")!r}), {parameters!r})
+_, model = fake_triton.load_model(pathlib.Path({str(models / "tokenizer" / "1")!r}), {parameters!r})
 [response] = model.execute([fake_triton.Request(TEXT=numpy.array([[b"banks report"]], dtype=object))])
 print(response.outputs["INPUT_IDS"][0].tolist())
 """
@@ -169,35 +177,14 @@ print(response.outputs["INPUT_IDS"][0].tolist())
     assert json.loads(done.stdout) == expected
 
 
-def test_the_tokenizers_package_beside_it_runs_on_other_pythons(tiny_repository):
-    package = (tiny_repository / "tokenizer" / "1" / "tokenizers").resolve()
+def test_tokenizers_package_runs_on_other_pythons(models):
+    package = (models / "tokenizer" / "1" / "tokenizers").resolve()
     libraries = [path.name for path in package.rglob("*.so")]
     assert libraries == ["tokenizers.abi3.so"]
     assert not list(package.rglob("*.pyc"))
 
 
-def links() -> list[Path]:
-    models = [SOURCE_REPOSITORY / model for model in (TOKENIZER, CLASSIFIER)]
-    return [path for model in models for path in model.rglob("*") if path.is_symlink()]
-
-
-def test_links_are_relative_and_lead_through_the_live_release():
-    """One link decides what all models load; absolute ones would break when the repository is mounted elsewhere."""
-    live = SOURCE_REPOSITORY / ENSEMBLE / "live"
-    found = {}
-    for link in links():
-        target = os.readlink(link)
-        assert not Path(target).is_absolute()
-        found[link.relative_to(SOURCE_REPOSITORY).as_posix()] = Path(os.path.normpath(link.parent / target))
-    assert found == {
-        "classifier/1/model.pt": live / "model.pt",
-        "classifier/labels.txt": live / "labels.txt",
-        "tokenizer/1/tokenizer.json": live / "tokenizer.json",
-        "tokenizer/1/tokenizers": live / "tokenizers",
-    }
-
-
-def test_the_classifier_file_is_a_plain_archive(tiny_repository):
-    """Nothing was pickled by torch.save: Triton's C++ backend reads it."""
-    with zipfile.ZipFile(tiny_repository / "classifier" / "1" / "model.pt") as archive:
+def test_model_file_is_torchscript(models):
+    """Not pickled by torch.save: Triton's C++ backend reads it."""
+    with zipfile.ZipFile(models / "classifier" / "1" / "model.pt") as archive:
         assert any("/code/" in name for name in archive.namelist())

@@ -16,7 +16,8 @@ from build_scripts.core.names import Models
 from build_scripts.releases.pipeline import build
 from build_scripts.serving.client import classify, inputs
 from build_scripts.serving.keep.health import HEALTHY, report
-from build_scripts.serving.swap.release import release, rollback, status
+from build_scripts.serving.swap.release import release, rollback
+from build_scripts.serving.swap.status import status
 from tests.support.checkpoints import make_checkpoint
 from tests.support.release_clients import TEXTS, TOLERANCE, Clients, Release
 from tests.support.servers import RunningServer, embedded, perf_analyzer_failure, post, running, wait_for

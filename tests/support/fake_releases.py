@@ -1,4 +1,4 @@
-"""Releases that need no model: a manifest and a file."""
+"""Releases that need no model: the files of one, with made-up content."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from build_scripts.core.names import ENSEMBLE
 from build_scripts.releases import store
 
 
-def fake_release(repository: Path, name: str, classifier: str = ENSEMBLE) -> None:
-    with store.staged(repository, name, classifier) as staging:
-        (staging / "model.pt").write_bytes(b"model")
-        (staging / store.MANIFEST).write_text(json.dumps({"release": name}), encoding="utf-8")
+def fake_release(repository: Path, release_id: str, name: str = ENSEMBLE, **manifest: object) -> None:
+    with store.staged(repository, release_id, name) as staging:
+        for file in ("model.pt", "labels.txt", "tokenizer.json", "tokenizers/__init__.py"):
+            (staging / file).parent.mkdir(exist_ok=True)
+            (staging / file).write_text(f"{file} of {release_id}", encoding="utf-8")
+        described = {"release": release_id, "checkpoint": "a", "files": store.digests(staging), **manifest}
+        (staging / store.MANIFEST).write_text(json.dumps(described), encoding="utf-8")
 
 
 def go_live(repository: Path, name: str) -> None:

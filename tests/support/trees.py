@@ -5,7 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
+
+from build_scripts.core.names import Models
+from build_scripts.releases.models import put_together
+from build_scripts.releases.store import live_release
 
 
 def snapshot(directory: Path) -> dict[str, str]:
@@ -25,31 +30,30 @@ def snapshot(directory: Path) -> dict[str, str]:
 
 
 def assert_complete(repository: Path, classifier: str = "text_classifier") -> str:
-    """The live release's id, after a check that a server could load all of it from inside the repository."""
-    live = (repository / classifier / "live").resolve(strict=True)
+    """The live release's id, after a check that the models that a server loads are complete."""
+    live = live_release(repository, classifier)
+    assert live is not None
     manifest = json.loads((live / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["release"] == live.name
-    labels = (live / "labels.txt").read_text(encoding="utf-8").splitlines()
-    assert labels == manifest["labels"]
-    for name in (
-        "text_classifier/config.pbtxt",
-        "text_classifier/1",
-        "tokenizer/config.pbtxt",
-        "tokenizer/1/model.py",
-        "tokenizer/1/tokenizer.json",
-        "tokenizer/1/tokenizers/__init__.py",
-        "tokenizer/1/tokenizers/tokenizers.abi3.so",
-        "classifier/config.pbtxt",
-        "classifier/labels.txt",
-        "classifier/1/model.pt",
-    ):
-        model, _, rest = name.partition("/")
-        if classifier != "text_classifier":
-            model = classifier if model == "text_classifier" else f"{model}_{classifier}"
-        resolved = (repository / model / rest).resolve(strict=True)
-        built = not name.endswith((".pbtxt", "model.py", "text_classifier/1"))
-        assert resolved.is_relative_to(live if built else repository.resolve()), name
-        assert resolved.is_dir() or resolved.stat().st_size > 0, name
+    assert (live / "labels.txt").read_text(encoding="utf-8").splitlines() == manifest["labels"]
+    with tempfile.TemporaryDirectory() as directory:
+        put_together(repository, classifier, live, Path(directory))
+        tokenizer, own, ensemble = Models(classifier).all
+        for name in (
+            f"{ensemble}/config.pbtxt",
+            f"{ensemble}/1",
+            f"{tokenizer}/config.pbtxt",
+            f"{tokenizer}/1/model.py",
+            f"{tokenizer}/1/tokenizer.json",
+            f"{tokenizer}/1/tokenizers/__init__.py",
+            f"{tokenizer}/1/tokenizers/tokenizers.abi3.so",
+            f"{own}/config.pbtxt",
+            f"{own}/labels.txt",
+            f"{own}/1/model.pt",
+        ):
+            resolved = (Path(directory) / name).resolve(strict=True)
+            assert resolved.is_relative_to(live) or resolved.is_relative_to(Path(directory).resolve()), name
+            assert resolved.is_dir() or resolved.stat().st_size > 0, name
     return live.name
 
 

@@ -7,7 +7,6 @@ replaced, which is one mechanism for every kind of failure and always starts fro
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -21,10 +20,8 @@ from pathlib import Path
 import psutil
 
 from build_scripts.core.errors import ServingError
-from build_scripts.core.names import ENSEMBLE
 from build_scripts.core.options import Address
-from build_scripts.releases.pipeline import require_release
-from build_scripts.releases.store import SWITCH_LOCK, is_package, names
+from build_scripts.releases.models import serving_models
 from build_scripts.serving.keep import health
 from build_scripts.serving.keep.heartbeat import beat
 from build_scripts.serving.keep.local_http import open_url
@@ -167,27 +164,17 @@ class Supervisor:
 
     @contextlib.contextmanager
     def started(self):
-        """A launched server that is gone, with all its processes, when the block ends.
-
-        The switch lock is held from before the launch until it is ready, so that a server that reads its models never
-        meets half of a release switch.
-        """
+        """A launched server that is gone, with all its processes, when the block ends."""
         # Each server starts from a log of its own; the one before is kept for whoever looks into a failure.
         if self.log.exists():
             self.log.replace(self.log.with_suffix(".previous.log"))
-        repositories = [self.repository, self.staging]
-        # A package is never switched, and often cannot be written to.
-        lock = (self.staging if is_package(self.repository) else self.repository) / SWITCH_LOCK
-        with lock.open("a") as self.reading:
-            fcntl.flock(self.reading, fcntl.LOCK_SH)
-            served = names(self.repository) or [ENSEMBLE]
-            self.releases = {name: require_release(self.repository, name)["release"] for name in served}
-            self.note_state()
-            server = launch(self.installation, repositories, self.address, self.control_key, self.log, served)
-            try:
-                yield server
-            finally:
-                server.kill()
+        repositories, self.releases = serving_models(self.repository, self.staging)
+        self.note_state()
+        server = launch(self.installation, repositories, self.address, self.control_key, self.log, [*self.releases])
+        try:
+            yield server
+        finally:
+            server.kill()
 
     def wait_until_ready(self, server: TritonProcess) -> str | None:
         """None once a real inference answered; else why that will not happen."""
@@ -210,7 +197,6 @@ class Supervisor:
             if all(self.answers(name) for name in self.releases):
                 if self.start_answer_cache:
                     self.start_to_cache(self.start_answer_cache)
-                fcntl.flock(self.reading, fcntl.LOCK_UN)
                 return None
         return None
 

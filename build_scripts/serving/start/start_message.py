@@ -8,8 +8,7 @@ from pathlib import Path
 from build_scripts.core.machine import cpu_precisions, has_gpu
 from build_scripts.core.names import ENSEMBLE
 from build_scripts.core.options import Address
-from build_scripts.releases.pipeline import require_release
-from build_scripts.releases.store import names
+from build_scripts.releases.store import names, require_release
 from build_scripts.serving.start.installation import Installation
 
 # How the message begins that a server is loaded, answers, and is warm.

@@ -1,13 +1,13 @@
-"""The ensemble whose answers Triton's response cache keeps, for texts that come again.
+"""An ensemble with Triton's response cache, for texts that are asked repeatedly.
 
-Triton finds an answer by the model's name, its version and the inputs. Two things of a request are missing there:
+Triton looks up an answer by the model's name, its version and the inputs. The key lacks two properties of a request:
 
-- The release. It changes neither name nor version.
-- The outputs that were asked for. Whoever asked for class ids alone would leave an answer without probabilities to the
-  next, who asked for everything.
+- The release, which changes neither name nor version.
+- The requested outputs. A client that asks for class ids alone would leave an answer without probabilities to the next
+  client, which asks for everything.
 
-So the cached ensemble stands behind the classifier's own, which asks it for everything and hands on what was asked for.
-Each one that is loaded has a name of its own, under which no answer of another can be found.
+So the cached ensemble stands behind the classifier's own ensemble, which requests all outputs from it and returns those
+that the client asked for. Each cached ensemble gets a new name, under which no other one's answers can be found.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from build_scripts.serving.swap.staging import configured
 
 
 def load_cached(control: Control, repository: Path, release_id: str, name: str) -> None:
-    """Let a classifier's ensemble answer through a cached one, which is made of the tokenizer and the classifier."""
+    """Let a classifier's ensemble answer through a cached one, made of the tokenizer and the classifier."""
     inner = configured(repository, release_id, name)
     inner.name = f"{CACHED}_{name}_{release_id}_{time.time_ns()}"
     inner.response_cache.enable = True
@@ -37,14 +37,14 @@ def load_cached(control: Control, repository: Path, release_id: str, name: str) 
 
 
 def load_all_cached(http_port: int, repository: Path, releases: dict[str, str]) -> None:
-    """Do so for every classifier of a server that just started. releases: name -> id of the release."""
+    """Call `load_cached` for every classifier of a server that just started. releases: name -> id of the release."""
     with Control(http_port) as control:
         for name, release_id in releases.items():
             load_cached(control, repository, release_id, name)
 
 
 def through(config: ModelConfig, name: str) -> ModelConfig:
-    """The ensemble with one step, the model of that name, which has the same inputs and outputs."""
+    """The ensemble with one step: the named model, which has the same inputs and outputs."""
     del config.ensemble_scheduling.step[:]
     step = config.ensemble_scheduling.step.add(model_name=name, model_version=1)
     step.input_map.update({tensor.name: tensor.name for tensor in config.input})

@@ -1,6 +1,6 @@
 """Load and unload models in the running server, and tell what it runs. How a release goes live is `release`'s job.
 
-Triton takes these calls only from who sends the key that lies in the supervisor's state file.
+Triton accepts these calls only with the key from the supervisor's state file.
 """
 
 from __future__ import annotations
@@ -16,26 +16,25 @@ from tritonclient.utils import InferenceServerException
 
 from build_scripts.core.errors import ServingError
 from build_scripts.core.names import CACHED, ENSEMBLE, Models
+from build_scripts.releases.models import RELEASE_PARAMETER
 from build_scripts.serving.client import connect, is_overload, text_input
 from build_scripts.serving.keep.run_state import read_state
 from build_scripts.serving.start.tritonserver import CONTROL_HEADER, LOAD_LIMIT_S
 
 # Triton's own prefix for headers that its gRPC service reads.
 GRPC_HEADER = f"triton-grpc-protocol-{CONTROL_HEADER}"
-# A model's config carries the id of its release under this name.
-RELEASE_PARAMETER = "release"
 # An ordinary text, an empty one, one beyond ASCII and one that is truncated.
 PROBE_TEXTS = ["health", "", "中文 \U0001f642", "long " * 600]
 
-# While clients keep the server at its limit, it refuses our requests too. We repeat one for this long, this often.
+# While clients keep the server at its limit, it refuses these calls too: timeout and interval of the retries.
 OVERLOAD_LIMIT_S, ASK_AGAIN_S = 60.0, 0.05
 
 
 @dataclass(frozen=True)
 class Running:
-    """release: whose answers the classifier gives. models: the two that a request passes through.
+    """release: the id of the release that answers. models: the two that a request passes through.
 
-    cached: the ensemble between the classifier's own and them whose answers are kept, if any.
+    cached: the ensemble with a response cache between the classifier's own ensemble and these two, "" if none.
     """
 
     release: str
@@ -45,7 +44,7 @@ class Running:
 
     @property
     def settled(self) -> bool:
-        """Whether requests pass through the models of the repository, not those of an unfinished release."""
+        """Whether requests pass through the models under their own names, not through candidates."""
         own = Models(self.name)
         return self.models == (own.tokenizer, own.classifier)
 
@@ -66,10 +65,10 @@ class Control:
         self.client.close()
 
     def load(self, model: str, config: ModelConfig | None = None) -> None:
-        """Load a model, or load it again; requests are answered by the old one until the new one is ready.
+        """Load a model, or load it again; the old one answers until the new one is ready.
 
-        config: instead of the file. Without one Triton loads again only what has files newer than those it has read,
-        and says nothing if it does not; a config that differs from the loaded one makes it load in any case.
+        config: replaces the file. Without it, Triton loads a model again only if a file is newer than those it has
+        read, and does not say so. A config that differs from the loaded one always makes it load.
         """
         as_json = MessageToJson(config, preserving_proto_field_name=True) if config is not None else None
         self._call(self.client.load_model, model, headers=self.headers, config=as_json)
@@ -79,7 +78,7 @@ class Control:
         self._call(self.client.unload_model, model, headers=self.headers)
 
     def running(self, name: str = ENSEMBLE) -> Running:
-        """What the server says of a classifier; a model that it loaded when it started carries no release."""
+        """What the server says of a classifier. Packages of an earlier layout carry no id; the state file has it."""
         config = self._call(self.client.get_model_config, name).config
         release = config.parameters[RELEASE_PARAMETER].string_value or read_state(self.http_port).releases[name]
         models = tuple(step.model_name for step in config.ensemble_scheduling.step)

@@ -1,6 +1,6 @@
-"""Write a release into the staging directory, as models that the server can load beside the live ones.
+"""Candidates: the models of a release under other names, for the server to load beside the live ones.
 
-Their configs are the committed ones with other names. Loading them is `release`'s job.
+Their configs are the repository's with other names. Loading them is `release`'s job.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build_scripts.core.errors import ServingError
 from build_scripts.core.names import Models, is_cached, is_model_or_candidate
-from build_scripts.releases.named_classifiers import copy_model, read_config, renamed
+from build_scripts.releases.models import RELEASE_PARAMETER, fill
+from build_scripts.releases.named_classifiers import read_config, renamed
 from build_scripts.releases.store import CONFIG
-from build_scripts.serving.swap.model_control import RELEASE_PARAMETER
 
 
 def candidate_names(models: Models, release_id: str) -> dict[str, str]:
@@ -24,32 +24,32 @@ def candidate_names(models: Models, release_id: str) -> dict[str, str]:
 
 
 def is_candidate(models: Models, name: str) -> bool:
-    """Whether a model is one that a release of this classifier loads for a while, or that keeps its answers."""
+    """Whether a model is a candidate of this classifier, or keeps its answers."""
     loaded = name not in models.all and any(is_model_or_candidate(name, model) for model in models.all)
     return loaded or is_cached(name, models.ensemble)
 
 
 def configured(repository: Path, release_id: str, model: str, names: dict[str, str] | None = None) -> ModelConfig:
-    """The config of a model, with the release's id as a parameter.
+    """The config of a model, with the release's id as a parameter. names: other names for models.
 
-    The parameter makes Triton load a model again whose files are no newer than those it has read, as those of an older
-    release are, and it tells `make status` what is loaded. names: what models are to be called instead.
+    The parameter makes Triton load the model again even if its files are older than those that it has read, and tells
+    `make status` which release is loaded.
     """
     file = repository / model / CONFIG
     config = renamed(read_config(file), names or {})
     if config.response_cache.enable:
         raise ServingError(
-            f"{file} enables response_cache: Triton keeps cached answers by the model's name, and would give those of "
-            "the old release; remove it, and use `make serve CACHE=64M`"
+            f"{file} enables response_cache: Triton caches answers by the model's name, and would give those of the "
+            "old release; remove it, and use `make serve CACHE=64M`"
         )
     config.parameters[RELEASE_PARAMETER].string_value = release_id
     return config
 
 
 def refuse_what_ends_the_server(repository: Path, models: Models, *, embedded: bool) -> None:
-    """Raise ServingError if a second classifier, as a release loads one, would take the whole server down.
+    """Raise ServingError if loading a second classifier would end the whole server.
 
-    embedded: the classifiers are processes of their own, and this is no matter.
+    embedded: each classifier is a separate process, which nothing here endangers.
     """
     parameter, file = "INTER_OP_THREAD_COUNT", repository / models.classifier / CONFIG
     if not embedded and parameter in configured(repository, "", models.classifier).parameters:
@@ -59,12 +59,10 @@ def refuse_what_ends_the_server(repository: Path, models: Models, *, embedded: b
         )
 
 
-def stage(repository: Path, models: Models, staging: Path, directory: Path) -> None:
-    """Write the candidate's three model directories: copies, whose links lead to this release, not to the live one."""
-    names = candidate_names(models, directory.name)
-    for model, new_name in names.items():
-        target = staging / new_name
-        shutil.rmtree(target, ignore_errors=True)
-        copy_model(repository / model, target, lambda link: directory.resolve() / Path(link).name)
-        config = configured(repository, directory.name, model, names)
-        (target / CONFIG).write_text(text_format.MessageToString(config), encoding="utf-8")
+def stage(repository: Path, models: Models, staging: Path, release: Path) -> None:
+    """Write the candidate's three models, put together from its release under their own names."""
+    names = candidate_names(models, release.name)
+    for kind, model in zip(Models().all, models.all):
+        config = text_format.MessageToString(configured(repository, release.name, model, names))
+        shutil.rmtree(staging / names[model], ignore_errors=True)
+        fill(repository, kind, release, staging / names[model], config)

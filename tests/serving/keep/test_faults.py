@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from build_scripts.core.paths import PROJECT
+from build_scripts.releases.store import live_release
 from build_scripts.serving.keep import health
 from build_scripts.serving.keep.processes import MIB, private_bytes
 from build_scripts.serving.start.start_message import READY
@@ -187,7 +188,7 @@ def test_repeated_failure_ends_with_a_clear_message(default_repository, tmp_path
     with running(repository, tmp_path / "output.txt", *FP32) as server:
         # A first start that fails ends at once; the supervisor has to have seen this one succeed.
         wait_for(lambda: READY in server.said(), 60, server.said())
-        model = (repository / "classifier" / "1" / "model.pt").resolve()
+        model = live_release(repository) / "model.pt"
         model.write_bytes(model.read_bytes()[:1000])
         server.find("bin/tritonserver").kill()
         assert server.process.wait(60) == 1

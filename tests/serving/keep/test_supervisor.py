@@ -1,7 +1,6 @@
 """How the supervisor starts servers again, and what it does when it is asked to stop."""
 
 import errno
-import fcntl
 import sys
 import threading
 import time
@@ -15,7 +14,6 @@ import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports
 from build_scripts.core.options import Address
-from build_scripts.releases.store import CHECKSUMS, SWITCH_LOCK
 from build_scripts.serving.keep import health, run_directory, run_state, supervisor
 from build_scripts.serving.keep.processes import broken_process
 from build_scripts.serving.keep.server_log import last_error
@@ -52,7 +50,7 @@ def launched(monkeypatch, process, tmp_path) -> list[TritonProcess]:
 
     monkeypatch.setattr(supervisor, "launch", launch)
     monkeypatch.setattr(supervisor, "listens", lambda *_: True)  # the stand-in's HTTP side is another process
-    monkeypatch.setattr(supervisor, "require_release", lambda *_: {"release": "0123456789ab"})
+    monkeypatch.setattr(supervisor, "serving_models", lambda *_: ([tmp_path], {"text_classifier": "0123456789ab"}))
     monkeypatch.setattr(run_directory, "BUILD", tmp_path)
     monkeypatch.setattr(Supervisor, "announce", lambda _: None)
     return servers
@@ -91,46 +89,6 @@ def test_a_stop_ends_the_wait_for_a_restart(waiting):
     running, ending = waiting
     running.stop.set()
     assert ending.result(ENDS_WITHIN_S) == 0
-
-
-def test_no_release_is_switched_from_before_a_server_starts_until_it_answers(
-    supervisor_of, frontend, launched, tmp_path, monkeypatch
-):
-    starting, free_at_reading = supervisor_of(frontend(200).server_port), []
-    run_directory.run_directory(starting.address.http_port).mkdir(parents=True)
-    with (tmp_path / SWITCH_LOCK).open("a") as lock:
-
-        def free(kind: int) -> bool:
-            try:
-                fcntl.flock(lock, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            fcntl.flock(lock, fcntl.LOCK_UN)
-            return True
-
-        def require_release(*_) -> dict:
-            free_at_reading.append(free(fcntl.LOCK_EX))
-            return {"release": "0123456789ab"}
-
-        monkeypatch.setattr(supervisor, "require_release", require_release)
-        assert free(fcntl.LOCK_EX)
-        with starting.started() as server:
-            assert free_at_reading == [False]
-            assert not free(fcntl.LOCK_EX)
-            assert free(fcntl.LOCK_SH)  # a server on other ports may start meanwhile
-            assert starting.wait_until_ready(server) is None
-            assert free(fcntl.LOCK_EX)
-
-
-def test_a_package_is_served_without_a_lock_in_it(supervisor_of, launched, tmp_path):
-    """It may lie on a file system that cannot be written to, and nothing is ever switched there."""
-    starting = supervisor_of(free_ports(1)[0])
-    starting.repository = tmp_path / "package"
-    starting.repository.mkdir()
-    (starting.repository / CHECKSUMS).touch()
-    run_directory.run_directory(starting.address.http_port).mkdir(parents=True)
-    with starting.started():
-        assert [path.name for path in starting.repository.iterdir()] == [CHECKSUMS]
 
 
 def test_another_servers_answer_is_not_ones_own(supervisor_of, frontend, process, monkeypatch):
@@ -218,7 +176,6 @@ def test_a_drain_ends_by_itself(supervisor_of, frontend, launched):
 def test_a_full_disk_does_not_end_the_watch(supervisor_of, monkeypatch):
     said = []
     monkeypatch.setattr(supervisor, "say", said.append)
-    monkeypatch.setattr(supervisor, "require_release", lambda *_: {"release": "0123456789ab"})
     monkeypatch.setattr(supervisor, "write_state", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
     supervisor_of(free_ports(1)[0]).note_state()
     assert len(said) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +12,12 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from build_scripts.core.errors import ServingError
 from build_scripts.core.names import Models
 from build_scripts.releases import store
-from build_scripts.releases.pipeline import update_sources
+from build_scripts.releases.models import RELEASE_PARAMETER
+from build_scripts.releases.sources import update_sources
 from build_scripts.serving.swap import release as releasing
-from build_scripts.serving.swap.model_control import RELEASE_PARAMETER, Running
+from build_scripts.serving.swap.model_control import Running
 from build_scripts.serving.swap.release import go_live, join, rollback
+from tests.support.fake_releases import fake_release
 from tests.support.trees import snapshot
 
 NAMES, LABELS = ("text_classifier", "sentiment", "topic"), ["no", "yes"]
@@ -64,9 +65,7 @@ def control(tmp_path) -> StandIn:
     (directory / "log").touch()
     for name in NAMES:
         for release_id in IDS[name]:
-            with store.staged(repository, release_id, name) as staging:
-                manifest = {"release": release_id, "labels": LABELS}
-                (staging / store.MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+            fake_release(repository, release_id, name, labels=LABELS)
             store.switch(repository, release_id, name)
     update_sources(repository)
     return StandIn(repository, directory)
@@ -89,7 +88,7 @@ def test_a_release_of_one_leaves_the_others_links_releases_and_models_alone(cont
     assert len(store.releases(repository, name)) == store.KEPT_RELEASES
     assert {model: snapshot(repository / model) for model in others} == before
     assert control.models & set(others) == set()
-    assert list(control.state.staging.iterdir()) == [control.state.log]
+    assert {path.name for path in control.state.staging.iterdir()} == {"log", *Models(name).all}
 
 
 def test_a_classifier_that_does_not_load_is_not_what_the_next_start_would_load(control, monkeypatch):
@@ -98,8 +97,7 @@ def test_a_classifier_that_does_not_load_is_not_what_the_next_start_would_load(c
 
     repository = control.state.repository
     for release_id in ("a" * 12, "b" * 12):
-        with store.staged(repository, release_id, "new") as staging:
-            (staging / store.MANIFEST).write_text(json.dumps({"release": release_id}), encoding="utf-8")
+        fake_release(repository, release_id, "new")
     update_sources(repository, "new")
     monkeypatch.setattr(control, "load", load)
     with pytest.raises(ServingError, match="no such operator"):
