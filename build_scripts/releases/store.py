@@ -95,8 +95,11 @@ def require_release(repository: Path, name: str = ENSEMBLE) -> dict:
 
 
 def digests(release: Path) -> dict[str, str]:
-    """SHA-256 of every file of a release that is being built, by its name in the release."""
-    files = sorted(path for path in release.rglob("*") if path.is_file())
+    """SHA-256 of every file of a release that is being built, by its name in the release.
+
+    Empty files are left out, as they are from a package.
+    """
+    files = sorted(path for path in release.rglob("*") if path.is_file() and path.stat().st_size)
     return {file.relative_to(release).as_posix(): digest(file) for file in files}
 
 
