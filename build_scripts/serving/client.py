@@ -61,7 +61,7 @@ def classify(
                 if any(class_id not in named for class_id, named in rows):
                     rows = _ask(client, name, batch, ALL_CLASSES, timeout_s)
             except InferenceServerException as error:
-                raise ServingError(_explain(error, url)) from error
+                raise ServingError(explain(error, url)) from error
             for class_id, named in rows:
                 probability, label = named[class_id]
                 yield Answer(class_id, label, float(probability))
@@ -142,7 +142,8 @@ def is_overload(error: InferenceServerException) -> bool:
     return "overload:" in error.message()
 
 
-def _explain(error: InferenceServerException, url: str) -> str:
+def explain(error: InferenceServerException, url: str) -> str:
+    """What a failed request means, and the next step."""
     if "UNAVAILABLE" in str(error.status()) and not is_overload(error):
         return f"no server answers at {url}; start one with `make serve`, or set GRPC_PORT=… to its port"
     return f"the server at {url} refused: {error.message()}"
