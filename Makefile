@@ -15,7 +15,7 @@ MAKEOVERRIDES :=
 
 .DEFAULT_GOAL := help
 .PHONY: help install repo package serve classify health doctor status release rollback
-.PHONY: perf compare tune bench soak
+.PHONY: evaluate diff perf compare tune bench soak
 .PHONY: check test test-deploy lint lock clean
 
 help: ## list the targets
@@ -64,11 +64,17 @@ doctor: ## can the repository be served on this machine? One line a check: MODEL
 status: ## what the running server serves, and what could be rolled back to: HTTP_PORT=
 	@$(ASK) status
 
-release: ## build MODEL=… and put it live in the running server, without a failed request: NAME= HTTP_PORT=
+release: ## build MODEL=… and put it live in the running server, without a failed request: NAME= HTTP_PORT= EVALUATE=<labelled texts> WORSE_BY=
 	@$(ASK) release
 
 rollback: ## put the release that was live before back: NAME= HTTP_PORT=
 	@$(ASK) rollback
+
+evaluate: $(VENV)/installed-quality ## a classifier on labelled texts, in build/evaluate: FILE= TEXT_COLUMN= LABEL_COLUMN= PAIR_COLUMN= MODEL= RELEASE= NAME=
+	@$(RUN) evaluate
+
+diff: $(VENV)/installed-quality ## what changes from the running server to MODEL= or RELEASE= on the texts of FILE=, in build/diff: NAME=
+	@$(RUN) diff
 
 perf: $(VENV)/installed-bench ## perf_analyzer sweep over the ensemble, with report and plots in build/perf: MODEL=
 	@$(RUN) perf

@@ -21,7 +21,7 @@ from build_scripts.core.errors import ServingError
 from build_scripts.core.names import ENSEMBLE
 from build_scripts.releases.store import read_manifest
 from build_scripts.serving.client import ALL_CLASSES, Text, connect, explain, inputs, text_input
-from build_scripts.serving.start.tls import Tls
+from build_scripts.serving.start.arguments import Tls
 
 # Texts a request: the server's largest batch. Requests in flight: enough to keep the classifier busy.
 BATCH_SIZE, IN_FLIGHT = 64, 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +10,12 @@ import numpy as np
 
 from build_scripts.core.errors import ServingError
 from build_scripts.core.labelled_file import DEFAULT_COLUMNS, Columns
-from build_scripts.quality.answers import Source
+from build_scripts.core.paths import BUILD
+from build_scripts.quality.answers import InProcess, Served, Source
 from build_scripts.quality.evaluate import Evaluated, evaluate
 from build_scripts.quality.metrics import Figure, difference
 
-# Accuracy that a candidate may lose.
-WORSE_BY = 0.01
+EVALUATION = BUILD / "evaluate"
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,22 @@ class Verdict:
         return f"accuracy {was.value:.4f} -> {now.value:.4f}, change {self.change} on {texts} texts"
 
 
+def release_check(file: Path, worse_by: float, name: str) -> Callable[[Path, str], None]:
+    """A check for `release`: refuses a release that is less accurate on `file` than the running server."""
+
+    def check(release: Path, grpc_url: str) -> None:
+        verdict = judge(Served(grpc_url, name), InProcess(release), file, EVALUATION, worse_by)
+        print(f"not worse than the live release: {verdict}", flush=True)
+
+    return check
+
+
 def judge(
     live: Source,
     candidate: Source,
     file: Path,
     directory: Path,
-    worse_by: float = WORSE_BY,
+    worse_by: float,
     columns: Columns = DEFAULT_COLUMNS,
 ) -> Verdict:
     """Evaluate both. Raises ServingError if the candidate's accuracy is lower by more than `worse_by`."""

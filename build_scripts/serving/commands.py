@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from build_scripts.core.command_line import PROGRAM, command
 from build_scripts.core.names import ENSEMBLE, check_name
@@ -12,6 +13,8 @@ from build_scripts.serving.keep.health import health
 from build_scripts.serving.start.arguments import ServerOptions, Tls
 
 HTTP_PORT = Address.http_port
+# Accuracy that EVALUATE lets a release lose.
+WORSE_BY = 0.01
 
 
 @command(f"{PROGRAM} serve --http-port 9000", leave_out=["name"])
@@ -31,11 +34,21 @@ def classify(asked: ClassifyOptions, address: Address, tls: Tls) -> None:
 
 
 @command(f"{PROGRAM} release --model ./my-checkpoint", leave_out=["repository"])
-def release(options: BuildOptions, http_port: int = HTTP_PORT) -> None:
-    """Build a release into the running server's repository and put it live, without a failed request."""
+def release(
+    options: BuildOptions, evaluate: Path | None = None, worse_by: float = WORSE_BY, http_port: int = HTTP_PORT
+) -> None:
+    """Build a release into the running server's repository and put it live, without a failed request.
+
+    With EVALUATE it is refused if it is less accurate on these labelled texts than the live one.
+    """
     from build_scripts.serving.swap.release import release as put_live
 
-    put_live(options, http_port)
+    check = None
+    if evaluate:  # only then: needs scikit-learn
+        from build_scripts.quality.gate import release_check
+
+        check = release_check(evaluate, worse_by, options.name)
+    put_live(options, http_port, check)
 
 
 @command(f"{PROGRAM} rollback --http-port 9000")

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -54,12 +55,20 @@ from build_scripts.serving.swap.status import were_live
 # 60 MiB: 0.8 s), however long they then wait in a queue.
 DRAIN_LIMIT_S = 5.0
 
+# Directory of the release, gRPC address of the server.
+ReleaseCheck = Callable[[Path, str], None]
 
-def release(options: BuildOptions, http_port: int) -> None:
-    """Build what the options ask for into the running server's repository, and put it live."""
+
+def release(options: BuildOptions, http_port: int, check: ReleaseCheck | None = None) -> None:
+    """Build what the options ask for into the running server's repository, and put it live.
+
+    check: called with the built release and the server's gRPC address before anything is switched; raises to refuse it.
+    """
     with Control(http_port) as control:
         built = build_release(replace(options, repository=Path(control.state.repository)))
         print_build(built)
+        if check and options.name in control.state.releases:
+            check(built.release, control.state.grpc_url)
         if options.name in control.state.releases:
             go_live(control, built.release.name, options.name)
         else:
