@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from build_scripts.benchmarks import subprocesses
-from build_scripts.benchmarks.contenders import START_LIMIT_S, Service
+from build_scripts.benchmarks.services import START_LIMIT_S, Service
 
 # click, numpy and transformers: what 0.0.78 imports is gone from later ones, which it does not exclude.
 PACKAGES = ("infinity-emb[server,torch]==0.0.78", "transformers==4.57.6", "click<8.2", "numpy<2")

@@ -19,8 +19,9 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from build_scripts.benchmarks import corpus, report, subprocesses
+from build_scripts.benchmarks import corpus, interactive, report, services, subprocesses
 from build_scripts.benchmarks.corpus import Workload
+from build_scripts.benchmarks.interactive import Interactive
 from build_scripts.benchmarks.perf_analyzer import WINDOWS, Level, measure
 from build_scripts.core.errors import ServingError
 from build_scripts.core.options import Address, BuildOptions
@@ -58,8 +59,11 @@ def perf(options: BuildOptions, address: Address, seconds: float) -> Path:
                     level = measure(found, workload.texts, concurrency, max(seconds, needed))
                     levels[workload.name].append(level)
                     progress.update()
+        service, short = services.triton("this ensemble", found, state.pid), workloads[0].texts
+        capacity = service.load(short, seconds / 3, concurrency=interactive.BUSY_CLIENTS).rate
+        paused = interactive.measure([service], short, {service.name: capacity}, service.name, 1, seconds / 3)
         facts = describe(found, state, manifest, seconds)
-    return write(facts, manifest["max_length"], workloads, levels)
+    return write(facts, manifest["max_length"], workloads, levels, paused)
 
 
 def served_release(state: RunState) -> Path:
@@ -140,8 +144,10 @@ def describe(address: Address, state: RunState, manifest: dict, seconds: float) 
     )
 
 
-def write(facts: str, max_length: int, workloads: list[Workload], levels: dict[str, list[Level]]) -> Path:
-    """Print and write the report and its chart."""
+def write(
+    facts: str, max_length: int, workloads: list[Workload], levels: dict[str, list[Level]], paused: Interactive
+) -> Path:
+    """Print and write the report and its charts."""
     sections = ["# Throughput and latency of the ensemble", facts, "![latency over throughput](latency.png)"]
     for workload in workloads:
         sections += [f"## {workload.name}", workload.describe(max_length), *tables(levels[workload.name])]
@@ -152,8 +158,11 @@ def write(facts: str, max_length: int, workloads: list[Workload], levels: dict[s
         "answers first and then waits for the next batch to fill, and the counters add that wait to the classifier's "
         "time. Batch fill is inferences per execution."
     )
+    sections += ["## Interactive load, short texts over HTTP", "![interactive load](interactive.png)"]
+    sections += interactive.table(paused, ["this ensemble"])
     text = "\n\n".join(sections)
     print(text)
+    report.bar_chart(OUTPUT / "interactive", *interactive.single_chart(paused))
     report.latency_chart(
         OUTPUT / "latency",
         [

@@ -1,10 +1,10 @@
-"""Find how many classifier instances with how many threads each serve best on this machine, and write it down.
+"""Find the number of classifier instances and their threads that serve best on this machine, and write it down.
 
     python -m build_scripts tune --aim throughput --p99-ms 50
 
-A server is started for each setting, on a copy of the model repository, and loaded with the user's texts or the
-project's. The best goes into the repository's classifier/config.pbtxt, which is where the server takes it from; the
-table of all that was tried goes into build/tune/report.md. For CPUs only.
+Each setting runs on a copy of the model repository, under load with the user's texts or the project's. The best setting
+goes into the repository's classifier/config.pbtxt, where the server reads it; the table of all settings goes into
+build/tune/report.md. For CPUs only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from build_scripts.benchmarks import contenders, http_load, report, subprocesses
+from build_scripts.benchmarks import interactive, report, services, subprocesses
+from build_scripts.benchmarks.http_load import percentile
+from build_scripts.benchmarks.interactive import LOADS, Load
 from build_scripts.core.errors import ServingError
 from build_scripts.core.machine import cores, describe, has_gpu
 from build_scripts.core.names import CLASSIFIER
@@ -29,10 +31,13 @@ from build_scripts.serving.start.installation import Installation, find_installa
 
 OUTPUT = BUILD / "tune"
 AIMS = ("latency", "throughput")
-# Clients: one, whose latency is what AIM=latency looks at, and enough that every instance has a batch.
-ALONE, MANY = 1, 32
+# Loads of the single client that AIM=latency judges.
+ALONE = (Load(), *(load for load in LOADS if load.pause_ms))
+ARRIVALS = tuple(load for load in LOADS if load.share)
+# Number of clients that keep every instance's batches filled.
+MANY = 32
 ROUNDS = 2
-# A difference in the aim that is smaller is decided by the other one.
+# Two settings whose aims differ by less are level; the other aim then decides.
 LEVEL = 0.03
 BEGIN, END = "# Chosen by `make tune`", "# End of what `make tune` chose.\n"
 CHOSEN = re.compile(rf"\n*{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
@@ -40,17 +45,24 @@ CHOSEN = re.compile(rf"\n*{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
 
 @dataclass
 class Setting:
-    """So many instances with so many threads each, and what they did: one value a round."""
+    """A number of instances and the threads of each, with its results.
+
+    p99_ms, rate: with MANY clients, one value a round. latencies: ms of all rounds, by load.
+    """
 
     instances: int
     threads: int
-    p50_ms: list[float] = field(default_factory=list)
     p99_ms: list[float] = field(default_factory=list)
     rate: list[float] = field(default_factory=list)
+    latencies: dict[Load, list[float]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.instances} × {self.threads}"
 
     @property
     def latency(self) -> float:
-        return statistics.median(self.p50_ms)
+        """Mean of one client's p50 over its pauses, ms."""
+        return statistics.mean(statistics.median(self.latencies[load]) for load in ALONE)
 
     @property
     def throughput(self) -> float:
@@ -73,21 +85,28 @@ def tune(repository: Path, texts: Sequence[str], aim: str, p99_ms: float | None,
     committed = read_config(repository)
     settings = [Setting(*pair) for pair in candidates(cores())]
     installation = find_installation()
-    with tqdm(total=ROUNDS * len(settings), unit="setting", disable=None) as progress:
-        for _ in range(ROUNDS):
-            for setting in settings:
-                progress.set_description(f"{setting.instances} × {setting.threads} threads")
-                measure(setting, installation, repository, committed, texts, seconds)
-                progress.update()
+    with tqdm(settings * ROUNDS, unit="setting", disable=None) as progress:
+        for setting in progress:
+            progress.set_description(f"{setting} threads")
+            # The arrivals are the same for all: shares of the first setting's capacity.
+            measure(setting, installation, repository, committed, texts, seconds, settings[0])
     best = choose(settings, aim, p99_ms)
     limit = f", P99_MS={p99_ms:g}" if p99_ms else ""
     heading = f"{BEGIN} for AIM={aim}{limit} on {describe()}."
+    loads, capacity = (*ALONE, *ARRIVALS), settings[0].rate[0]
     table = report.table(
-        ["instances × threads", f"p50 ms at {ALONE}", f"requests/s at {MANY}", f"p99 ms at {MANY}", ""],
+        [
+            "instances × threads",
+            f"requests/s at {MANY}",
+            f"p99 ms at {MANY}",
+            *(interactive.heading(load, capacity) for load in loads),
+            "",
+        ],
         [
             [
-                f"{one.instances} × {one.threads}",
-                *map(report.number, (one.latency, one.throughput, one.tail)),
+                str(one),
+                *map(report.number, (one.throughput, one.tail)),
+                *(interactive.summary(sorted(one.latencies[load])) for load in loads),
                 "chosen" if one is best else "",
             ]
             for one in settings
@@ -98,8 +117,9 @@ def tune(repository: Path, texts: Sequence[str], aim: str, p99_ms: float | None,
         model=manifest["checkpoint"],
         aim=f"{aim}{limit}",
         texts=f"{len(texts)}, one a request",
-        measured=f"medians of {ROUNDS} rounds of {seconds:g} s",
-        written=f"{CLASSIFIER}/{CONFIG}; a running server takes it with its next start",
+        measured=f"{ROUNDS} rounds of {seconds:g} s or more; p50 / p95 ms of one client that pauses, and of Poisson "
+        "arrivals",
+        written=f"{CLASSIFIER}/{CONFIG}; a running server reads it at its next start",
     )
     text = "\n\n".join(["# Instances and threads", facts, table])
     print(text)
@@ -107,9 +127,9 @@ def tune(repository: Path, texts: Sequence[str], aim: str, p99_ms: float | None,
 
 
 def candidates(count: int) -> list[tuple[int, int]]:
-    """(instances, threads) for so many cores: all that fill them evenly, and one instance with fewer threads.
+    """(instances, threads) for `count` cores: all pairs that fill them evenly, and one instance with fewer threads.
 
-    More threads than cores together fall to a fraction.
+    With more threads than cores, throughput falls to a fraction.
     """
     powers = [2**power for power in range(count.bit_length()) if 2**power <= count]
     filling = {(instances, count // instances) for instances in powers}
@@ -138,31 +158,34 @@ def written(config: str, best: Setting, heading: str) -> str:
 
 
 def measure(
-    setting: Setting, installation: Installation, repository: Path, config: str, texts: Sequence[str], seconds: float
+    setting: Setting,
+    installation: Installation,
+    repository: Path,
+    config: str,
+    texts: Sequence[str],
+    seconds: float,
+    reference: Setting,
 ) -> None:
-    """One round of the setting, on a server of its own."""
+    """One round of the setting, on a new server. reference: the setting whose first rate is the capacity."""
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory) / "repository"
         shutil.copytree(repository, copy, symlinks=True)
         (copy / CLASSIFIER / CONFIG).write_text(written(config, setting, BEGIN), encoding="utf-8")
         log = OUTPUT / f"{setting.instances}x{setting.threads}.log"
-        with contenders.ensemble("the ensemble", installation, copy, log) as service:
-            bodies = [service.body(text) for text in texts]
-            service.ask(list(texts))  # every length once, in every instance about: the first of each is slow
-            http_load.load(service.port, service.path, bodies, MANY, seconds / 2)
-            alone = http_load.load(service.port, service.path, bodies, ALONE, seconds)
-            many = http_load.load(service.port, service.path, bodies, MANY, seconds)
-    for answers in (alone, many):
-        if set(answers.latencies_ms) != {200}:
-            raise ServingError(f"the server failed with {setting.instances} × {setting.threads} threads; see {log}")
-    setting.p50_ms.append(statistics.median(alone.latencies_ms[200]))
-    setting.rate.append(many.rate)
-    latencies = many.latencies_ms[200]
-    setting.p99_ms.append(latencies[min(len(latencies) - 1, int(0.99 * len(latencies)))])
+        with services.ensemble(f"{setting} threads (log: {log})", installation, copy, log) as service:
+            service.ask(list(texts))  # warm-up: the first call on each length is slow
+            service.load(texts, seconds / 2, concurrency=MANY)
+            many = service.load(texts, seconds, concurrency=MANY)
+            setting.p99_ms.append(percentile(many.all_ok(service.name), 0.99))
+            setting.rate.append(many.rate)
+            capacity = reference.rate[0]
+            for load in (*ALONE, *ARRIVALS):
+                found = interactive.load_once(service, texts, load, capacity, seconds)
+                setting.latencies.setdefault(load, []).extend(found)
 
 
 def choose(settings: Sequence[Setting], aim: str, p99_ms: float | None) -> Setting:
-    """The best for the aim among those that keep the limit; what is level there is decided by the other aim."""
+    """The best for the aim within the limit; the other aim decides between settings that are level."""
     allowed = [one for one in settings if p99_ms is None or one.tail <= p99_ms]
     if not allowed:
         lowest = min(settings, key=lambda one: one.tail)

@@ -27,7 +27,7 @@ def test_no_setting_has_more_threads_than_cores_and_one_uses_them_all(cores):
 
 
 def setting(instances: int, latency: float, throughput: float, tail: float) -> Setting:
-    return Setting(instances, 2, [latency], [tail], [throughput])
+    return Setting(instances, 2, [tail], [throughput], {load: [latency] for load in tune.ALONE})
 
 
 ONE, TWO, FOUR = setting(1, 2.0, 100, 30), setting(2, 2.05, 150, 40), setting(4, 4.0, 200, 90)

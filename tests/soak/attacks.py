@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from build_scripts.benchmarks.services import infer_body
 from build_scripts.core.names import ENSEMBLE
 from build_scripts.core.options import Address
 from build_scripts.serving.client import text_input
@@ -64,9 +65,8 @@ def request(body: bytes, headers: str = "", path: str = INFER) -> bytes:
     return head.encode("ascii") + body
 
 
-def infer_body(texts: list[str]) -> bytes:
-    tensor = {"name": "TEXT", "shape": [len(texts), 1], "datatype": "BYTES", "data": texts}
-    return json.dumps({"inputs": [tensor], "outputs": [{"name": "CLASS_ID"}]}).encode()
+def infer_bytes(texts: list[str]) -> bytes:
+    return json.dumps({**infer_body(texts), "outputs": [{"name": "CLASS_ID"}]}).encode()
 
 
 def answers(connection: socket.socket) -> Iterator[tuple[int, bytes]]:
@@ -109,7 +109,7 @@ def repeat(one: Callable[[], str], seconds: float, most: int = 1_000_000) -> Cou
 def large_blanks(target: Target, seconds: float) -> Counter:
     """Four clients with the largest requests there are, each text of the longest kind, of blanks alone."""
     texts = [" " * MAX_TEXT_BYTES] * (MAX_REQUEST_BYTES // MAX_TEXT_BYTES)
-    sent, expected = request(infer_body(texts)), [target.blank_class_id] * len(texts)
+    sent, expected = request(infer_bytes(texts)), [target.blank_class_id] * len(texts)
     with ThreadPoolExecutor(4) as pool:
         runs = [pool.submit(repeat, lambda: exchange(target, sent, expected), seconds) for _ in range(4)]
         return sum((run.result() for run in runs), Counter())
@@ -136,7 +136,7 @@ def deep_json(target: Target, seconds: float) -> Counter:
 
 def slow_clients(target: Target, seconds: float) -> Counter:
     """A byte a second on many connections, half of them from the first byte on, half from the body on."""
-    sent = request(infer_body([target.text]))
+    sent = request(infer_bytes([target.text]))
     body_at = sent.index(b"\r\n\r\n") + 4
     turns = min(round(seconds), len(sent) - body_at)
     with contextlib.ExitStack() as stack:
@@ -178,7 +178,7 @@ def idle_connections(target: Target, seconds: float) -> Counter:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = IDLE_CONNECTIONS + 200
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(wanted, hard)), hard))
-    sent = request(infer_body([target.text]))
+    sent = request(infer_bytes([target.text]))
     outcomes: Counter = Counter()
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(target.connect()) for _ in range(IDLE_CONNECTIONS)]
@@ -198,7 +198,7 @@ def idle_connections(target: Target, seconds: float) -> Counter:
 
 def hang_ups(target: Target, seconds: float) -> Counter:
     """Half a request, or a whole one whose answer nobody waits for. The server must not mind."""
-    rng, sent = random.Random(3), request(infer_body([target.text]))
+    rng, sent = random.Random(3), request(infer_bytes([target.text]))
 
     def one() -> str:
         with target.connect() as connection, contextlib.suppress(ConnectionError):
@@ -211,7 +211,7 @@ def hang_ups(target: Target, seconds: float) -> Counter:
 
 def pipelining(target: Target, seconds: float) -> Counter:
     """Many requests on one connection before the first is answered: so many answers, in order, each of its own text."""
-    one, other = request(infer_body([target.text])), request(infer_body([target.text, ""]))
+    one, other = request(infer_bytes([target.text])), request(infer_bytes([target.text, ""]))
     expected = [[target.class_id], [target.class_id, target.blank_class_id]] * (PIPELINED // 2)
 
     def burst() -> str:

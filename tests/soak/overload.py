@@ -1,4 +1,4 @@
-"""Flood a running ensemble with many times what it can serve; measure who is served and who is refused."""
+"""Flood a running ensemble with many times its capacity; measure accepted and refused requests."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import psutil
 
 from build_scripts.benchmarks import http_load
-from build_scripts.benchmarks.http_load import Answers
+from build_scripts.benchmarks.http_load import Answers, percentile
+from build_scripts.benchmarks.services import infer_body
 from build_scripts.core.options import Address
 from tests.soak.hostile import INFER
 
-# Sixteen clients keep both cores busy. The flood sends twenty times as many requests as they are served, over twenty
-# times their connections. Some 128 of these and a batch or two wait for an answer; the others get refusals.
+# Sixteen clients keep two cores busy. The flood offers twenty times the requests that these clients get answered, over
+# twenty times their connections. The server admits about 128 of them and refuses the others.
 SATURATING, TIMES = 16, 20
 FLOODING = TIMES * SATURATING
 SETTLE_S = 5.0
@@ -22,9 +23,9 @@ SETTLE_S = 5.0
 
 @dataclass(frozen=True)
 class Overload:
-    """before, after: at SATURATING clients; after: SETTLE_S after the flood. memory_mib: before and after it.
+    """before, after: with SATURATING clients; after: SETTLE_S after the flood. memory_mib: before and after the flood.
 
-    seconds: for so long the flood sent; its last answers came later.
+    seconds: for which the flood sent; its last answers came later.
     """
 
     before: Answers
@@ -35,13 +36,8 @@ class Overload:
 
     @property
     def others(self) -> int:
-        """Answers in the flood that were neither given nor refused."""
+        """Answers in the flood with a status other than 200 and 503."""
         return sum(len(ms) for status, ms in self.flood.latencies_ms.items() if status not in (200, 503))
-
-
-def percentile(values: list[float], share: float) -> float:
-    """Of sorted values; 0 if there are none."""
-    return values[min(int(share * len(values)), len(values) - 1)] if values else 0.0
 
 
 def overload(address: Address, supervisor: int, texts: list[str], seconds: float) -> Overload:
@@ -49,22 +45,22 @@ def overload(address: Address, supervisor: int, texts: list[str], seconds: float
 
     supervisor: the process id whose descendants' memory counts.
     """
-    tensors = [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": [text]} for text in texts]
-    bodies = [{"inputs": [tensor]} for tensor in tensors]
+    bodies = [infer_body([text]) for text in texts]
 
     def saturate() -> Answers:
-        return http_load.load(address.http_port, INFER, bodies, SATURATING, SETTLE_S)
+        return http_load.load(address.http_port, INFER, bodies, SETTLE_S, concurrency=SATURATING)
 
     before = saturate()
     memory_before = resident(supervisor)
-    flood = http_load.load(address.http_port, INFER, bodies, FLOODING, seconds, rate=TIMES * before.rate)
+    pause = FLOODING / (TIMES * before.rate)
+    flood = http_load.load(address.http_port, INFER, bodies, seconds, concurrency=FLOODING, pause=pause)
     memory_after = resident(supervisor)
     time.sleep(SETTLE_S)
     return Overload(before, flood, seconds, saturate(), (memory_before, memory_after))
 
 
 def resident(supervisor: int) -> float:
-    """MiB that the server's processes have in memory now, without the supervisor's own; shared pages count once."""
+    """MiB in memory of the server's processes, without the supervisor; shared pages count once."""
     total = 0
     for process in psutil.Process(supervisor).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -78,7 +74,7 @@ def report(found: Overload) -> list[str]:
     accepted, refused = flood.latencies_ms.get(200, []), flood.latencies_ms.get(503, [])
     offered = (len(accepted) + len(refused)) / found.seconds
     return [
-        f"{TIMES} times what {SATURATING} clients are served, over {FLOODING} connections, for {found.seconds:.0f} s.",
+        f"{TIMES} times the throughput of {SATURATING} clients, {FLOODING} connections, {found.seconds:.0f} s.",
         "",
         "| | requests | p50, ms | p99, ms | longest, ms |",
         "|---|---|---|---|---|",
@@ -87,8 +83,8 @@ def report(found: Overload) -> list[str]:
             for name, ms in (("accepted", accepted), ("refused with 503", refused))
         ),
         "",
-        f"Offered: {offered:.0f} requests/s, {offered / usual:.0f} times what {SATURATING} clients are served and "
-        f"{offered / max(flood.rate, 1e-9):.0f} times what was served meanwhile; other answers: {found.others}; "
+        f"Offered: {offered:.0f} requests/s, {offered / usual:.0f} times the throughput of {SATURATING} clients and "
+        f"{offered / max(flood.rate, 1e-9):.0f} times that of the flood; other answers: {found.others}; "
         f"without an answer: {flood.unanswered}.",
         "",
         f"Memory: {found.memory_mib[0]:.0f} MiB before, {found.memory_mib[1]:.0f} after. {SATURATING} clients before: "

@@ -1,7 +1,9 @@
-"""How the soak judges what it sees; the soak itself is run in test_load."""
+"""The soak: its verdicts, and half a minute of it."""
 
 import json
 import os
+import re
+import shutil
 import socket
 import threading
 import time
@@ -12,12 +14,13 @@ import pytest
 from build_scripts.benchmarks.http_load import Answers
 from build_scripts.core.options import Address
 from tests.soak import attacks, traffic, under_attack
-from tests.soak.attacks import ATTACKS, Attack, Target, answers, infer_body, request
+from tests.soak.attacks import ATTACKS, Attack, Target, answers, infer_bytes, request
 from tests.soak.hostile import GENERATE, INFER
 from tests.soak.overload import Overload
-from tests.soak.soak import Course, report
+from tests.soak.soak import Course, report, soak
 from tests.soak.traffic import CLIENTS, Findings, class_ids, judge
 from tests.soak.under_attack import RECOVERY_LIMIT_S, Attacked, attack_one
+from tests.support.servers import embedded
 
 NOWHERE = Target(Address("127.0.0.1", 1, 2, 3), "a text", 3, 0)
 NO_TEXTS = traffic.Traffic([], {}, [])
@@ -67,7 +70,7 @@ def test_answers_on_one_connection_are_told_apart():
 
 
 def test_request_has_content_length():
-    head, body = request(infer_body(["é"]), "X: y\r\n").split(b"\r\n\r\n", 1)
+    head, body = request(infer_bytes(["é"]), "X: y\r\n").split(b"\r\n\r\n", 1)
     assert f"Content-Length: {len(body)}".encode() in head.split(b"\r\n")
     assert json.loads(body)["inputs"][0]["data"] == ["é"]
 
@@ -84,7 +87,7 @@ def test_counts_slow_client_that_is_refused(monkeypatch):
             if received == b"P":
                 connection.sendall(b"HTTP/1.1 405 x\r\nContent-Length: 0\r\n\r\n")
                 return
-            while not received.endswith(infer_body(["a text"])):
+            while not received.endswith(infer_bytes(["a text"])):
                 received += connection.recv(65536)
             connection.sendall(b"HTTP/1.1 200 x\r\nContent-Length: %d\r\n\r\n" % len(answer) + answer)
 
@@ -168,3 +171,18 @@ def test_report_counts_each_kind_of_finding():
 
 def test_three_attacks_may_restart_the_server():
     assert [attack.name.split()[0] for attack in ATTACKS if attack.may_restart] == ["deep", "gzip", "200,000"]
+
+
+@pytest.mark.server
+@pytest.mark.skipif(not embedded(), reason="kills the classifier's process")
+def test_short_soak_finds_nothing_wrong(default_repository, capfd, monkeypatch, tmp_path):
+    """Half a minute of what `make soak` does in ten."""
+    monkeypatch.setattr("tests.soak.soak.BUILD", tmp_path)
+    shutil.copytree(default_repository, tmp_path / "soak" / "repository", symlinks=True)  # it need not build again
+    good = soak("", None, 30.0)
+    said = capfd.readouterr().out
+    assert good, said
+    rows = dict(line.strip("| ").split(" | ") for line in said.splitlines() if line.count(" | ") == 1)
+    assert int(re.search(r"held (\d+) texts", said)[1]) > int(rows["valid, answered"]) > 0
+    assert int(rows["hostile, refused"]) > 0
+    assert [name for name in rows if name.startswith("tokenizer SIG")]

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from build_scripts.benchmarks.services import infer_body
 from build_scripts.core.options import Address
 from build_scripts.core.paths import CALIBRATION, DATA
 from tests.soak.hostile import GENERATE, INFER, Hostile, hostile_requests
@@ -135,8 +136,8 @@ def ask(connection: http.client.HTTPConnection, traffic: Traffic, findings: Find
         judge(findings, bad.name, bad.path, status, body, right, "hostile, refused")
         return
     texts = rng.sample(traffic.texts, rng.randint(2, 12) if kind < HOSTILE_SHARE + LIST_SHARE else 1)
-    path, tensor = rng.choice((GENERATE, INFER)), {"name": "TEXT", "shape": [len(texts), 1], "datatype": "BYTES"}
-    request = {"TEXT": texts} if path == GENERATE else {"inputs": [{**tensor, "data": texts}]}
+    path = rng.choice((GENERATE, INFER))
+    request = {"TEXT": texts} if path == GENERATE else infer_body(texts)
     status, body = send(connection, path, json.dumps(request).encode(), {})
     right = status == 200 and class_ids(body) == [traffic.class_ids[text] for text in texts]
     judge(findings, repr(texts)[:200], path, status, body, right, "valid, answered", len(texts))

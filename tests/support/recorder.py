@@ -1,52 +1,37 @@
-"""A service that answers every request, and remembers them: the other end of the load client."""
+"""A service that answers every request and records the bodies: the other end of the load client."""
 
 from __future__ import annotations
 
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.support.http_stand_in import Reply, Request, StandIn
 
 
-class Recorder(ThreadingHTTPServer):
-    """Answers every POST after a moment; keeps the bodies, and how many were worked on at once.
+class Recorder(StandIn):
+    """Answers after 10 ms.
 
-    meeting: the first requests are answered once so many have come, so that a busy machine cannot keep them apart.
+    meeting: the first answers wait until this many requests have come, at most `patience` seconds, so that a busy
+    machine cannot keep them apart.
     """
 
-    def __init__(self, status: int = 200, meeting: int = 1):
+    def __init__(self, status: int = 200, meeting: int = 1, patience: float = 10.0):
+        self.status, self.meeting, self.patience = status, meeting, patience
         self.bodies: list[str] = []
-        all_came = threading.Event()
-        self.at_once = self.most_at_once = self.connections = 0
-        self.lock = threading.Lock()
-        recorder = self
+        self.at_once = self.most_at_once = 0
+        self.lock, self.all_came = threading.Lock(), threading.Event()
+        super().__init__(self.record)
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def setup(self):
-                super().setup()
-                recorder.connections += 1
-
-            def do_POST(self):
-                body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-                with recorder.lock:
-                    recorder.bodies.append(body)
-                    recorder.at_once += 1
-                    recorder.most_at_once = max(recorder.most_at_once, recorder.at_once)
-                    if len(recorder.bodies) >= meeting:
-                        all_came.set()
-                all_came.wait(10)
-                time.sleep(0.01)
-                with recorder.lock:
-                    recorder.at_once -= 1
-                self.send_response(status)
-                # As Triton does before the length of an answer with binary tensors: it ends the same.
-                self.send_header("Inference-Header-Content-Length", "900")
-                self.send_header("Content-Length", "2")
-                self.end_headers()
-                self.wfile.write(b"{}")
-
-            def log_message(self, *_):
-                pass
-
-        super().__init__(("127.0.0.1", 0), Handler)
+    def record(self, request: Request) -> Reply:
+        with self.lock:
+            self.bodies.append(request.body.decode())
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            if len(self.bodies) >= self.meeting:
+                self.all_came.set()
+        self.all_came.wait(self.patience)
+        time.sleep(0.01)
+        with self.lock:
+            self.at_once -= 1
+        # Triton sends this header before Content-Length, which has the same ending.
+        return Reply(self.status, b"{}", {"Inference-Header-Content-Length": "900"})

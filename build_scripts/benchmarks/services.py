@@ -1,4 +1,4 @@
-"""The services that `compare` measures, each in processes of its own, all alive at once and idle unless loaded."""
+"""The services that `compare` measures. All run at the same time, each in its own process, idle unless loaded."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import contextlib
 import http.client
 import json
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from build_scripts.benchmarks import subprocesses
+from build_scripts.benchmarks.http_load import Answers, load
 from build_scripts.core.errors import ServingError
 from build_scripts.core.names import ENSEMBLE
 from build_scripts.core.options import Address
@@ -20,17 +22,17 @@ from build_scripts.serving.start.installation import Installation
 from build_scripts.serving.start.tritonserver import launch
 
 START_LIMIT_S = 300.0
-# Of the Flask kinds, those that compute in fp32.
+# Flask kinds that compute in fp32.
 EXACT_KINDS = ("padded", "trimmed", "onnx")
 INFER = f"/v2/models/{ENSEMBLE}/infer"
 
 
 @dataclass(frozen=True)
 class Service:
-    """Where texts go and what comes back. body: of a request for a text; class_id: from a parsed answer.
+    """A service, the requests it takes and how to read its answers.
 
-    body_of_many: of a request for several texts, where the service takes such. exact: whether it computes in fp32, so
-    that another class id would be a mistake. slow: takes so long a text that it is measured on less.
+    body: the request for one text. body_of_many: the request for several, if the service takes them. exact: computes in
+    fp32, so a different class id is an error. slow: takes so long for a text that it is measured less.
     """
 
     name: str
@@ -43,6 +45,10 @@ class Service:
     body_of_many: Callable[[list[str]], dict] | None = None
     exact: bool = True
     slow: bool = False
+
+    def load(self, texts: Sequence[str], seconds: float, **how: Any) -> Answers:
+        """One text a request. how: as in `http_load.load`."""
+        return load(self.port, self.path, [self.body(text) for text in texts], seconds, **how)
 
     def ask(self, texts: list[str]) -> list[dict]:
         """The parsed answer to every text, one request each. Raises ServingError if one is refused."""
@@ -85,30 +91,41 @@ def flask(name: str, kind: str, checkpoint: Path, max_length: int, onnx: Path, l
 def ensemble(
     name: str, installation: Installation, repository: Path, log: Path, *, exact: bool = True
 ) -> Iterator[Service]:
-    """A tritonserver on the repository, without a supervisor: its probes would disturb whoever is measured."""
+    """A tritonserver on the repository, without a supervisor, whose probes would disturb the measurement."""
     address = Address("127.0.0.1", *subprocesses.free_ports(3))
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
     server = launch(installation, [repository], address, secrets.token_hex(16), log)
     try:
         subprocesses.wait_until(lambda: health.probe(address.http_url, 2.0).healthy, server.poll, log, START_LIMIT_S)
-        yield Service(
-            name,
-            address.http_port,
-            server.process.pid,
-            INFER,
-            body=lambda text: infer_body([text]),
-            body_of_many=infer_body,
-            exact=exact,
-            class_id=lambda answer: output(answer, "CLASS_ID")[0],
-            probabilities=lambda answer: output(answer, "PROBABILITIES"),
-        )
+        yield triton(name, address, server.process.pid, exact=exact)
     finally:
         stop(server)
 
 
-def infer_body(texts: list[str]) -> dict:
-    return {"inputs": [{"name": "TEXT", "shape": [len(texts), 1], "datatype": "BYTES", "data": texts}]}
+def triton(name: str, address: Address, pid: int, *, exact: bool = True) -> Service:
+    """The ensemble of a server that runs."""
+    return Service(
+        name,
+        address.http_port,
+        pid,
+        INFER,
+        body=lambda text: infer_body([text]),
+        body_of_many=infer_body,
+        exact=exact,
+        class_id=lambda answer: output(answer, "CLASS_ID")[0],
+        probabilities=lambda answer: output(answer, "PROBABILITIES"),
+    )
+
+
+def infer_body(texts: list[str], pairs: list[str] | None = None) -> dict:
+    """The JSON of a request to `infer`. pairs: second texts, for a classifier of pairs."""
+    inputs = {"TEXT": texts} if pairs is None else {"TEXT": texts, "TEXT_PAIR": pairs}
+    return {
+        "inputs": [
+            {"name": name, "shape": [len(data), 1], "datatype": "BYTES", "data": data} for name, data in inputs.items()
+        ]
+    }
 
 
 def output(answer: dict, name: str) -> list:
