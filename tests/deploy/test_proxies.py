@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from build_scripts.benchmarks.services import infer_body
 from build_scripts.core.paths import PROJECT
 from tests.deploy.conftest import await_well
 from tests.support.balancers import HOST, PORT, TEXT_REQUEST, proxy
@@ -17,7 +18,7 @@ from tests.support.deploy_tools import need
 
 pytestmark = pytest.mark.server
 INFER = "/v2/models/text_classifier/infer"
-BODY = json.dumps({"inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": ["goal"]}]})
+BODY = json.dumps(infer_body(["goal"]))
 
 
 @pytest.fixture(scope="module", params=["haproxy", "nginx"])

@@ -12,6 +12,7 @@ import httpx
 import nbformat
 import pytest
 
+from build_scripts.benchmarks.services import infer_body
 from build_scripts.core.paths import PROJECT
 from tests.support.servers import running
 
@@ -85,9 +86,7 @@ def test_a_chinese_classifier_goes_the_whole_road(tmp_path):
     right = int(said.split(" of 12 held-out sentences right")[0].split()[-1])
     assert right >= 7  # a third would be chance
     with running(tmp_path / "repository", tmp_path / "output.txt", "--model", str(checkpoint)) as server:
-        body = {
-            "inputs": [{"name": "TEXT", "shape": [2, 1], "datatype": "BYTES", "data": ["球队夺得冠军", "银行利率下调"]}]
-        }
+        body = infer_body(["球队夺得冠军", "银行利率下调"])
         body["outputs"] = [{"name": "PROBABILITIES", "parameters": {"classification": 1}}]
         answer = httpx.post(f"{server.http}/v2/models/text_classifier/infer", json=body, timeout=30).json()
     assert [row.split(":")[2] for row in answer["outputs"][0]["data"]] == ["体育", "财经"]

@@ -15,9 +15,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from build_scripts.benchmarks.services import infer_body
 from build_scripts.core.names import TOKENIZER
 from build_scripts.core.paths import PROJECT, SOURCE_REPOSITORY
 from build_scripts.serving import client
+from build_scripts.serving.client import text_input
 from tests.support.servers import embedded, perf_analyzer_failure, post
 from tests.support.texts import HEADLINES
 
@@ -57,11 +59,7 @@ def test_pair_over_generate_infer_and_grpc(default_server, default_oracle):
     generated = httpx.post(f"{url}/generate", json={"TEXT": PAIR[0], "TEXT_PAIR": PAIR[1]}).json()
     assert generated["PROBABILITIES"] == pytest.approx(expected, abs=1e-4)
     assert generated["TOKENS"] == len(default_oracle.encode(PAIR)["input_ids"])
-    tensors = [
-        {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [text]}
-        for name, text in zip(("TEXT", "TEXT_PAIR"), PAIR)
-    ]
-    outputs = httpx.post(f"{url}/infer", json={"inputs": tensors}).json()["outputs"]
+    outputs = httpx.post(f"{url}/infer", json=infer_body([PAIR[0]], [PAIR[1]])).json()["outputs"]
     assert {out["name"]: out["data"] for out in outputs}["PROBABILITIES"] == pytest.approx(expected, abs=1e-4)
     (answer,) = client.classify([PAIR], default_server.grpc)
     assert answer.probability == pytest.approx(max(expected), abs=1e-4)
@@ -98,7 +96,7 @@ def test_malformed_pair_is_an_error_from_triton(default_server, body, code, says
 
 def test_infer_returns_class_ids_and_labelled_probabilities(default_server):
     body = {
-        "inputs": [{"name": "TEXT", "shape": [2, 1], "datatype": "BYTES", "data": [TEXT, "Museum reopens"]}],
+        **infer_body([TEXT, "Museum reopens"]),
         "outputs": [{"name": "CLASS_ID"}, {"name": "PROBABILITIES", "parameters": {"classification": 3}}],
     }
     response = httpx.post(f"{default_server.http}/v2/models/text_classifier/infer", json=body).json()
@@ -113,9 +111,7 @@ def test_infer_returns_class_ids_and_labelled_probabilities(default_server):
 
 def test_grpc_returns_int64_ids_and_fp32_probabilities(default_server):
     with triton.InferenceServerClient(default_server.grpc) as server:
-        tensor = triton.InferInput("TEXT", [1, 1], "BYTES")
-        tensor.set_data_from_numpy(np.array([[TEXT.encode()]], dtype=np.object_))
-        result = server.infer("text_classifier", [tensor])
+        result = server.infer("text_classifier", [text_input([TEXT])])
     assert result.as_numpy("CLASS_ID").tolist() == [[SPORTS]]
     probabilities = result.as_numpy("PROBABILITIES")
     assert probabilities.dtype == np.float32

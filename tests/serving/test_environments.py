@@ -12,11 +12,12 @@ from collections.abc import Callable
 
 import pytest
 
+from build_scripts.benchmarks.services import infer_body
 from build_scripts.core.paths import BUILD, PROJECT
 from tests.support.servers import post, running, start
 
 INFER = "/v2/models/text_classifier/infer"
-BODY = {"inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": ["a text"]}]}
+BODY = infer_body(["a text"])
 RUNS = BUILD / "serve"
 
 pytestmark = pytest.mark.server

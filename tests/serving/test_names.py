@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
+from build_scripts.benchmarks.services import infer_body
 from build_scripts.core.errors import ServingError
 from build_scripts.core.names import Models
 from build_scripts.releases.pipeline import build
@@ -77,8 +78,7 @@ def test_each_answers_as_its_checkpoint_over_http_and_grpc(server, checkpoints, 
             code, body = post(f"{url}/generate", named)
             assert code == 200, body
             assert np.allclose(json.loads(body)["PROBABILITIES"], row, atol=TOLERANCE)
-            tensors = [{"name": k, "shape": [1, 1], "datatype": "BYTES", "data": [v]} for k, v in named.items()]
-            code, body = post(f"{url}/infer", {"inputs": tensors})
+            code, body = post(f"{url}/infer", infer_body(*([one] for one in named.values())))
             assert code == 200, body
             outputs = {output["name"]: output["data"] for output in json.loads(body)["outputs"]}
             assert np.allclose(outputs["PROBABILITIES"], row, atol=TOLERANCE)

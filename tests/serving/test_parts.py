@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from build_scripts.benchmarks.services import infer_body
 from build_scripts.core.names import CLASSIFIER, ENSEMBLE
 from build_scripts.core.paths import PROJECT
 from tests.support import fake_triton
@@ -319,15 +320,13 @@ def test_real_server_answers_short_texts_during_a_batch(default_server):
         with urllib.request.urlopen(url, json.dumps(body).encode(), timeout=60) as response:
             return json.load(response)
 
-    text = {"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": ["Midfielder scores twice"]}
-
     def short_answers(batches: int) -> int:
         """Short requests answered, one after the other, before as many batches as this are done."""
         with ThreadPoolExecutor(batches) as pool:
             computing = [pool.submit(post, CLASSIFIER, {"inputs": inputs}) for _ in range(batches)]
             answered = 0
             while not all(one.done() for one in computing):
-                post(ENSEMBLE, {"inputs": [text]})
+                post(ENSEMBLE, infer_body(["Midfielder scores twice"]))
                 answered += 1
         assert all(one.result()["outputs"] for one in computing)
         return answered

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import tritonclient.grpc as triton
 
+from build_scripts.benchmarks.services import infer_body
 from build_scripts.core.names import ENSEMBLE, Models
 from build_scripts.core.options import BuildOptions
 from build_scripts.serving.client import text_input
@@ -134,7 +135,7 @@ class Clients:
         return http.client.HTTPConnection(self.server.address.client_host, self.server.address.http_port, timeout=30)
 
     def infer_http(self, kind: str, connection: http.client.HTTPConnection, index: int) -> None:
-        body = {"inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": [TEXTS[index]]}]}
+        body = infer_body([TEXTS[index]])
         connection.request("POST", f"/v2/models/{self.models.ensemble}/infer", json.dumps(body))
         response = connection.getresponse()
         content = response.read()

@@ -18,6 +18,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from build_scripts.benchmarks.services import infer_body
+
 PATH = "/v2/models/text_classifier/infer"
 TEXT, CLASS_ID = "Midfielder scores twice as champions win away", 7
 LIMIT_S = 300.0
@@ -26,7 +28,7 @@ LIMIT_S = 300.0
 def http_client(host: str, port: int, ca: str):
     """A function that sends one request over a kept connection; returns the class id, raises what went wrong."""
     context = ssl.create_default_context(cafile=ca)
-    body = json.dumps({"inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": [TEXT]}]})
+    body = json.dumps(infer_body([TEXT]))
     connection = http.client.HTTPSConnection(host, port, timeout=30, context=context)
 
     def ask() -> int:

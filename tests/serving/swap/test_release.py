@@ -18,6 +18,7 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from build_scripts.benchmarks.services import infer_body
 from build_scripts.core.errors import ServingError
 from build_scripts.core.names import CLASSIFIER, ENSEMBLE, TOKENIZER, Models
 from build_scripts.core.options import BuildOptions
@@ -256,7 +257,7 @@ def cache_hits(server: RunningServer) -> int:
 
 
 def outputs_of(server: RunningServer, text: str, *names: str) -> set[str]:
-    body: dict = {"inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": [text]}]}
+    body = infer_body([text])
     if names:
         body["outputs"] = [{"name": name} for name in names]
     status, answer = post(f"{server.http}/v2/models/{ENSEMBLE}/infer", body)
