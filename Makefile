@@ -43,7 +43,7 @@ lock: ## pin what the direct dependencies bring along, for every Python, in cons
 	@$(VENV)/bin/uv pip compile pyproject.toml --group dev --universal --python-version 3.10 --quiet \
 	  --no-python-downloads --no-annotate --custom-compile-command "make lock" --output-file constraints.txt
 
-repo: install ## build the model repository: MODEL= NAME= MAX_LENGTH= PRECISION= CALIBRATION= MODEL_REPOSITORY=
+repo: install ## build the model repository: MODEL= TOKENIZER= NAME= MAX_LENGTH= PRECISION= CALIBRATION= MODEL_REPOSITORY=
 	@$(RUN) repo
 
 package: install ## the live release without links, for a bucket, a volume or an image: OUTPUT= MODEL_REPOSITORY=

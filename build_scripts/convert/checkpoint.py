@@ -21,6 +21,7 @@ from build_scripts.convert import tokenizer as tokenizers_
 from build_scripts.convert import weights
 from build_scripts.convert.error_guard import first_line
 from build_scripts.core.errors import ServingError
+from build_scripts.core.names import shortened
 from build_scripts.core.options import LONGEST_MAX_LENGTH, SHORTEST_MAX_LENGTH
 
 # A text, or the two texts of a pair.
@@ -91,16 +92,19 @@ class Checkpoint:
         return self.model(**inputs).logits[0]
 
 
-def load(path: Path, max_length: int | None = None) -> Checkpoint:
-    """Read and check a checkpoint directory. Raises ServingError naming what was found and what was expected."""
+def load(path: Path, max_length: int | None = None, tokenizer_path: Path | None = None) -> Checkpoint:
+    """Read and check a checkpoint directory. Raises ServingError with what was found and what was expected.
+
+    tokenizer_path: the tokenizer's directory, if it is not the checkpoint's.
+    """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     config = weights.load_config(path)
     labels = _labels(config, path)
     model = weights.load_model(path, config)
-    tokenizer = tokenizers_.load_tokenizer(path)
+    tokenizer = tokenizers_.load_tokenizer(tokenizer_path or path, config)
     rows = weights.embedding_rows(model)
-    tokenizers_.check_vocabulary(tokenizer, rows, path)
+    tokenizers_.check_vocabulary(tokenizer, rows, tokenizer_path or path)
     checkpoint = Checkpoint(
         path=path,
         model=model,
@@ -141,7 +145,7 @@ def _labels(config, path: Path) -> list[str]:
         )
     if sorted(config.id2label) != list(range(config.num_labels)):
         raise ServingError(
-            f"id2label in {path}/config.json has the ids {sorted(config.id2label)}; expected 0 to "
+            f"id2label in {path}/config.json has the ids {shortened(sorted(config.id2label))}; expected 0 to "
             f"{config.num_labels - 1}, one for each class id: mend id2label"
         )
     names = [config.id2label[index] for index in range(config.num_labels)]

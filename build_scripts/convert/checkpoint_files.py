@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
+
+import torch
 
 from build_scripts.core.errors import ServingError
 
@@ -26,8 +29,11 @@ def refuse_incomplete(path: Path) -> None:
         raise ServingError(f"{path} is empty; expected config.json, the weights and tokenizer files")
     if (path / "config.json").is_file():
         return
-    if inside := _checkpoints_inside(path):
-        raise ServingError(f"{path} has no config.json, but {inside[-1].name} in it has one: MODEL={inside[-1]}")
+    if inside := _checkpoint_inside(path):
+        tokenizer = f" TOKENIZER={_mlflow_tokenizer(inside)}" if _mlflow_tokenizer(inside) else ""
+        raise ServingError(
+            f"{path} has no config.json, but {inside.relative_to(path)} has one: MODEL={inside}{tokenizer}"
+        )
     if (path / "adapter_config.json").is_file():
         raise ServingError(_adapter_only(path))
     raise ServingError(f"{path} has no config.json; expected the directory that save_pretrained wrote")
@@ -79,8 +85,10 @@ def weights(path: Path, error: Exception) -> str | None:
         return f"{missing[0]} is missing ({len(missing)} file(s) that the index names); download or copy it, too"
     if weight_files(path):
         return None
-    if inside := _checkpoints_inside(path):
-        return f"there are none, but {inside[-1].name} in it has some: MODEL={inside[-1]}"
+    if shards := sharded_training_state(path):
+        return shards
+    if inside := _checkpoint_inside(path):
+        return f"there are none, but {inside.relative_to(path)} has some: MODEL={inside}"
     for pattern, name in OTHER_FORMATS.items():
         if found := sorted(path.glob(pattern)):
             return (
@@ -107,10 +115,64 @@ def _missing_shards(path: Path) -> list[str]:
     return sorted(name for name in named if not (path / name).is_file())
 
 
-def _checkpoints_inside(path: Path) -> list[Path]:
-    """Directories in `path` that look like checkpoints; a Trainer's in the order of their steps."""
-    inside = [file.parent for file in path.glob("*/config.json") if weight_files(file.parent)]
-    return sorted(inside, key=lambda directory: (len(directory.name), directory.name))
+def sharded_training_state(path: Path) -> str | None:
+    """How to merge the shards that DeepSpeed ZeRO-3 or FSDP left in place of weights; None if there are none."""
+    if (path / "zero_to_fp32.py").is_file():
+        return (
+            "they are shards of DeepSpeed ZeRO-3; merge them with `python zero_to_fp32.py . OUTPUT` in that directory, "
+            "and copy config.json and the tokenizer's files to OUTPUT"
+        )
+    if found := sorted(path.glob("pytorch_model_fsdp*")):
+        return f"they are shards of FSDP; merge them with `accelerate merge-weights {found[0]} {path}`"
+    return None
+
+
+def nested_key(path: Path) -> str | None:
+    """The key of pytorch_model.bin that holds the weights, if they are not at the top level."""
+    file = path / "pytorch_model.bin"
+    if not file.is_file() or list(path.glob("*.safetensors")):
+        return None
+    content = torch.load(file, map_location="meta", weights_only=True)
+    return next((key for key, value in content.items() if isinstance(value, dict) and "." in "".join(value)), None)
+
+
+def byte_order_mark(path: Path) -> str | None:
+    """The first JSON file that begins with a byte order mark, with the next step; None if there is no such file."""
+    for file in sorted(path.glob("*.json")):
+        with file.open("rb") as opened:
+            if opened.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+                return f"{file.name} begins with a byte order mark; save it as UTF-8 without one"
+    return None
+
+
+def tokenizer_beside(path: Path) -> str:
+    """The option that names the tokenizer of MLflow's transformers flavour, or the advice to save it."""
+    found = _mlflow_tokenizer(path)
+    return f"TOKENIZER={found}" if found else "save the tokenizer beside the model with tokenizer.save_pretrained"
+
+
+def _mlflow_tokenizer(model: Path) -> Path | None:
+    directory = model.parent / "components" / "tokenizer"
+    return directory if directory.is_dir() else None
+
+
+def _checkpoint_inside(path: Path) -> Path | None:
+    """The checkpoint in a directory that is not one itself.
+
+    A Trainer's best one by trainer_state.json, else its last one; the current snapshot of a hub cache.
+    """
+    found = [file.parent for file in path.glob("*/config.json") if weight_files(file.parent)]
+    snapshots = [file.parent for file in path.glob("snapshots/*/config.json")]
+    if snapshots:
+        main = path / "refs" / "main"
+        current = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
+        return next(
+            (one for one in snapshots if one.name == current), max(snapshots, key=lambda one: one.stat().st_mtime)
+        )
+    found.sort(key=lambda directory: (len(directory.name), directory.name))
+    states = [_json(directory / "trainer_state.json") for directory in (path, *reversed(found))]
+    best = [Path(str(state["best_model_checkpoint"])).name for state in states if state.get("best_model_checkpoint")]
+    return next((one for one in found if best and one.name == best[0]), found[-1] if found else None)
 
 
 def _json(file: Path) -> dict:

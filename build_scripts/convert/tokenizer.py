@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -11,32 +12,37 @@ from build_scripts.convert.error_guard import first_line
 from build_scripts.core.errors import ServingError
 
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
-SAVE_IT = "save the tokenizer beside the model with tokenizer.save_pretrained"
+# The version of the format that the installed tokenizers reads; any other is an error.
+FORMAT_VERSION = "1.0"
 # Minimum tokens per row of the embedding; below it the tokenizer was read from files of another kind.
 MIN_VOCABULARY_SHARE = 0.1
 
 
-def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The fast tokenizer, padding on the right. Raises ServingError."""
+def load_tokenizer(path: Path, config: PretrainedConfig) -> PreTrainedTokenizerBase:
+    """The fast tokenizer, padding on the right. config: the model's. Raises ServingError."""
     # Without a vocabulary AutoTokenizer makes an empty tokenizer, which knows no word.
     files = [file.name for pattern in VOCABULARY_FILES for file in sorted(path.glob(pattern))]
     if not files:
         raise ServingError(
-            f"{path} has no tokenizer (none of {', '.join(VOCABULARY_FILES)}); expected tokenizer.json: {SAVE_IT}"
+            f"{path} has no tokenizer (none of {', '.join(VOCABULARY_FILES)}); expected tokenizer.json: "
+            f"{checkpoint_files.tokenizer_beside(path)}"
         )
     if pointer := checkpoint_files.lfs_pointer(path, files):
         raise ServingError(f"the tokenizer in {path} cannot be loaded: {pointer}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, config=config, trust_remote_code=False)
     except ImportError as error:
         raise ServingError(
             f"the tokenizer in {path} needs more than this project installs ({first_line(error)}); expected one that "
             "tokenizer.json alone describes: fine-tune a model whose tokenizer it does"
         ) from error
     except Exception as error:  # errors of any type
-        reason = sentencepiece_check.damaged(path) or first_line(error)
+        if mark := checkpoint_files.byte_order_mark(path):
+            raise ServingError(f"the tokenizer in {path} cannot be loaded: {mark}") from error
+        reason = sentencepiece_check.damaged(path) or f"{first_line(error)}{_versions(config, error)}"
         raise ServingError(
-            f"{path} has no usable tokenizer (from {', '.join(files)}: {reason}); expected tokenizer.json: {SAVE_IT}"
+            f"{path} has no usable tokenizer (from {', '.join(files)}: {reason}); expected tokenizer.json: "
+            f"{checkpoint_files.tokenizer_beside(path)}"
         ) from error
     if not tokenizer.is_fast:
         raise ServingError(
@@ -88,14 +94,26 @@ def pad_id(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, rows: i
 
 def _what_to_do(tokenizer: PreTrainedTokenizerBase, path: Path) -> str:
     """The next step for a directory that gave an empty tokenizer."""
+    advice = checkpoint_files.tokenizer_beside(path)
     looked_for = tokenizer.vocab_files_names.get("vocab_file", "tokenizer.json")
     found = [file.name for file in sentencepiece_check.files(path)]
     if not found or looked_for in found or (path / "tokenizer.json").is_file():
         bad = sentencepiece_check.damaged(path)
-        return f"{bad}: {SAVE_IT}" if bad else SAVE_IT
+        return f"{bad}: {advice}" if bad else advice
     return (
         f"it reads {looked_for} and not {found[0]}; rename the file if it is that one, or name the tokenizer's class "
-        f"in tokenizer_class of tokenizer_config.json, or {SAVE_IT}"
+        f"in tokenizer_class of tokenizer_config.json, or {advice}"
+    )
+
+
+def _versions(config: PretrainedConfig, error: Exception) -> str:
+    """The versions on both sides, if tokenizer.json may be newer than the installed library."""
+    if not any(sign in str(error) for sign in ("Unknown tokenizer version", "did not match any variant")):
+        return ""
+    written = f"transformers {config.transformers_version}" if config.transformers_version else "an unknown version"
+    return (
+        f": the checkpoint was written by {written}; tokenizers {version('tokenizers')} and transformers "
+        f"{version('transformers')} read format {FORMAT_VERSION}"
     )
 
 

@@ -34,9 +34,8 @@ def load_config(path: Path) -> PretrainedConfig:
     except Exception as error:  # errors of any type, depending on the damage
         if checkpoint_files.has_custom_code(path):
             raise ServingError(_custom_code(path)) from error
-        raise ServingError(
-            f"{path}/config.json cannot be used: {first_line(error)}; expected what save_pretrained wrote"
-        ) from error
+        reason = checkpoint_files.byte_order_mark(path) or f"{first_line(error)}; expected what save_pretrained wrote"
+        raise ServingError(f"{path}/config.json cannot be used: {reason}") from error
     if getattr(config, "quantization_config", None):
         raise ServingError(
             f"{path}/config.json has a quantization_config: the weights are quantised, which only the library that "
@@ -135,6 +134,8 @@ def _refuse_other_weights(path: Path, config: PretrainedConfig, report: dict) ->
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     if mismatched := sorted(report["mismatched_keys"]):
         name, there, wanted = mismatched[0]
+        if 0 in there and (shards := checkpoint_files.sharded_training_state(path)):
+            raise ServingError(f"the weights in {path} are empty: {shards}")
         raise ServingError(
             f"{name} has the shape {_shape(there)} in the weights of {path}, and config.json, which names "
             f"{config.num_labels} labels, asks for {_shape(wanted)} ({len(mismatched)} tensor(s) differ); use the "
@@ -147,6 +148,11 @@ def _refuse_other_weights(path: Path, config: PretrainedConfig, report: dict) ->
             raise ServingError(
                 f"the names of the weights in {path} begin with {prefix!r}, which a wrapper around the model left; "
                 "save the model inside it (model.module, model._orig_mod) with save_pretrained"
+            )
+        if key := checkpoint_files.nested_key(path):
+            raise ServingError(
+                f"pytorch_model.bin in {path} holds the weights under the key {key!r}; load that dictionary into the "
+                "model (load_state_dict) and save it with save_pretrained"
             )
         if heads and "ForSequenceClassification" not in heads:
             raise ServingError(

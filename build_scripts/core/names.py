@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from build_scripts.core.errors import ServingError
@@ -11,6 +12,8 @@ from build_scripts.core.errors import ServingError
 ENSEMBLE, TOKENIZER, CLASSIFIER = "text_classifier", "tokenizer", "classifier"
 # How the names of ensembles begin whose answers are kept.
 CACHED = "cached"
+# Labels and ids that a message lists; a checkpoint may have 20,000.
+SHOWN = 10
 RELEASE_ID = "[0-9a-f]{12}"
 # Not what a release's candidates are called: a model's name and the release's id.
 NAME = re.compile(
@@ -59,3 +62,10 @@ def check_name(name: str) -> str:
         f"64, and nothing that begins with {TOKENIZER}, {CLASSIFIER}, {CACHED} or {ENSEMBLE}, or ends as a "
         "release's id does"
     )
+
+
+def shortened(names: Iterable[object]) -> str:
+    """A list for people: the first SHOWN names, and the number of the others."""
+    texts = [str(name) for name in names]
+    more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
+    return ", ".join(texts[:SHOWN]) + more

@@ -37,6 +37,7 @@ class Option:
 # field or parameter of a command -> its option
 OPTIONS = {
     "model": Option("MODEL", "checkpoint directory or hub id; default: the embedded one"),
+    "tokenizer": Option("TOKENIZER", "directory of the tokenizer, if it is not in MODEL"),
     "name": Option("NAME", "one of the repository's classifiers"),
     "max_length": Option("MAX_LENGTH", "tokens per text; default: the checkpoint's limit, at most 512"),
     "precision": Option("PRECISION", f"one of {', '.join(PRECISIONS)}"),
@@ -110,7 +111,10 @@ class Address:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Options of a build. model: directory, hub id, or "" for the embedded checkpoint. name: of the classifier."""
+    """Options of a build. model: directory, hub id, or "" for the embedded checkpoint. name: of the classifier.
+
+    tokenizer: its directory, if it is not the model's.
+    """
 
     model: str = ""
     max_length: int | None = None
@@ -118,8 +122,14 @@ class BuildOptions:
     calibration: Path | None = None
     repository: Path = field(default=SOURCE_REPOSITORY)
     name: str = ENSEMBLE
+    tokenizer: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.tokenizer is not None and not (self.model and self.tokenizer.is_dir()):
+            fault = "no such directory" if self.model else "MODEL is missing"
+            raise ServingError(
+                f"TOKENIZER={self.tokenizer}: {fault}; expected a directory with tokenizer.json, and MODEL"
+            )
         if self.precision not in PRECISIONS:
             raise ServingError(f"PRECISION={self.precision}; expected one of {', '.join(PRECISIONS)}")
         if self.calibration is not None and not self.calibration.is_file():

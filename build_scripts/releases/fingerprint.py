@@ -27,7 +27,9 @@ def fingerprint(options: BuildOptions, source: Path) -> str:
     """
     digest = hashlib.sha256()
     calibration = options.calibration or CALIBRATION
-    for path in [*sorted(p for p in source.iterdir() if p.is_file()), *ingredient_modules(), calibration]:
+    directories = [source, options.tokenizer] if options.tokenizer else [source]
+    files = [file for directory in directories for file in sorted(directory.iterdir()) if file.is_file()]
+    for path in [*files, *ingredient_modules(), calibration]:
         digest.update(f"{path.name}:{path.stat().st_size}\n".encode())
         with path.open("rb") as file:
             while block := file.read(1 << 20):
@@ -50,4 +52,4 @@ def checkpoint_name(options: BuildOptions) -> str:
 
 def ingredient_modules() -> list[Path]:
     """The modules that decide what a build writes: whole rooms, so that none can be forgotten."""
-    return [module for place in INGREDIENTS for module in sorted(place.glob("*.py"))]
+    return [module for place in INGREDIENTS for module in sorted(place.rglob("*.py"))]

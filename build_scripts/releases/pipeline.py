@@ -108,7 +108,7 @@ def _fill(staging: Path, options: BuildOptions, source: Path, release_id: str) -
     from build_scripts.convert.verified_file import write_verified
 
     print(f"reading the checkpoint {source}", flush=True)
-    checkpoint = load(source, options.max_length)
+    checkpoint = load(source, options.max_length, options.tokenizer)
     default = not (options.model or options.calibration)
     texts = [text for _, text in headlines("heldout")] if default else calibration_texts(options.calibration)
     facts = write_verified(checkpoint, texts, options.precision, staging)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from build_scripts.core.names import shortened
 from build_scripts.releases.pipeline import Built
 
 
@@ -18,7 +19,7 @@ def print_build(built: Built) -> None:
     table.add_row("checkpoint", manifest["checkpoint"])
     table.add_row("architecture", f"{manifest['architecture']}, {manifest['graph']}")
     kind = "multi-label" if manifest["multi_label"] else "single-label"
-    table.add_row("labels", f"{len(manifest['labels'])}, {kind}: {', '.join(manifest['labels'])}")
+    table.add_row("labels", f"{len(manifest['labels'])}, {kind}: {shortened(manifest['labels'])}")
     table.add_row("max_length", str(manifest["max_length"]))
     for attempt in manifest["attempts"]:
         table.add_row(f"precision {attempt['precision']}", _attempt(attempt, manifest["precision"]))

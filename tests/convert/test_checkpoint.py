@@ -123,7 +123,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
         config(id2label={"0": "only"}, problem_type=None),
         ["has 1 label(s)", "expected", "at least 2 labels"],
     ),
-    "gap in the labels": (config(id2label=dict.fromkeys("012349", "x")), ["9]", "expected 0 to 5", "mend id2label"]),
+    "gap in the labels": (config(id2label=dict.fromkeys("012349", "x")), ["ids 0, 1, 2, 3, 4, 9; expected 0 to 5"]),
     "label that is no line": (
         config(id2label={str(index): "two\nlines" for index in range(6)}),
         ["label 0", "'two\\nlines'", "expected one non-empty line", "mend id2label"],

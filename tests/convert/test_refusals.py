@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from build_scripts.convert.error_guard import refusing
 from build_scripts.core.errors import ServingError
 from build_scripts.core.options import BuildOptions
 from build_scripts.releases import pipeline
+from build_scripts.releases.fingerprint import fingerprint
 from tests.convert.test_checkpoint import config, edit, remove, tokenizer_config, weights
 from tests.support.checkpoints import make_checkpoint
 
@@ -50,6 +52,50 @@ def trainer_output(directory: Path) -> None:
     for step in (500, 1500):
         make_checkpoint("bert", directory / f"checkpoint-{step}")
     remove("config.json", "model.safetensors")(directory)
+
+
+def best_checkpoint(where: str) -> Callable[[Path], None]:
+    """A Trainer's output whose best step is not the last one. where: the directory with trainer_state.json."""
+
+    def damage(directory: Path) -> None:
+        trainer_output(directory)
+        state = {"best_model_checkpoint": "output/checkpoint-500"}
+        (directory / where / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+
+    return damage
+
+
+def hub_cache(directory: Path) -> None:
+    """The root of a hub cache, with two snapshots of which refs/main names the older one."""
+    for revision in ("aaaa", "bbbb"):
+        make_checkpoint("bert", directory / "snapshots" / revision)
+    (directory / "refs").mkdir()
+    (directory / "refs" / "main").write_text("aaaa", encoding="utf-8")
+    remove("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")(directory)
+
+
+def mlflow(directory: Path) -> None:
+    """MLflow's transformers flavour: model/ and components/tokenizer/ side by side."""
+    make_checkpoint("bert", directory / "model")
+    (directory / "components" / "tokenizer").mkdir(parents=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (directory / "model" / name).rename(directory / "components" / "tokenizer" / name)
+        (directory / name).unlink()
+    remove("config.json", "model.safetensors")(directory)
+
+
+def nested(key: str) -> Callable[[Path], None]:
+    return lambda directory: pickled({"epoch": 3, key: load_file(directory / "model.safetensors")})(directory)
+
+
+def empty_tensors(directory: Path) -> None:
+    """As ZeRO-3 saves a model without gathering its weights."""
+    weights(lambda tensors: tensors.update({name: torch.zeros(0) for name in tensors}))(directory)
+    (directory / "zero_to_fp32.py").write_text("", encoding="utf-8")
+
+
+def with_mark(name: str) -> Callable[[Path], None]:
+    return lambda directory: write(name, codecs.BOM_UTF8 + (directory / name).read_bytes())(directory)
 
 
 def pickled(content: object) -> Callable[[Path], None]:
@@ -104,7 +150,48 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
         write("adapter_config.json", ADAPTER),
         ["full weights and an adapter", "merge_and_unload()", "remove adapter_config.json"],
     ),
-    "a Trainer's output": (trainer_output, ["no config.json, but checkpoint-1500 in it has one", "MODEL="]),
+    "a Trainer's output": (trainer_output, ["no config.json, but checkpoint-1500 has one", "MODEL="]),
+    "a Trainer's output with a best checkpoint": (
+        best_checkpoint("."),
+        ["no config.json, but checkpoint-500 has one", "/checkpoint-500"],
+    ),
+    "a Trainer's output with a best checkpoint in the last state": (
+        best_checkpoint("checkpoint-1500"),
+        ["no config.json, but checkpoint-500 has one"],
+    ),
+    "the root of a hub cache": (hub_cache, ["no config.json, but snapshots/aaaa has one: MODEL=", "/snapshots/aaaa"]),
+    "MLflow's directory": (mlflow, ["but model has one: MODEL=", "/model TOKENIZER=", "/components/tokenizer"]),
+    "shards of ZeRO-3": (
+        both(remove("model.safetensors"), write("zero_to_fp32.py", "")),
+        ["cannot be loaded: they are shards of DeepSpeed ZeRO-3", "python zero_to_fp32.py . OUTPUT"],
+    ),
+    "empty tensors of ZeRO-3": (empty_tensors, ["are empty: they are shards of DeepSpeed", "zero_to_fp32.py"]),
+    "shards of FSDP": (
+        both(remove("model.safetensors"), lambda directory: (directory / "pytorch_model_fsdp_0").mkdir()),
+        ["they are shards of FSDP", "accelerate merge-weights", "/pytorch_model_fsdp_0"],
+    ),
+    "weights under a key": (nested("state_dict"), ["pytorch_model.bin in", "under the key 'state_dict'", "save_pre"]),
+    "weights under another key": (nested("model"), ["under the key 'model'"]),
+    "a byte order mark in tokenizer_config.json": (
+        with_mark("tokenizer_config.json"),
+        ["cannot be loaded: tokenizer_config.json begins with a byte order mark; save it"],
+    ),
+    "a byte order mark in config.json": (
+        with_mark("config.json"),
+        ["cannot be used: config.json begins with a byte order mark; save it"],
+    ),
+    "a newer format of tokenizer.json": (
+        lambda directory: edit(directory / "tokenizer.json", version="2.0"),
+        ["Unknown tokenizer version '2.0'", "written by transformers", "tokenizers 0.", "read format 1.0"],
+    ),
+    "a newer kind of tokenizer.json": (
+        lambda directory: edit(directory / "tokenizer.json", model={"type": "Newer"}),
+        ["did not match any variant", "written by transformers", "tokenizers 0.", "read format 1.0"],
+    ),
+    "20,000 ids of labels": (
+        config(id2label={str(index + 1): "x" for index in range(20_000)}),
+        ["has the ids 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 19990 more; expected 0 to 19999"],
+    ),
     "Git LFS pointer": (write("model.safetensors", LFS), ["model.safetensors is a Git LFS pointer", "git lfs pull"]),
     "Git LFS pointer where the tokenizer was": (
         write("tokenizer.json", LFS),
@@ -310,3 +397,27 @@ def test_a_file_that_may_not_be_read_is_one_line(tmp_path):
     (directory / "model.safetensors").chmod(0)
     with pytest.raises(ServingError, match="Permission denied"):
         pipeline.build(BuildOptions(model=str(directory), repository=tmp_path / "repository"))
+
+
+def test_takes_the_tokenizer_from_another_directory(tmp_path):
+    """As MLflow's transformers flavour stores it."""
+    mlflow(make_checkpoint("bert", tmp_path / "checkpoint"))
+    model, tokenizer = tmp_path / "checkpoint" / "model", tmp_path / "checkpoint" / "components" / "tokenizer"
+    with pytest.raises(ServingError, match=f"has no tokenizer .* TOKENIZER={tokenizer}"):
+        load(model)
+    own = load(model, tokenizer_path=tokenizer)
+    expected = load(make_checkpoint("bert", tmp_path / "whole"))
+    assert torch.equal(own.logits("some words"), expected.logits("some words"))
+    with pytest.raises(ServingError, match="TOKENIZER=/no/where: no such directory"):
+        BuildOptions(model=str(model), tokenizer=Path("/no/where"))
+    with pytest.raises(ServingError, match=f"TOKENIZER={tokenizer}: MODEL is missing"):
+        BuildOptions(tokenizer=tokenizer)
+
+
+def test_release_depends_on_the_tokenizer(tmp_path):
+    mlflow(make_checkpoint("bert", tmp_path / "checkpoint"))
+    model, tokenizer = tmp_path / "checkpoint" / "model", tmp_path / "checkpoint" / "components" / "tokenizer"
+    options = BuildOptions(model=str(model), tokenizer=tokenizer)
+    before = fingerprint(options, model)
+    edit(tokenizer / "tokenizer_config.json", model_max_length=64)
+    assert fingerprint(options, model) != before

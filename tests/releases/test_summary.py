@@ -41,3 +41,20 @@ def test_prints_a_row_for_each_precision(tmp_path, monkeypatch, capsys):
     assert said["precision fp32"].startswith("chosen: 0 of 500 class ids differ")
     assert said["precision bf16"].startswith("rejected: 7 of 500 class ids")
     assert said["release"] == f"0123 of topic in {tmp_path / 'repository'}"
+
+
+def test_prints_ten_of_20000_labels(tmp_path, monkeypatch, capsys):
+    release = tmp_path / "repository" / "topic" / "releases" / "0123"
+    release.mkdir(parents=True)
+    for name in ("model.pt", "tokenizer.json"):
+        (release / name).touch()
+    manifest = {
+        "release": "0123", "checkpoint": "a", "architecture": "bert", "graph": "packed", "multi_label": False,
+        "labels": [f"label {index}" for index in range(20_000)], "max_length": 128, "precision": "fp32", "attempts": [],
+    }  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "300")
+    print_build(Built(release, manifest, changed=True))
+    output = capsys.readouterr().out
+    assert "20000, single-label: label 0, label 1," in output
+    assert "label 9 and 19990 more" in output
+    assert len(output) < 10_000
