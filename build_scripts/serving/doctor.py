@@ -18,7 +18,6 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -26,10 +25,11 @@ from build_scripts.core import machine
 from build_scripts.core.command_line import command, run
 from build_scripts.core.errors import ServingError
 from build_scripts.core.options import Address
-from build_scripts.core.paths import SOURCE_REPOSITORY
+from build_scripts.core.paths import BUILD, PROJECT, SOURCE_REPOSITORY
 from build_scripts.releases import models, store
 from build_scripts.serving.keep.run_state import read_state
 from build_scripts.serving.start.environment import threads
+from build_scripts.serving.start.limits import STACK_BYTES, Finding, surroundings
 
 # A file of torch 2.13 was read and run by these; 1.13 refuses it: it knows neither of the operators.
 TORCH_READS, TORCH_READ_BY = (2, 1), "2.1.2, 2.5.1 and 2.13"
@@ -37,25 +37,11 @@ SHARED_MEMORY = Path("/dev/shm")
 MIB = 1 << 20
 # Triton's Python processes talk through it: 1 MiB each at the start, and as much as the batches in flight need.
 SHARED_MEMORY_BYTES = 48 * MIB
-# What the launcher sets for the server: 2.51 recurses over a request's body, and 4 MiB overrun 8 MiB.
-STACK_BYTES = 1 << 30
+# Triton's python backend and the run directory (state, log) write a few MiB.
+TEMPORARY_BYTES = 16 * MIB
 OPEN_FILES = 1024
 # e_machine of an ELF file, its bytes 18 and 19.
 ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """advice: what to do, empty if all is well."""
-
-    name: str
-    found: str
-    advice: str = ""
-
-    def __str__(self) -> str:
-        return f"{'ok ' if not self.advice else 'fix'}  {self.name:11}  {self.found}" + (
-            f": {self.advice}" if self.advice else ""
-        )
 
 
 def examine(repository: Path, address: Address) -> Iterator[Finding]:
@@ -74,7 +60,7 @@ def examine(repository: Path, address: Address) -> Iterator[Finding]:
             yield Finding("files", f"{file} is not the file that the release was built with", "run `make repo` again")
     if live:
         yield from tokenizers_loads(repository)
-    yield from (shared_memory(), stack(), open_files(), cores(max(1, len(live))))
+    yield from (shared_memory(), *temporary(), stack(), open_files(), *surroundings(), cores(max(1, len(live))))
     yield from ports(address)
     yield metrics(address)
 
@@ -143,6 +129,20 @@ def shared_memory() -> Finding:
     if usage.free < SHARED_MEMORY_BYTES:
         return Finding("/dev/shm", found, f"{SHARED_MEMORY_BYTES // MIB} are needed: --shm-size, or a memory emptyDir")
     return Finding("/dev/shm", found)
+
+
+def temporary() -> Iterator[Finding]:
+    """Free space where a server writes: its run directory, which in a container lies in /tmp, and TMPDIR."""
+    run = BUILD / "serve"
+    for directory in {(run if run.exists() else PROJECT).resolve(), Path(os.environ.get("TMPDIR") or "/tmp").resolve()}:
+        try:
+            free = shutil.disk_usage(directory).free
+        except OSError as error:
+            yield Finding("disk", f"{directory}: {error.strerror}", "make it a directory that can be written to")
+            continue
+        found = f"{directory} has {free // MIB} MiB free"
+        advice = f"{TEMPORARY_BYTES // MIB} are needed; remove files there" if free < TEMPORARY_BYTES else ""
+        yield Finding("disk", found, advice)
 
 
 def stack() -> Finding:

@@ -8,11 +8,13 @@ from build_scripts.serving.keep import supervisor
 from build_scripts.serving.keep.run_directory import held
 from build_scripts.serving.start.arguments import ServerOptions, Tls, option_arguments
 from build_scripts.serving.start.installation import find_installation
+from build_scripts.serving.start.limits import check_limits
 from build_scripts.serving.start.ports import check_ports, resolved
 
 
 def serve(options: BuildOptions, address: Address, server: ServerOptions, tls: Tls, *, named: bool) -> int:
     """Serve until SIGTERM; returns the exit code. named: whether the user named the classifier."""
+    check_limits()
     address = resolved(address)
     installation = find_installation()
     installation.arguments.extend(option_arguments(server, tls, address))

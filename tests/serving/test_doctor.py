@@ -99,14 +99,20 @@ def test_a_precision_that_is_emulated(models, address, monkeypatch, tmp_path):
 
 
 def test_the_limits_of_a_container(models, address, monkeypatch):
-    limits = {resource.RLIMIT_STACK: (8 << 20, 8 << 20), resource.RLIMIT_NOFILE: (256, 256)}
+    limits = {
+        resource.RLIMIT_STACK: (8 << 20, 8 << 20),
+        resource.RLIMIT_NOFILE: (256, 256),
+        resource.RLIMIT_AS: (3 << 30, 3 << 30),
+    }
     monkeypatch.setattr(resource, "getrlimit", limits.__getitem__)
     usage = SimpleNamespace(total=64 << 20, free=4 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr(machine, "cores", lambda: 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     found = advised(models, address)
-    assert set(found) == {"/dev/shm", "stack", "open files", "cores"}
+    assert set(found) == {"/dev/shm", "disk", "stack", "open files", "addresses", "cores"}
+    assert "has 4 MiB free: 16 are needed" in found["disk"]
+    assert "limited to 3.0 GiB" in found["addresses"]
     assert "4 of 64 MiB free: 48 are needed" in found["/dev/shm"]
     assert "--ulimit stack=1073741824" in found["stack"]
     assert "OMP_NUM_THREADS=64 is more than 2; unset it" in found["cores"]

@@ -53,6 +53,8 @@ def serving(tiny_repository, subject, tmp_path) -> Callable:
         pytest.param("mount -t tmpfs -o size=64m tmpfs /dev/shm", OF_MOUNTS, id="64 MiB of /dev/shm"),
         pytest.param("unset HOME", NOBODY, id="no root and no HOME"),
         pytest.param("ulimit -n 256", (), id="256 open files"),
+        pytest.param(f"ulimit -v {32 << 20}", (), id="32 GiB of address space"),
+        pytest.param("export PYTORCH_JIT=0 PYTHONWARNINGS=error PYTHONOPTIMIZE=2", (), id="variables of Python"),
         pytest.param("export LC_ALL=C; unset PYTHONUTF8 PYTHONIOENCODING", (), id="LC_ALL=C"),
         pytest.param(
             "export http_proxy=http://127.0.0.1:9 HTTPS_PROXY=http://127.0.0.1:9 ALL_PROXY=http://127.0.0.1:9",
@@ -70,6 +72,7 @@ def test_it_serves(serving, script, namespaces):
 @pytest.mark.parametrize(
     ("script", "namespaces", "words"),
     [
+        pytest.param("mount -t proc -o subset=pid proc /proc", OF_MOUNTS, "ProcSubset=pid", id="no machine in /proc"),
         pytest.param("mount -t tmpfs -o size=1m tmpfs /dev/shm", OF_MOUNTS, "shared memory", id="1 MiB of /dev/shm"),
         pytest.param(f"mount --bind -o ro '{PROJECT}' '{PROJECT}'", OF_MOUNTS, "", id="a read-only checkout"),
     ],

@@ -28,6 +28,9 @@ def test_server_gets_named_variables_only(monkeypatch):
         "MODEL",
         "TEXT",
         "PATHS",
+        "PYTORCH_JIT",
+        "PYTHONWARNINGS",
+        "PYTHONOPTIMIZE",
     ):
         monkeypatch.setenv(name, "set")
     for name in ("PATH", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OTEL_SERVICE_NAME"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-# Lines that say why a model does not load.
-REASONS = ("failed to load '", "Failed to initialize Python stub")
+# Lines that say why a server ends, or why a model does not load.
+REASONS = ("unrecognized option", "failed to load '", "Failed to initialize Python stub")
 
 
 def last_error(log: Path) -> str:

@@ -31,7 +31,7 @@ from build_scripts.serving.keep.server_log import last_error
 from build_scripts.serving.keep.shutdown import stop as stop_server
 from build_scripts.serving.keep.watch import PROBE_TIMEOUT_S, Watch, interruptible
 from build_scripts.serving.start.installation import Installation
-from build_scripts.serving.start.ports import check_open_files, check_ports, listens
+from build_scripts.serving.start.ports import check_ports, listens
 from build_scripts.serving.start.start_message import start_message
 from build_scripts.serving.start.tritonserver import LOAD_LIMIT_S, TritonProcess, launch
 
@@ -61,7 +61,6 @@ def serve(
     answered, before it stops. start_answer_cache: called once all models answer, if there is a response cache.
     """
     check_ports(address)
-    check_open_files()
     os.umask(0o077)  # texts may be in the log, and the key is in the state
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

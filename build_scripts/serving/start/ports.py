@@ -1,13 +1,12 @@
-"""Where a server may listen: its address is understood, its ports are free, and it may open enough files.
+"""Where a server may listen: an address of this machine, and free ports.
 
-All of it before anything is started: tritonserver itself would wait for ever, or end without a word that helps.
+Checked before anything starts: tritonserver itself would wait for ever, or end without a helpful word.
 """
 
 from __future__ import annotations
 
 import errno
 import ipaddress
-import resource
 import socket
 from dataclasses import replace
 
@@ -15,9 +14,6 @@ import psutil
 
 from build_scripts.core.errors import ServingError
 from build_scripts.core.options import Address
-
-# With 64 it never answers; each connection takes one more.
-FEWEST_FILES = 128
 
 
 def resolved(address: Address) -> Address:
@@ -58,16 +54,6 @@ def check_ports(address: Address) -> None:
                     f"{name}={port} cannot be used on {address.host} ({error.strerror}); "
                     f"stop what listens there, or choose another port, from 1024 on, with {name}=…"
                 ) from error
-
-
-def check_open_files() -> None:
-    """Raise ServingError if the server could not open the files and connections that it needs to start."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < FEWEST_FILES:
-        raise ServingError(
-            f"this process may open {hard} files (`ulimit -Hn`), and tritonserver needs {FEWEST_FILES}, and one for "
-            "each connection; raise the limit"
-        )
 
 
 def listens(pid: int, port: int) -> bool:

@@ -1,10 +1,11 @@
-"""Start a tritonserver, and end it with everything that it started. Watching over it is `supervisor`'s job."""
+"""Start a tritonserver, and end it with everything that it started. Watching it is the supervisor's job."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -18,28 +19,39 @@ from build_scripts.core.options import Address
 from build_scripts.serving.start.arguments import plain
 from build_scripts.serving.start.environment import passed_on, tuning
 from build_scripts.serving.start.installation import Installation
+from build_scripts.serving.start.limits import stack_bytes
 
 PR_SET_PDEATHSIG = 1
-# Triton waits this long for requests in flight when it is asked to stop.
+# Triton's grace period for requests in flight when it stops.
 EXIT_TIMEOUT_S = 10
-# Loading a model takes seconds; a server or a model that needs longer than this is taken for broken.
+# Loading a model takes seconds; past this deadline a server or a model counts as broken.
 LOAD_LIMIT_S = 300.0
-# Reserved, not used, by each thread of the server: enough for request bodies of several hundred MiB.
-STACK_BYTES = 1 << 30
-# Where the system allows so many; the usual 1,024 are fewer than the clients that may wait in open connections.
+# Open files, where the hard limit allows it; the usual 1,024 are fewer than the connections of waiting clients.
 OPEN_FILES = 1 << 16
-# Of 1,000, which would mean: always first.
+# Of 1,000. When memory runs out, the kernel ends the server before the supervisor.
 OOM_SCORE = "500"
-# What only the supervisor may call; the key is made anew for each server.
+# It takes 0.04 s; a loaded machine may take much longer.
+HELP_LIMIT_S = 60
+# Interfaces for the supervisor only; each server gets a new key.
 RESTRICTED = "model-repository,shared-memory,trace,logging"
 CONTROL_HEADER = "triton-control"
-# Tells the tokenizer where it can read how many requests wait.
+# The tokenizer reads the number of pending requests at this address.
 METRICS_VARIABLE = "TRITON_METRICS_ADDRESS"
+# Arguments that not every build of Triton knows; one that it does not know ends it.
+OPTIONAL = (
+    # AIP_MODE in the environment would open an endpoint without restrictions.
+    "--allow-vertex-ai=false",
+    "--allow-sagemaker=false",
+    # gRPC ends a connection after two pings that come sooner than this; by default, than 5 minutes, and while the
+    # client is idle, than 2 hours. Clients are commonly set to 10 s or more.
+    "--grpc-keepalive-permit-without-calls=true",
+    "--grpc-http2-min-recv-ping-interval-without-data=1000",
+)
 
 
 @dataclass
 class TritonProcess:
-    """A running tritonserver with everything it started. `launch` makes one, `stopping.stop` ends it well."""
+    """A running tritonserver with everything it started. `launch` makes one, `shutdown.stop` ends it cleanly."""
 
     process: subprocess.Popen
     shared_memory_prefix: str
@@ -85,10 +97,10 @@ def launch(
     log: Path,
     names: Sequence[str] = (ENSEMBLE,),
 ) -> TritonProcess:
-    """Start tritonserver on the live releases of these classifiers. It ends when its parent does, however that ends.
+    """Start tritonserver on the live releases of these classifiers. It ends when its parent does, even by SIGKILL.
 
-    control_key: who sends it in the header CONTROL_HEADER may load and unload models. log: the server's output goes
-    to its end.
+    control_key: in the header CONTROL_HEADER it permits a client to load and unload models. log: file to which the
+    server's output is appended.
     """
     prefix = f"text_classifier_{os.getpid()}_"
     command = [
@@ -110,9 +122,7 @@ def launch(
         "--metrics-config=summary_latencies=true",
         f"--http-restricted-api={RESTRICTED}:{CONTROL_HEADER}={control_key}",
         f"--grpc-restricted-protocol={RESTRICTED}:{CONTROL_HEADER}={control_key}",
-        # With AIP_MODE in the environment, an endpoint that restricts nothing; never meant here, so never there.
-        "--allow-vertex-ai=false",
-        "--allow-sagemaker=false",
+        *known_arguments(installation),
         f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
         f"--backend-config=python,shm-region-prefix-name={prefix}",
         *installation.arguments,
@@ -138,16 +148,32 @@ def launch(
     return TritonProcess(process, prefix)
 
 
-def _before_exec() -> None:
-    """Runs in the child.
+def known_arguments(installation: Installation) -> list[str]:
+    """Those of OPTIONAL that this tritonserver knows; all, if it does not answer `--help`."""
+    try:
+        done = subprocess.run(
+            [str(installation.binary), "--help"],
+            env={**passed_on(), **installation.environment},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=HELP_LIMIT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return [*OPTIONAL]
+    known = set(re.findall(r"--[\w-]+", done.stdout + done.stderr))
+    return [argument for argument in OPTIONAL if argument.partition("=")[0] in known or not known]
 
-    The server is to end with its parent: by SIGTERM, so that it stops its stub processes and frees shared memory. And
-    its HTTP threads need room: Triton 2.51 recurses over a request's body, and 4 MiB overrun the usual stack of 8 MiB.
-    And each connection is an open file. When memory runs out, the kernel is to end the server, not its supervisor.
+
+def _before_exec() -> None:
+    """Set limits, in the child.
+
+    The server gets SIGTERM when its parent ends, so that it stops its stub processes and frees shared memory. Its HTTP
+    threads need stack: Triton 2.51 recurses over a request's body, and 4 MiB overrun the usual 8 MiB.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE, encoding="ascii")
-    for kind, wanted in ((resource.RLIMIT_STACK, STACK_BYTES), (resource.RLIMIT_NOFILE, OPEN_FILES)):
+    for kind, wanted in ((resource.RLIMIT_STACK, stack_bytes()), (resource.RLIMIT_NOFILE, OPEN_FILES)):
         _, hard = resource.getrlimit(kind)
         resource.setrlimit(kind, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import socket
 import subprocess
 
@@ -12,7 +11,7 @@ import pytest
 from build_scripts.benchmarks.subprocesses import free_ports
 from build_scripts.core.errors import ServingError
 from build_scripts.core.options import Address
-from build_scripts.serving.start.ports import FEWEST_FILES, check_open_files, check_ports, listens, resolved
+from build_scripts.serving.start.ports import check_ports, listens, resolved
 
 PORTS = ("HTTP_PORT", "GRPC_PORT", "METRICS_PORT")
 
@@ -64,20 +63,6 @@ def test_a_host_that_is_no_name_of_an_address_is_one_clear_line(host):
     with pytest.raises(ServingError, match="is no IPv4 address, and no name of one") as refusal:
         resolved(Address(host))
     assert "\n" not in str(refusal.value)
-
-
-def test_too_few_open_files_are_one_clear_line(monkeypatch):
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
-    with pytest.raises(ServingError, match=f"may open 64 files .* needs {FEWEST_FILES}, .*raise the limit") as refusal:
-        check_open_files()
-    assert "\n" not in str(refusal.value)
-
-
-@pytest.mark.parametrize("hard", [FEWEST_FILES, resource.RLIM_INFINITY])
-def test_enough_open_files_are_enough(monkeypatch, hard):
-    """The soft limit is raised for the server."""
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, hard))
-    check_open_files()
 
 
 def test_who_listens_on_a_port_is_told_from_who_does_not():

@@ -17,6 +17,7 @@ from build_scripts.core.errors import ServingError
 from build_scripts.core.names import ENSEMBLE
 from build_scripts.core.options import Address
 from build_scripts.core.paths import PROJECT
+from build_scripts.serving.keep.server_log import last_error
 from build_scripts.serving.start import installation
 from build_scripts.serving.start.environment import threads, tuning
 from build_scripts.serving.start.installation import (
@@ -27,7 +28,7 @@ from build_scripts.serving.start.installation import (
     libpython_directory,
     prepare_backends,
 )
-from build_scripts.serving.start.tritonserver import METRICS_VARIABLE, launch
+from build_scripts.serving.start.tritonserver import METRICS_VARIABLE, OPTIONAL, known_arguments, launch
 
 
 @pytest.mark.parametrize("name", ["libpython3.99.so.1.0", "libpython3.99.a", None])
@@ -68,7 +69,7 @@ def test_a_project_that_cannot_be_written_to_is_one_clear_line(monkeypatch, tmp_
 def on_path(monkeypatch, tmp_path) -> Installation:
     """What is found where a program named tritonserver is on PATH; this one stops, to be looked at."""
     program = tmp_path / "tritonserver"
-    program.write_text("#!/bin/sh\nkill -STOP $$\n")
+    program.write_text('#!/bin/sh\n[ "$1" = --help ] || kill -STOP $$\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     return find_installation()
@@ -162,3 +163,30 @@ def test_both_processors_that_the_wheels_are_for_are_allowed(monkeypatch, machin
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.35"))
     check_platform()
+
+
+@pytest.mark.parametrize(
+    ("told", "passed"),
+    [
+        ("  --http-port <integer>\n  --allow-sagemaker <boolean>\n", ["--allow-sagemaker=false"]),
+        ("  --http-port <integer>\n", []),
+        ("", [*OPTIONAL]),
+    ],
+    ids=["with SageMaker", "without any", "that tells nothing"],
+)
+def test_a_server_gets_only_options_that_it_knows(tmp_path, told, passed):
+    program = tmp_path / "tritonserver"
+    program.write_text(f"#!/bin/sh\nprintf '{told}'\n")
+    program.chmod(0o755)
+    assert known_arguments(Installation(program, "")) == passed
+
+
+def test_the_embedded_server_knows_every_option_that_it_gets():
+    assert known_arguments(find_installation()) == [*OPTIONAL]
+
+
+def test_an_unknown_option_is_the_reason_for_an_end(tmp_path):
+    """Triton prints its usage after it."""
+    log = tmp_path / "log"
+    log.write_text("bin/tritonserver: unrecognized option '--allow-vertex-ai=false'\nUsage: tritonserver [options]\n")
+    assert "unrecognized option '--allow-vertex-ai=false'" in last_error(log)
