@@ -122,7 +122,8 @@ pip() { "$new/bin/python" -m pip install --quiet --disable-pip-version-check "$@
 
 if [ $# -gt 1 ]; then
   new=$venv
-  pip --constraint constraints.txt --group "$2"
+  # The wheels of the group "embedded" lack their dependencies, of which pip would warn.
+  pip --constraint constraints.txt --no-warn-conflicts --group "$2"
   touch "$installed"
   exit
 fi
@@ -138,7 +139,7 @@ trap give_up EXIT
 trap 'exit 130' INT TERM
 say "Installing into $venv with $("$python" --version) ($python); the first time this takes minutes."
 "$python" -c 'import ensurepip' 2>/dev/null && module=venv || module=virtualenv
-"$python" -m "$module" --clear "$new"
+"$python" -m "$module" --clear --prompt "${venv##*/}" "$new"
 # pip knows dependency groups from 25.1 on.
 pip pip==25.3
 index=$(torch_index "$new/bin/python")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
@@ -19,18 +20,24 @@ def texts_of(asked: ClassifyOptions) -> Iterable[Text]:
     if asked.text is not None and asked.file is None:
         return [asked.text if asked.pair is None else (asked.text, asked.pair)]
     if asked.file is not None and asked.text is None and asked.pair is None:
-        return map(pair_or_text, read_lines("FILE", asked.file))
+        return texts_of_lines(read_lines("FILE", asked.file))
     raise ServingError('expected either TEXT="…", with or without PAIR="…", or FILE=path (- for standard input)')
 
 
-def pair_or_text(line: str) -> Text:
-    """A tab separates the two texts of a pair."""
-    first, tab, second = line.partition("\t")
-    return (first, second) if tab else line
+def texts_of_lines(lines: Iterable[str]) -> Iterator[Text]:
+    """A tab separates the two texts of a pair. Warns once: a tab inside a single text would change its answer."""
+    warned = False
+    for number, line in enumerate(lines, 1):
+        first, tab, second = line.partition("\t")
+        if tab and not warned:
+            print(f"line {number} has a tab: such lines are pairs, TEXT and PAIR", file=sys.stderr)
+            warned = True
+        yield (first, second) if tab else line
 
 
 def print_answers(asked: ClassifyOptions, address: Address, tls: Tls) -> None:
     """One line per text: class id, label and probability, separated by tabs."""
-    answers = classify(texts_of(asked), address.grpc_url, tls=tls, name=check_name(asked.name))
-    for answer in tqdm(answers, unit="text", disable=True if asked.text is not None else None, leave=False):
-        print(f"{answer.class_id}\t{answer.label}\t{answer.probability:.4f}")
+    unit = "line" if asked.file else "text"
+    answers = classify(texts_of(asked), address.grpc_url, tls=tls, name=check_name(asked.name), unit=unit)
+    for answer in tqdm(answers, unit="text", disable=None if asked.file else True, leave=False):
+        print(f"{answer.class_id}\t{answer.label}\t{answer.probability:.4f}", flush=True)

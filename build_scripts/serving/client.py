@@ -7,6 +7,9 @@ for answer in classify(["Midfielder scores twice", ("A dog runs.", "An animal mo
 
 from __future__ import annotations
 
+import random
+import re
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -17,14 +20,19 @@ from tritonclient.utils import InferenceServerException
 from build_scripts.core.errors import ServingError
 from build_scripts.core.names import ENSEMBLE
 from build_scripts.core.options import Address
+from build_scripts.serving.keep.run_state import running_servers
 from build_scripts.serving.start.arguments import Tls
 
-# Enough to keep every core busy, few enough that the first answers come at once.
+# Texts per request: keeps every core busy, and the first answers come early.
 BATCH_SIZE = 32
-# A request closes before it holds more bytes of text than this, of the 1 MiB that the server takes at once.
+# Bytes of text per request; the server's limit is 1 MiB.
 BATCH_BYTES = 1 << 19
-# Triton gives as many as there are.
+# More than any model has; Triton gives all.
 ALL_CLASSES = 1 << 20
+# How long a refused request is sent again, and the longest pause before that. The first pause is FIRST_PAUSE_S.
+PATIENCE_S, FIRST_PAUSE_S, LONGEST_PAUSE_S = 60.0, 0.1, 2.0
+# Where the server's message names a text of the request.
+ROW = re.compile(r"(?:in ensemble '[^']*', )?TEXT(?:_PAIR)? row (\d+)")
 
 # A text, or the two texts of a pair.
 Text = str | tuple[str, str]
@@ -47,24 +55,36 @@ def classify(
     timeout_s: float = 60.0,
     tls: Tls = PLAIN,
     name: str = ENSEMBLE,
+    patience_s: float = PATIENCE_S,
+    unit: str = "text",
 ) -> Iterator[Answer]:
-    """One answer a text, in order, as the batches come back. Raises ServingError if the server cannot answer.
+    """One answer per text, in order, as the batches come back. Raises ServingError if the server cannot answer.
 
-    name: the classifier's.
+    Sends a request again, for patience_s, while the server is overloaded; and while it does not answer, if it answered
+    an earlier request, because then it starts again. name: of the classifier. unit: what errors call a text.
     """
+    done = 0
     with connect(url, tls) as client:
         for batch in batches(texts):
-            try:
-                rows = _ask(client, name, batch, 1, timeout_s)
-                # Two sigmoids so near to 1 that they are equal: the class id tells which logit was larger, but the
-                # class that is named first may be the other one.
-                if any(class_id not in named for class_id, named in rows):
-                    rows = _ask(client, name, batch, ALL_CLASSES, timeout_s)
-            except InferenceServerException as error:
-                raise ServingError(explain(error, url)) from error
+            deadline, pause = time.monotonic() + patience_s, FIRST_PAUSE_S
+            while True:
+                try:
+                    rows = _ask(client, name, batch, 1, timeout_s)
+                    # Two sigmoids can both round to 1. The class id follows the logits, and may differ from the class
+                    # that is named first.
+                    if any(class_id not in named for class_id, named in rows):
+                        rows = _ask(client, name, batch, ALL_CLASSES, timeout_s)
+                    break
+                except InferenceServerException as error:
+                    again = is_overload(error) or (done > 0 and is_unavailable(error))
+                    if not again or time.monotonic() > deadline:
+                        raise ServingError(explain(error, url, tls, name, done, unit)) from error
+                    time.sleep(pause * random.uniform(0.5, 1))  # so that many clients do not come back at once
+                    pause = min(2 * pause, LONGEST_PAUSE_S)
             for class_id, named in rows:
                 probability, label = named[class_id]
                 yield Answer(class_id, label, float(probability))
+            done += len(batch)
 
 
 def _ask(client: triton.InferenceServerClient, name: str, batch: list[Text], classes: int, timeout_s: float) -> list:
@@ -142,8 +162,29 @@ def is_overload(error: InferenceServerException) -> bool:
     return "overload:" in error.message()
 
 
-def explain(error: InferenceServerException, url: str) -> str:
-    """What a failed request means, and the next step."""
-    if "UNAVAILABLE" in str(error.status()) and not is_overload(error):
+def is_unavailable(error: InferenceServerException) -> bool:
+    """Whether no server answered."""
+    return "UNAVAILABLE" in str(error.status()) and not is_overload(error)
+
+
+def explain(
+    error: InferenceServerException, url: str, tls: Tls = PLAIN, name: str = ENSEMBLE, done: int = 0, unit: str = "text"
+) -> str:
+    """What a failed request means, and the next step. done: texts that were answered before the request."""
+    message = error.message()
+    if is_unavailable(error):
+        if tls and re.search("erif|andshake", message):
+            return (
+                f"TLS with {url} failed ({message.rpartition(': ')[2] if 'andshake' not in message else message}); "
+                "TLS_CA must have signed the server's certificate, HOST must be a name in it, and the server needs TLS"
+            )
+        if not tls and "Socket closed" in message:
+            return f"the server at {url} closes the connection; if it has TLS, set TLS_CA=…"
         return f"no server answers at {url}; start one with `make serve`, or set GRPC_PORT=… to its port"
-    return f"the server at {url} refused: {error.message()}"
+    if "NOT_FOUND" in str(error.status()):
+        served = [state.releases for state in running_servers() if state.grpc_url == url]
+        names = f"it has {', '.join(served[0])}" if served else "`make status` lists them"
+        return f"NAME={name}: the server at {url} has no classifier of that name; {names}"
+    if row := ROW.match(message):
+        return f"the server at {url} refused: {unit} {done + int(row[1]) + 1}{message[row.end() :]}"
+    return f"the server at {url} refused: {message}"

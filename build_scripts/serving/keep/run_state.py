@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from build_scripts.core.errors import ServingError
@@ -49,6 +50,13 @@ def read_state(http_port: int) -> RunState:
             raise ServingError(f"the server on HTTP_PORT={http_port} is another user's: {directory}") from error
         return RunState(**json.loads(state))
     raise ServingError(f"no server of `make serve` runs on HTTP_PORT={http_port}; start one, or name its port")
+
+
+def running_servers() -> Iterator[RunState]:
+    """Every supervised server of this project and user."""
+    for directory in run_directory(0).parent.glob("[0-9]*"):
+        with contextlib.suppress(ServingError, OSError):
+            yield read_state(int(directory.name))
 
 
 def write_state(http_port: int, state: RunState) -> None:
