@@ -6,10 +6,8 @@ import json
 import re
 import shutil
 import subprocess
-import threading
 import urllib.parse
 import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from build_scripts.benchmarks.subprocesses import free_ports
 from build_scripts.core.paths import PROJECT
 from tests.support.containers import run
 from tests.support.deploy_tools import need, tool
+from tests.support.http_stand_in import Reply, Request, StandIn
 from tests.support.servers import post, running, wait_for
 
 pytestmark = pytest.mark.server
@@ -52,33 +51,28 @@ def test_every_alert_has_a_test_that_makes_it_fire(rules):
     assert set(re.findall(r"alertname: (\w+)\n\s+exp_alerts", tests)) == alerts
 
 
-class Receiver(BaseHTTPRequestHandler):
+class Receiver(StandIn):
     """An OTLP/HTTP receiver that keeps what it gets."""
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.kept.append((self.path, body))  # type: ignore[attr-defined]
-        self.send_response(200)
-        self.end_headers()
+    def __init__(self) -> None:
+        self.kept: list[tuple[str, dict]] = []
+        super().__init__(self.keep)
 
-    def log_message(self, *_: object) -> None:
-        pass
+    def keep(self, request: Request) -> Reply:
+        self.kept.append((request.path, json.loads(request.body)))
+        return Reply()
 
 
 @pytest.fixture(scope="module")
 def receiver():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
-    server.kept = []  # type: ignore[attr-defined]
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with Receiver() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def served(packed, receiver, tmp_path_factory):
     output = tmp_path_factory.mktemp("monitored") / "output.txt"
-    trace = f"http://127.0.0.1:{receiver.server_port}"
+    trace = receiver.url
     with running(packed.directory / "model_repository", output, "--trace", trace) as server:
         yield server
 

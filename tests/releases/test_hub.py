@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import huggingface_hub
 import pytest
 
 from build_scripts.core.errors import ServingError
 from build_scripts.releases import hub
+from tests.support.http_stand_in import Reply, Request, StandIn
 
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}
 NAMES = [
@@ -40,68 +38,37 @@ def content(commit: str, name: str) -> bytes:
     return f"{name} of {commit}".encode()
 
 
-class Hub(BaseHTTPRequestHandler):
-    """The three requests that a download makes: what is there, how large, the bytes."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
-        path = self.path.partition("?")[0]
-        kind, revision, name = self.asked(path)
-        commit = COMMITS.get(revision, revision)
-        if commit not in COMMITS.values():
-            return self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
-        if kind == "resolve":
-            found = content(commit, name)
-            headers = {"ETag": f'"{hashlib.sha256(found).hexdigest()}"', "X-Repo-Commit": commit}
-            return self.send(200, found, headers, body)
-        if kind == "tree":
-            listed: object = [{"type": "file", "path": name, "size": 9, "oid": "0"} for name in NAMES]
-        else:
-            listed = {"id": "some/model", "sha": commit, "siblings": [{"rfilename": name} for name in NAMES]}
-        return self.send(200, json.dumps(listed).encode(), {"Content-Type": "application/json"}, body)
-
-    def asked(self, path: str) -> tuple[str, str, str]:
-        """What is asked for: the model's description, the list of its files, or a file; its revision and name."""
-        for kind in ("resolve", "tree", "revision"):
-            _, found, rest = path.partition(f"/{kind}/")
-            if found:
-                revision, _, name = rest.partition("/")
-                return kind, revision, name
-        return "revision", "main", ""
-
-    def send(self, status: int, found: bytes, headers: dict[str, str], body: bool) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(found))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(found)
-
-    def log_message(self, *_: object) -> None:
-        pass
+def answer(request: Request) -> Reply:
+    """The three requests of a download: the model's description, the list of its files, a file."""
+    kind, revision, name = asked(request.path.partition("?")[0])
+    commit = COMMITS.get(revision, revision)
+    if commit not in COMMITS.values():
+        return Reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+    if kind == "resolve":
+        found = content(commit, name)
+        return Reply(200, found, {"ETag": f'"{hashlib.sha256(found).hexdigest()}"', "X-Repo-Commit": commit})
+    if kind == "tree":
+        listed: object = [{"type": "file", "path": name, "size": 9, "oid": "0"} for name in NAMES]
+    else:
+        listed = {"id": "some/model", "sha": commit, "siblings": [{"rfilename": name} for name in NAMES]}
+    return Reply(200, json.dumps(listed).encode(), {"Content-Type": "application/json"})
 
 
-@contextlib.contextmanager
-def local_hub() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+def asked(path: str) -> tuple[str, str, str]:
+    """Kind, revision and file name of a request."""
+    for kind in ("resolve", "tree", "revision"):
+        _, found, rest = path.partition(f"/{kind}/")
+        if found:
+            revision, _, name = rest.partition("/")
+            return kind, revision, name
+    return "revision", "main", ""
 
 
 @pytest.fixture
 def downloads(tmp_path, monkeypatch) -> Iterator[None]:
     """The hub's client, led to a hub and a cache of this test."""
-    with local_hub() as url:
+    with StandIn(answer) as server:
+        url = server.url
         monkeypatch.setattr(hub, "HfApi", lambda: huggingface_hub.HfApi(endpoint=url, token=False))
         monkeypatch.setattr(
             hub,

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -27,13 +26,7 @@ def frontend() -> Iterator[Callable[..., Frontend]]:
     with contextlib.ExitStack() as stack:
 
         def start(*statuses: int | None, **of_models: int | None) -> Frontend:
-            server = stack.enter_context(Frontend(*statuses, **of_models))
-            thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-            thread.start()
-            stack.callback(thread.join)
-            stack.callback(server.shutdown)
-            stack.callback(server.closing.set)
-            return server
+            return stack.enter_context(Frontend(*statuses, **of_models))
 
         yield start
 

@@ -1,9 +1,7 @@
 """The tokenizer refuses requests only while too many wait for the classifier."""
 
-import contextlib
 import importlib.util
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
@@ -13,12 +11,13 @@ from build_scripts.core.errors import ServingError
 from build_scripts.core.paths import SOURCE_REPOSITORY
 from build_scripts.serving.client import classify
 from tests.soak.overload import overload
+from tests.support.http_stand_in import Reply, Request, StandIn
 from tests.support.servers import running, wait_for
 from tests.support.texts import HEADLINES
 
 
-class Metrics:
-    """A server of Triton's metrics. waiting: requests by model. more: further lines of the page."""
+class Metrics(StandIn):
+    """Triton's metrics. waiting: requests by model. more: further lines of the page."""
 
     def __init__(self):
         self.waiting = {"classifier": 0, "classifier_0123456789ab": 0, "tokenizer": 9000, "text_classifier": 9000}
@@ -27,38 +26,24 @@ class Metrics:
         self.readings = 0
         self.answering = threading.Event()
         self.answering.set()
-        metrics = self
+        super().__init__(self.page)
+        self.address = f"127.0.0.1:{self.port}"
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                metrics.readings += 1
-                metrics.answering.wait(60)
-                self.send_response(metrics.status)
-                self.end_headers()
-                gauges = [
-                    f'nv_inference_pending_request_count{{model="{model}",version="1"}} {count}'
-                    for model, count in metrics.waiting.items()
-                ]
-                with contextlib.suppress(ConnectionError):  # the client may have given up
-                    self.wfile.write("\n".join([*gauges, metrics.more, ""]).encode())
-
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"127.0.0.1:{self.server.server_port}"
+    def page(self, _: Request) -> Reply:
+        self.readings += 1
+        self.answering.wait(60)
+        gauges = [
+            f'nv_inference_pending_request_count{{model="{model}",version="1"}} {count}'
+            for model, count in self.waiting.items()
+        ]
+        return Reply(self.status, "\n".join([*gauges, self.more, ""]).encode())
 
 
 @pytest.fixture
 def metrics():
-    metrics = Metrics()
-    thread = threading.Thread(target=metrics.server.serve_forever, args=(0.02,))
-    thread.start()
-    with contextlib.closing(metrics.server.socket):
+    with Metrics() as metrics:
         yield metrics
         metrics.answering.set()
-        metrics.server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(scope="module")
