@@ -29,7 +29,7 @@ from build_scripts.core.paths import BUILD
 from build_scripts.releases.pipeline import build
 from build_scripts.releases.store import live_release, read_manifest
 from build_scripts.serving import client
-from build_scripts.serving.keep import health
+from build_scripts.serving.keep import inference
 from build_scripts.serving.keep.run_state import RunState, read_state
 from build_scripts.serving.start.start_message import READY
 
@@ -79,7 +79,7 @@ def served_release(state: RunState) -> Path:
 @contextlib.contextmanager
 def server(options: BuildOptions, address: Address) -> Iterator[Address]:
     """The address of the server that runs on `address`, or of one that runs until the block ends."""
-    if health.probe(address.http_url, 5.0).healthy:
+    if inference.probe(address.http_url, 5.0).healthy:
         state = read_state(address.http_port)
         served = read_manifest(served_release(state))["checkpoint"]
         if options.model and served != options.model:

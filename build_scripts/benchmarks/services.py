@@ -16,7 +16,7 @@ from build_scripts.benchmarks.http_load import Answers, load
 from build_scripts.core.errors import ServingError
 from build_scripts.core.names import ENSEMBLE
 from build_scripts.core.options import Address
-from build_scripts.serving.keep import health
+from build_scripts.serving.keep import inference
 from build_scripts.serving.keep.shutdown import stop
 from build_scripts.serving.start.installation import Installation
 from build_scripts.serving.start.tritonserver import launch
@@ -97,7 +97,7 @@ def ensemble(
     log.unlink(missing_ok=True)
     server = launch(installation, [repository], address, secrets.token_hex(16), log)
     try:
-        subprocesses.wait_until(lambda: health.probe(address.http_url, 2.0).healthy, server.poll, log, START_LIMIT_S)
+        subprocesses.wait_until(lambda: inference.probe(address.http_url, 2.0).healthy, server.poll, log, START_LIMIT_S)
         yield triton(name, address, server.process.pid, exact=exact)
     finally:
         stop(server)

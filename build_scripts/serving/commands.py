@@ -9,7 +9,7 @@ from build_scripts.core.command_line import PROGRAM, command
 from build_scripts.core.names import ENSEMBLE, check_name
 from build_scripts.core.options import Address, BuildOptions, ClassifyOptions
 from build_scripts.serving.doctor import doctor
-from build_scripts.serving.keep.health import health
+from build_scripts.serving.keep.health_command import health
 from build_scripts.serving.start.arguments import ServerOptions, Tls
 
 HTTP_PORT = Address.http_port

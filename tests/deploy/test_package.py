@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports, listens
-from build_scripts.serving.keep.health import wait_until_healthy
+from build_scripts.serving.keep.inference import wait_until_healthy
 from build_scripts.serving.start.installation import find_installation
 from tests.support.containers import run
 from tests.support.deploy_tools import need, tool

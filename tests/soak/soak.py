@@ -26,7 +26,7 @@ from build_scripts.core.names import CLASSIFIER, TOKENIZER
 from build_scripts.core.options import Address, BuildOptions
 from build_scripts.core.paths import BUILD
 from build_scripts.releases.pipeline import build
-from build_scripts.serving.keep.health import probe
+from build_scripts.serving.keep.inference import probe
 from build_scripts.serving.start.installation import find_installation
 from tests.soak.overload import Overload, overload, resident
 from tests.soak.overload import report as overload_report

@@ -11,7 +11,7 @@ import psutil
 from tqdm import tqdm
 
 from build_scripts.core.options import Address
-from build_scripts.serving.keep.health import probe
+from build_scripts.serving.keep.inference import probe
 from tests.soak.attacks import ATTACKS, Attack, Target
 from tests.soak.overload import resident
 from tests.soak.traffic import Findings, Traffic, clients

@@ -14,17 +14,13 @@ ANSWERS = {
 
 class Frontend(StandIn):
     """statuses: of the answers to inferences in turn, the last one repeated; None is no answer. of_models: the status
-    of one model's answers.
-
-    successes: the count in the statistics; with `busy`, each request adds one.
-    executions: the classifier's batches, of one text and `seconds` each; with `computes`, each look adds one.
+    of one model's answers. successes: the count in the statistics; with `busy`, each request adds one.
     """
 
     def __init__(self, *statuses: int | None, **of_models: int | None):
         self.statuses = list(statuses)
         self.of_models = of_models
         self.asked, self.successes, self.busy = 0, 5, False
-        self.executions, self.seconds, self.computes = 5, 0.001, False
         self.closing = threading.Event()
         super().__init__(self.reply)
 
@@ -33,9 +29,9 @@ class Frontend(StandIn):
         super().__exit__(*error)
 
     def reply(self, request: Request) -> Reply:
-        if request.method == "GET":
-            return Reply(200, json.dumps(self.statistics()).encode())
         _, _, _, model, *_ = request.path.split("/")
+        if request.method == "GET":
+            return Reply(200, json.dumps(self.statistics(model)).encode())
         status = self.of_models[model] if model in self.of_models else self.next_status()
         if status is None:
             self.closing.wait()
@@ -47,11 +43,5 @@ class Frontend(StandIn):
         self.successes += self.busy
         return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
 
-    def statistics(self) -> dict:
-        answered = {"inference_stats": {"success": {"count": self.successes}}}
-        ensembles = [{"name": name, **answered} for name in ("text_classifier", "sentiment", "topic")]
-        self.executions += self.computes
-        times = {"count": self.executions, "ns": int(self.executions * self.seconds * 1e9)}
-        counts = {"execution_count": self.executions, "inference_count": self.executions}
-        classifier = {"name": "classifier", **counts, "batch_stats": [{"batch_size": 1, "compute_infer": times}]}
-        return {"model_stats": [*ensembles, classifier, {"name": "tokenizer", **counts, "batch_stats": []}]}
+    def statistics(self, model: str) -> dict:
+        return {"model_stats": [{"name": model, "inference_stats": {"success": {"count": self.successes}}}]}

@@ -18,7 +18,7 @@ import psutil
 from build_scripts.benchmarks.subprocesses import free_ports
 from build_scripts.core.options import Address
 from build_scripts.core.paths import PROJECT
-from build_scripts.serving.keep.health import wait_until_healthy
+from build_scripts.serving.keep.inference import wait_until_healthy
 from build_scripts.serving.keep.run_directory import run_directory
 from build_scripts.serving.start.installation import embedded_wheel, find_installation, perf_analyzer_environment
 
@@ -90,9 +90,17 @@ class RunningServer:
 
 
 def start(
-    repository: Path, output: Path, *arguments: str, address: Address | None = None, within: Sequence[str] = ()
+    repository: Path,
+    output: Path,
+    *arguments: str,
+    address: Address | None = None,
+    within: Sequence[str] = (),
+    output_to: int | None = None,
 ) -> RunningServer:
-    """`python -m build_scripts serve`, not waited for. within: a command that becomes the one that stands behind it."""
+    """`python -m build_scripts serve`, not waited for. within: a command that runs the one behind it.
+
+    output_to: instead of the file, such as `subprocess.PIPE`.
+    """
     assert may_start, "this test starts a server: mark it with @pytest.mark.server, so that `make check` leaves it out"
     address = address or Address("127.0.0.1", *free_ports(3))
     command = [
@@ -102,7 +110,10 @@ def start(
         *("--metrics-port", str(address.metrics_port), *arguments),
     ]
     with output.open("wb") as file:
-        process = subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        target = file if output_to is None else output_to
+        process = subprocess.Popen(
+            command, cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=target, stderr=subprocess.STDOUT
+        )
     return RunningServer(process, address, output)
 
 

@@ -1,52 +1,61 @@
-"""What a running tritonserver has counted: requests answered and batches computed."""
+"""What a running tritonserver has counted, from its metrics page.
+
+Triton serves that page by a thread that no inference and no body blocks.
+"""
 
 from __future__ import annotations
 
-import http.client
-import json
-from typing import NamedTuple
+from build_scripts.core.names import Models, is_model_or_candidate
+from build_scripts.serving.keep.local_http import exchange
 
-from build_scripts.core.names import CLASSIFIER, ENSEMBLE, is_cached, is_model_or_candidate
-from build_scripts.serving.keep.local_http import open_url
+READ_TIMEOUT_S = 0.5
+SUCCESSES, COMPUTE_US = "nv_inference_request_success", "nv_inference_compute_infer_duration_us"
+TOKENS, REFUSALS = "text_classifier_tokens_sum", "text_classifier_refused_requests_total"
 
 
-def success_count(url: str, name: str = ENSEMBLE) -> int:
-    """Requests of a classifier that were computed since the start; -1 if the server does not say.
+class Counters:
+    """values: (series, model) -> count since the model was loaded. Of REFUSALS only those for overload."""
 
-    Answers from the response cache do not count: they come without the models.
-    """
+    def __init__(self, values: dict[tuple[str, str], float]):
+        self.values = values
+
+    def total(self, series: str, model: str) -> float:
+        """Of a model and of the candidate that a release loads beside it."""
+        return sum(
+            value for (one, of), value in self.values.items() if one == series and is_model_or_candidate(of, model)
+        )
+
+    def answered(self, name: str) -> float:
+        """Requests that a classifier computed. Answers from the response cache come without it and do not count."""
+        return self.total(SUCCESSES, Models(name).classifier)
+
+    def refused(self, name: str) -> float:
+        return self.total(REFUSALS, Models(name).tokenizer)
+
+    def seconds_per_token(self, name: str) -> float | None:
+        """Computing time of a token. Triton counts a batch's time once for each request, so this is an upper bound."""
+        tokens = self.total(TOKENS, Models(name).tokenizer)
+        return self.total(COMPUTE_US, Models(name).classifier) / 1e6 / tokens if tokens else None
+
+
+def read_counters(metrics_address: str) -> Counters | None:
+    """None if the server does not say."""
     try:
-        with open_url(f"{url}/v2/models/stats", timeout_s=0.5) as response:
-            models = json.load(response)["model_stats"]
-        count = 0
-        for model in models:
-            if model["name"] == name:
-                count += int(model["inference_stats"]["success"]["count"])
-            elif is_cached(model["name"], name):
-                count -= int(model["inference_stats"]["cache_hit"]["count"])
-        return count
-    except (OSError, http.client.HTTPException, ValueError, KeyError):
-        return -1
-
-
-class Executions(NamedTuple):
-    """What the classifiers have computed since the start. seconds_a_text: of the batches' time."""
-
-    batches: int
-    seconds_a_text: float
-
-
-def executions(url: str, classifier: str = CLASSIFIER) -> Executions | None:
-    """None if the server does not say. During a release there are two classifiers."""
-    try:
-        with open_url(f"{url}/v2/models/stats", timeout_s=0.5) as response:
-            models = json.load(response)["model_stats"]
-        models = [one for one in models if is_model_or_candidate(one["name"], classifier)]
-        batches = sum(int(one["execution_count"]) for one in models)
-        texts = sum(int(one["inference_count"]) for one in models)
-        # For each size, of its batches: an inference's own time is counted once for each request of its batch.
-        sizes = [size["compute_infer"] for one in models for size in one["batch_stats"]]
-        seconds = sum(int(size["ns"]) for size in sizes) / 1e9
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        status, page = exchange(f"http://{metrics_address}/metrics", timeout_s=READ_TIMEOUT_S)
+    except (OSError, ValueError):
         return None
-    return Executions(batches, seconds / max(texts, 1))
+    return parse(page.decode("utf-8", "replace")) if status == 200 else None
+
+
+def parse(page: str) -> Counters:
+    values: dict[tuple[str, str], float] = {}
+    for line in page.splitlines():
+        series, brace, rest = line.partition("{")
+        if not brace or series not in (SUCCESSES, COMPUTE_US, TOKENS, REFUSALS):
+            continue
+        labels, _, value = rest.rpartition("} ")
+        if series == REFUSALS and 'reason="overload"' not in labels:
+            continue
+        key = series, labels.partition('model="')[2].partition('"')[0]
+        values[key] = values.get(key, 0.0) + float(value)
+    return Counters(values)

@@ -9,54 +9,75 @@ from typing import NamedTuple
 
 import psutil
 
-from build_scripts.serving.start.tritonserver import TritonProcess
-
 MIB = 1 << 20
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+PAGE_BYTES, TICKS_PER_S = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
+# States in /proc/<pid>/stat. A thread that waits for the CPU is RUNNING too; DISK: it waits for a page or a file.
+RUNNING, DISK, SLEEPING, STOPPED, ZOMBIE = "RDSTZ"
+# Of one core. An idle server needs 2 %; the kernel counts in hundredths of a second.
+IDLE_SHARE = 0.05
 
 
-class Worker(NamedTuple):
-    """A process of the server. model: the one that its stub runs; "" for tritonserver and every other process."""
-
-    pid: int
-    model: str
-
-
-CpuSeconds = dict[Worker, float]
-
-
-def broken_process(server: TritonProcess) -> str | None:
-    """Describe a process of the server that was killed or stopped; None if there is none.
-
-    Triton does not reap killed stubs, so they stay zombies. An unloaded stub is a zombie for a moment too, so the
-    caller also asks for an inference.
+class Process(NamedTuple):
+    """model: the one that a stub runs; "" for tritonserver and every other process. state: RUNNING or DISK if any of
+    its threads is. cpu_s: since its start.
     """
-    states = {psutil.STATUS_ZOMBIE: "was killed", psutil.STATUS_STOPPED: "is stopped"}
-    with contextlib.suppress(psutil.NoSuchProcess):
-        tritonserver = psutil.Process(server.process.pid)
-        for process in [tritonserver, *tritonserver.children()]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if (state := process.status()) in states:
-                    return f"process {process.pid} of the server {states[state]}"
-    return None
+
+    model: str
+    state: str
+    cpu_s: float
+
+    @property
+    def is_runnable(self) -> bool:
+        return self.state in (RUNNING, DISK)
 
 
-def cpu_seconds(server: TritonProcess) -> CpuSeconds:
-    """CPU seconds used since the start by each process of the server."""
-    seconds: CpuSeconds = {}
+Processes = dict[int, Process]
+
+
+def processes_of(tritonserver: int) -> Processes:
+    """Process id -> process, of tritonserver and everything that it started."""
+    found: Processes = {}
     with contextlib.suppress(psutil.NoSuchProcess):
-        tritonserver = psutil.Process(server.process.pid)
-        seconds[Worker(tritonserver.pid, "")] = sum(tritonserver.cpu_times()[:2])
-        for child in tritonserver.children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                seconds[Worker(child.pid, model_of(child))] = sum(child.cpu_times()[:2])
-    return seconds
+        parent = psutil.Process(tritonserver)
+        for one in (parent, *parent.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess, OSError, IndexError, ValueError):
+                state, cpu_s = _stat(Path(f"/proc/{one.pid}/stat"))
+                if state == SLEEPING:
+                    state = _state_of_threads(one.pid)
+                found[one.pid] = Process(model_of(one), state, cpu_s)
+    return found
+
+
+def _stat(file: Path) -> tuple[str, float]:
+    """State, and CPU seconds. The command before them may hold blanks and parentheses."""
+    fields = file.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    return fields[0].upper(), (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+
+
+def _state_of_threads(pid: int) -> str:
+    """RUNNING or DISK if a thread is; else SLEEPING. The process's own state is that of its first thread alone."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # the thread has ended
+            state, _ = _stat(thread / "stat")
+            if state in (RUNNING, DISK):
+                return state
+    return SLEEPING
 
 
 def model_of(stub: psutil.Process) -> str:
     """The model that a stub process runs; its first argument is <repository>/<model>/<version>/<file>."""
-    path = Path(*stub.cmdline()[1:2])
-    return path.parts[-3] if len(path.parts) >= 3 else ""
+    with contextlib.suppress(psutil.ZombieProcess):
+        path = Path(*stub.cmdline()[1:2])
+        return path.parts[-3] if len(path.parts) >= 3 else ""
+    return ""
+
+
+def worked(process: Process, before: Process | None, period_s: float) -> bool:
+    """Whether a process got CPU time in a period, or waits for it at the end.
+
+    A process that waits for a share of the CPU on a busy machine is runnable, however little it gets.
+    """
+    return process.is_runnable or process.cpu_s - (before.cpu_s if before else 0.0) >= IDLE_SHARE * period_s
 
 
 def private_bytes(pid: int) -> int:

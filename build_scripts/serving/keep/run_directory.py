@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import IO
 
 from build_scripts.core.errors import ServingError
-from build_scripts.core.paths import BUILD
+from build_scripts.serving.keep import verdict
+from build_scripts.serving.keep.verdict import LOCK_FILE, VERDICT_FILE
 
-STATE_FILE, LOCK_FILE = "state.json", "lock"
+STATE_FILE = "state.json"
 # Commands that look whether a supervisor lives hold its lock for an instant.
 LOCK_LIMIT_S = 1.0
 
 
 def run_directory(http_port: int) -> Path:
-    return BUILD / "serve" / str(http_port)
+    return Path(verdict.RUNS) / str(http_port)
 
 
 @contextlib.contextmanager
@@ -67,8 +68,9 @@ def is_held(http_port: int) -> bool:
 
 
 def forget(http_port: int) -> None:
-    """Remove the state of a supervisor that has ended."""
-    (run_directory(http_port) / STATE_FILE).unlink(missing_ok=True)
+    """Remove what a supervisor that has ended said of its server."""
+    for name in (STATE_FILE, VERDICT_FILE):
+        (run_directory(http_port) / name).unlink(missing_ok=True)
 
 
 def _locked(file: IO, kind: int) -> bool:

@@ -16,7 +16,7 @@ class RunState:
     """Kept in a file that only its owner may read, because of control_key.
 
     releases: classifier name -> id of the release that tritonserver loaded at its start. log: of the running
-    tritonserver. draining: it was asked to stop and still answers. embedded: see `installation.Installation`.
+    tritonserver. embedded: see `installation.Installation`.
     caches: the response cache is on.
     """
 
@@ -28,7 +28,6 @@ class RunState:
     log: str
     releases: dict[str, str]
     control_key: str
-    draining: bool = False
     embedded: bool = False
     metrics_address: str = ""
     caches: bool = False

@@ -1,180 +1,138 @@
-"""Tell whether a running tritonserver still does its work, by real inferences and by what its processes do meanwhile.
+"""Tell whether a running tritonserver still does its work, by what it answers and what its processes do.
 
-    failure = Watch(server, address, stop).run()
+    failure = Watch(ServerView(server, address, stop), stop, names, tell).run()
 
-What follows from a failure is `supervisor`'s job.
+What follows from a failure is `supervisor`'s job; what is a failure, `suspicion`'s.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from typing import Any
 
-from build_scripts.core.errors import ServingError
-from build_scripts.core.names import ENSEMBLE, Models, is_model_or_candidate
-from build_scripts.core.options import Address
-from build_scripts.serving.keep import health
-from build_scripts.serving.keep.counters import Executions, executions, success_count
-from build_scripts.serving.keep.heartbeat import beat
-from build_scripts.serving.keep.processes import CpuSeconds, broken_process, cpu_seconds
-from build_scripts.serving.keep.run_state import read_state
-from build_scripts.serving.start.tritonserver import TritonProcess
+from build_scripts.core.names import ENSEMBLE
+from build_scripts.serving.keep import verdict
+from build_scripts.serving.keep.counters import Counters
+from build_scripts.serving.keep.inference import Outcome, Probe
+from build_scripts.serving.keep.overload import Overload
+from build_scripts.serving.keep.processes import STOPPED, ZOMBIE, Processes
+from build_scripts.serving.keep.server_view import ServerView
+from build_scripts.serving.keep.suspicion import Suspicion, Work, limit_for_largest_request, work_of
 
-# A killed process fails the next probe at once; a hung one costs PROBE_TIMEOUT_S. Both are noticed within 2 s.
-PROBE_EVERY_S, PROBE_TIMEOUT_S = 0.4, 1.0
-# A model that computes is left alone even if nothing was answered for this long: a full batch of long texts.
-BUSY_LIMIT_S = 60.0
-# In NVIDIA's backend tritonserver itself computes, and what else it does, such as to refuse, looks the same. So what
-# counts there is what the classifier finishes, and how long a full batch may take: of texts that each take this many
-# times as long as they did on average, as one of 512 tokens after headlines.
-FULL_BATCH, LONG_TEXT = 64, 40.0
-# What tritonserver does beside its models, such as to unpack a body, takes seconds at most.
-FRONTEND_LIMIT_S = 10.0
-# Below this share of one core over a failed probe, a process does nothing.
-IDLE_SHARE = 0.05
+# Pause between looks, and time for a probe.
+LOOK_EVERY_S, PROBE_TIMEOUT_S = 0.4, 1.0
+# Probes in a row that fail with an error before the server is given up: a release may make one fail.
+FAILED_PROBES = 2
+# Longest period that a look counts for: a machine that was suspended must not make a server look idle.
+LONGEST_PERIOD_S = 1.5
+
+# verdict, detail
+Tell = Callable[[str, str], None]
 
 
 class Watch:
     """Watches one server. All waiting ends early when `stop` is set.
 
-    names: its classifiers. A look is at one of them, so that thirty cost no more than one; a process that was killed is
-    seen at the next look all the same.
+    names: returns its classifiers, to which a release may add. One of them is looked at at a time, so thirty cost no
+    more than one. tell: takes the verdict after each look.
     """
 
-    def __init__(
-        self, server: TritonProcess, address: Address, stop: threading.Event, names: Sequence[str] = (ENSEMBLE,)
-    ):
-        self.server = server
-        self.address = address
-        self.url = address.http_url
+    def __init__(self, view: ServerView, stop: threading.Event, names: Callable[[], Sequence[str]], tell: Tell):
+        self.view = view
         self.stop = stop
-        self.names = list(names)
-        self.turn = 0
-        self.successes: dict[str, int] = {}
-        # Of the classifier whose turn it is; before its turn nobody looked.
-        self.last_success = time.monotonic()
-        self.executions: Executions | None = None
-        self.last_execution = time.monotonic()
+        self.names = names
+        self.tell = tell
+        self.overload = Overload()
+        self.turn = self.failed = 0
+        self.counters: Counters | None = None
+        # name -> its count of answers at the last look
+        self.answered: dict[str, float] = {}
+        self.last_answer = view.now()
+        self.suspicion = Suspicion()
 
     def run(self, limit_s: float = float("inf")) -> str | None:
-        """Returns why the server must be replaced, or None when it is asked to stop or the time is over."""
-        deadline = time.monotonic() + limit_s
-        self.successes = {name: success_count(self.url, name) for name in self.names}
-        self.last_success = time.monotonic()
-        while not self.stop.wait(PROBE_EVERY_S) and time.monotonic() < deadline:
-            beat(self.address.http_port)
+        """Returns why the server must be replaced, or None after `stop` or the time limit."""
+        deadline = self.view.now() + limit_s
+        self.last_answer = self.view.now()
+        while not self.stop.wait(LOOK_EVERY_S) and self.view.now() < deadline:
             if failure := self.look():
                 return failure
         return None
 
     def look(self) -> str | None:
-        """One look, with a probe of our own if nobody else was answered since the last."""
-        with contextlib.suppress(ServingError):  # a release may bring another classifier
-            self.names = list(read_state(self.address.http_port).releases) or self.names
-        name = self.names[self.turn % len(self.names)]
-        if self.server.poll() is not None:
-            return f"tritonserver ended with code {self.server.poll()}"
-        self.server.hide_shared_memory()  # a release adds some
-        broken = broken_process(self.server)
-        # One that a release ended is collected meanwhile.
-        if broken and (ill := self.first_ill()) and broken_process(self.server) == broken:
-            return f"{broken}, and {ill} fails"
-        if self.others_were_answered(name):
+        """One look, with a probe if no request was answered since the last look."""
+        if (code := self.view.exit_code()) is not None:
+            return f"tritonserver ended with code {code}"
+        self.view.hide_shared_memory()  # a release adds segments
+        names = list(self.names())
+        name = names[self.turn % len(names)]
+        if self.counted_an_answer(name):
+            self.proven(names)
             return None
-        before, began = cpu_seconds(self.server), time.monotonic()
-        found = interruptible(self.stop, health.probe, self.url, PROBE_TIMEOUT_S, name)
-        if found is None:
+        before, began = self.view.processes(), self.view.now()
+        found = self.view.probe(name, PROBE_TIMEOUT_S)
+        if self.stop.is_set() or self.view.exit_code() is not None:
             return None
-        if found.healthy:
-            self.next()
+        if found.outcome is Outcome.ANSWERED:
+            self.counted_an_answer(name)
+            self.proven(names)
             return None
-        if broken_process(self.server) not in (broken, None):  # since the probe began: the next look tells
+        inference = "inference" if names == [ENSEMBLE] else f"inference of {name}"
+        if found.outcome is Outcome.FAILED:
+            self.failed += 1
+            self.tell(verdict.SILENT, f"{inference} fails: {found.reason}")
+            broken = told_broken(self.view.processes(), ZOMBIE, "was killed")
+            return f"{broken}{inference} fails: {found.reason}" if self.failed >= FAILED_PROBES else None
+        self.failed = 0
+        if self.view.now() - began < LOOK_EVERY_S:
+            self.stop.wait(LOOK_EVERY_S)  # refused at once, which is too short to see what computes
+        if self.counted_an_answer(name):
+            self.proven(names)
             return None
-        if self.server.poll() is not None or self.others_were_answered(name):
-            return None
-        if found.reason.startswith("HTTP 5") and not found.overloaded:
-            return f"{self.inference(name)} fails: {found.reason}"
+        return self.judge(name, inference, found, before, min(self.view.now() - began, LONGEST_PERIOD_S))
+
+    def judge(self, name: str, inference: str, found: Probe, before: Processes, period_s: float) -> str | None:
+        """What a probe without an answer means."""
+        after = self.view.processes()
+        work, seconds = work_of(name, self.view.pid, before, after, period_s, refuses=found.overloaded)
+        silence_s = self.view.now() - self.last_answer
+        largest_s = limit_for_largest_request(self.counters.seconds_per_token(name) if self.counters else None)
+        if self.suspicion.exceeds(work, seconds, largest_s):
+            broken = told_broken(after, STOPPED, "is stopped")
+            return f"{broken}{inference} hangs: nothing was answered for {silence_s:.1f} s ({found.reason})"
         if found.overloaded:
-            self.stop.wait(PROBE_EVERY_S)  # refused at once, which is too short to see whether anything computes
-        period = max(time.monotonic() - began, 0.1)
-        silence = time.monotonic() - self.last_success
-        if silence > self.patience(name, before, period, found.overloaded):
-            return f"{self.inference(name)} hangs: nothing was answered for {silence:.1f} s ({found.reason})"
+            self.tell(verdict.OVERLOADED, found.reason)
+        elif work is Work.NONE:
+            self.tell(verdict.SILENT, f"nothing was answered for {silence_s:.1f} s ({found.reason})")
+        else:
+            self.tell(verdict.READY, f"busy; the last answer was {silence_s:.1f} s ago")
         return None
 
-    def next(self) -> None:
-        """This classifier is well: the next look is at another."""
-        self.turn += 1
-        self.last_success = time.monotonic()
-        if len(self.names) > 1:  # they were another's
-            self.executions = None
-
-    def first_ill(self) -> str | None:
-        """The first classifier that does not answer, in words."""
-        return next(
-            (self.inference(name) for name in self.names if not health.probe(self.url, 0.3, name).healthy), None
-        )
-
-    def inference(self, name: str) -> str:
-        return "inference" if self.names == [ENSEMBLE] else f"inference of {name}"
-
-    def others_were_answered(self, name: str) -> bool:
-        """Then there is no need to ask for ourselves. A release makes Triton count from 0 again."""
-        counted = success_count(self.url, name)
-        if counted in (self.successes.get(name), -1):
+    def counted_an_answer(self, name: str) -> bool:
+        """Whether others were answered since the last look. After a release, Triton counts from 0 again."""
+        counters = self.view.counters()
+        if counters is None:
             return False
-        self.successes[name] = counted
-        self.next()
-        return True
+        self.counters = counters
+        self.overload.add(self.view.now(), counters)
+        before, self.answered[name] = self.answered.get(name), counters.answered(name)
+        return before is not None and before != self.answered[name]
 
-    def patience(self, name: str, before: CpuSeconds, period_s: float, overloaded: bool) -> float:
-        """How long the classifier may not answer, by who has worked since `before`.
-
-        Whatever process works is work: a tokenizer that cuts blanks computes as well as a classifier. Refusals are the
-        exception: the tokenizer is busy with them, however dead the classifier is for which the others wait.
-        """
-        after = cpu_seconds(self.server)
-        # A process that ended meanwhile, as at the end of a release, must not make the others look idle.
-        worked = {who for who, seconds in after.items() if seconds - before.get(who, 0.0) >= IDLE_SHARE * period_s}
-        own = Models(name)
-        stubs = {who for who in after if who.model}
-        classifiers = {who for who in stubs if is_model_or_candidate(who.model, own.classifier)}
-        models = classifiers | {who for who in stubs if is_model_or_candidate(who.model, own.tokenizer)}
-        if overloaded:
-            worked -= stubs - classifiers
-        if worked & models:
-            return BUSY_LIMIT_S
-        if worked and not classifiers:
-            return self.patience_inside(own.classifier)
-        return FRONTEND_LIMIT_S if worked and not overloaded else PROBE_TIMEOUT_S
-
-    def patience_inside(self, classifier: str) -> float:
-        """The same where tritonserver runs the classifier, and has worked at this or at something else."""
-        found, now = executions(self.url, classifier), time.monotonic()
-        if found and (self.executions is None or found.batches != self.executions.batches):
-            self.last_execution = now
-        self.executions = found or self.executions
-        if self.executions is None:
-            return BUSY_LIMIT_S
-        batch = min(max(FULL_BATCH * LONG_TEXT * self.executions.seconds_a_text, FRONTEND_LIMIT_S), BUSY_LIMIT_S)
-        return BUSY_LIMIT_S if now - self.last_execution <= batch else batch
+    def proven(self, names: Sequence[str]) -> None:
+        """This classifier works: the next look is at another."""
+        self.turn += 1
+        self.failed = 0
+        self.last_answer = self.view.now()
+        self.suspicion = Suspicion()
+        refusing = self.overload.overloaded(names)
+        if refusing:
+            self.tell(verdict.OVERLOADED, f"most requests to {', '.join(refusing)} are refused")
+        else:
+            self.tell(verdict.READY, "inference answers")
 
 
-def interruptible(stop: threading.Event, function: Callable, *arguments: Any) -> Any:
-    """What the function returns; None if `stop` was set first. Then the function is left to end by itself."""
-    result: Future = Future()
-
-    def call() -> None:
-        try:
-            result.set_result(function(*arguments))
-        except BaseException as error:
-            result.set_exception(error)
-
-    threading.Thread(target=call, daemon=True).start()
-    while not result.done() and not stop.wait(0.01):
-        pass
-    return result.result() if result.done() else None
+def told_broken(processes: Processes, state: str, what: str) -> str:
+    """The beginning of a reason: which process is broken, if any is."""
+    return next(
+        (f"process {pid} of the server {what}, and " for pid, one in processes.items() if one.state == state), ""
+    )

@@ -10,14 +10,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
-from build_scripts.core.paths import PROJECT
 from build_scripts.releases.store import live_release
-from build_scripts.serving.keep import health
+from build_scripts.serving.keep import inference
+from build_scripts.serving.keep.health import HEALTHY, UNHEALTHY, report
 from build_scripts.serving.keep.processes import MIB, private_bytes
 from build_scripts.serving.start.start_message import READY
 from tests.soak.attacks import Target, exchange, infer_body, request
@@ -28,48 +29,44 @@ pytestmark = [
     pytest.mark.server,
     pytest.mark.skipif(not embedded(), reason="needs the classifier in a process of its own"),
 ]
-FP32 = ("--precision", "fp32")
 GENERATE = "/v2/models/text_classifier/generate"
-RECOVERED_WITHIN_S, NOTICED_WITHIN_S = 10.0, 2.0
+TEXT = "Midfielder scores twice"
+# Deadlines of what must happen at all, however busy the machine is.
+NOTICED_S, RECOVERED_S = 60.0, 120.0
 
 
 @pytest.fixture(scope="module")
-def server(default_repository, tmp_path_factory):
-    with running(default_repository, tmp_path_factory.mktemp("faults") / "output.txt", *FP32) as server:
+def tiny(tiny_repository, subject) -> Callable:
+    """tiny(output): a server of the tiny model, in a `with` block."""
+    options = ("--model", str(subject("bert").directory), "--precision", "fp32")
+    return lambda output: running(tiny_repository, output, *options)
+
+
+@pytest.fixture(scope="module")
+def server(tiny, tmp_path_factory):
+    with tiny(tmp_path_factory.mktemp("faults") / "output.txt") as server:
         yield server
 
 
 class Load:
-    """Clients that never pause; wrong answers, and health reports that contradict the answers, are collected."""
+    """Clients that never pause; wrong answers are collected."""
 
-    def __init__(self, url: str, expected: int):
-        self.url, self.expected = url, expected
+    def __init__(self, url: str):
+        self.url = url
+        self.expected = httpx.post(url + GENERATE, json={"TEXT": TEXT}, timeout=60).json()["CLASS_ID"]
         self.stop, self.answered, self.wrong = threading.Event(), 0, []
-        self.last_answer = time.monotonic()
-        self.threads = [threading.Thread(target=target) for target in (self.ask, self.ask, self.ask, self.doubt)]
-
-    def doubt(self) -> None:
-        """Health must not go on saying well while nobody is answered."""
-        well_since = None
-        while not self.stop.is_set():
-            if not health.probe(self.url, 1.0).healthy:
-                well_since = None
-                continue
-            well_since = well_since or time.monotonic()
-            if time.monotonic() - max(well_since, self.last_answer) > NOTICED_WITHIN_S:
-                self.wrong.append(f"health says well, {time.monotonic() - self.last_answer:.1f} s after an answer")
+        self.threads = [threading.Thread(target=self.ask) for _ in range(3)]
 
     def ask(self) -> None:
         with httpx.Client(timeout=5) as client:
             while not self.stop.is_set():
                 try:
-                    response = client.post(self.url + GENERATE, json={"TEXT": "Midfielder scores twice"})
+                    response = client.post(self.url + GENERATE, json={"TEXT": TEXT})
                 except httpx.HTTPError:
                     time.sleep(0.01)  # nobody listens during a restart
                     continue
                 if response.status_code == 200:
                     self.answered += 1
-                    self.last_answer = time.monotonic()
                     if response.json()["CLASS_ID"] != self.expected:
                         self.wrong.append(response.text)
 
@@ -84,38 +81,75 @@ class Load:
             thread.join()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 @pytest.mark.parametrize("victim", ["tokenizer/1", "classifier/1", "bin/tritonserver"])
-def test_a_process_that_dies_or_hangs_under_load_is_replaced(server, victim, number, default_oracle):
-    expected = default_oracle.class_ids(["Midfielder scores twice"])[0]
-    with Load(server.http, expected) as load:
-        wait_for(lambda: load.answered > 20, 10, "no load")
+def test_killed_or_stopped_process_is_replaced_under_load(server, victim, number):
+    wait_for(lambda: inference.probe(server.http, 5.0).healthy, RECOVERED_S, server.said())
+    with Load(server.http) as load:
+        wait_for(lambda: load.answered > 20, RECOVERED_S, "no load")
         lines, before = server.said().count("restarting"), server.find("bin/tritonserver").pid
         server.find(victim).send_signal(number)
-        began = time.monotonic()
-        noticed = wait_for(lambda: server.said().count("restarting") > lines, 5, f"not noticed: {server.said()}")
-        assert noticed < NOTICED_WITHIN_S + 0.5, server.said()
+        wait_for(lambda: server.said().count("restarting") > lines, NOTICED_S, f"not noticed: {server.said()}")
         answered = load.answered
-        wait_for(lambda: load.answered > answered + 5, RECOVERED_WITHIN_S, server.said())
-        assert time.monotonic() - began < RECOVERED_WITHIN_S
+        wait_for(lambda: load.answered > answered + 5, RECOVERED_S, server.said())
     assert not load.wrong
     assert server.find("bin/tritonserver").pid != before
-    assert health.wait_until_healthy(server.http, 2).healthy
 
 
-def test_health_does_not_say_well_while_inference_fails(server):
+def test_health_fails_while_inference_fails(server):
+    """Between the moment at which the supervisor notices and the one at which the new server answers."""
+    wait_for(lambda: report(server.http, 5.0, live=False)[0] == HEALTHY, RECOVERED_S, server.said())
     server.find("tokenizer/1").suspend()
-    time.sleep(0.05)
-    module = [sys.executable, "-m", "build_scripts.serving.keep.health", "--url", server.http, "--timeout", "0.6"]
-    done = subprocess.run(module, cwd=PROJECT, capture_output=True, text=True, timeout=20)
-    assert done.returncode == 1
-    assert done.stdout.startswith("not healthy")
-    wait_for(lambda: health.probe(server.http, 1).healthy, RECOVERED_WITHIN_S, server.said())
+    seen = []
+
+    def fails(live: bool) -> bool:
+        seen.append(report(server.http, 5.0, live=live)[0])
+        return seen[-1] == UNHEALTHY
+
+    wait_for(lambda: fails(live=False), NOTICED_S, server.said())
+    assert not fails(live=True)
+    wait_for(lambda: report(server.http, 5.0, live=False)[0] == HEALTHY, RECOVERED_S, server.said())
+
+
+def test_server_lives_on_without_a_reader_of_its_output(tiny_repository, subject, tmp_path):
+    """As in `make serve | head -1`: the next message must not end the supervisor."""
+    options = ("--model", str(subject("bert").directory), "--precision", "fp32")
+    server = start(tiny_repository, tmp_path / "output.txt", *options, output_to=subprocess.PIPE)
+    try:
+        wait_for(lambda: inference.probe(server.http, 5.0).healthy, RECOVERED_S, "no answer")
+        server.process.stdout.close()
+        before = server.find("bin/tritonserver").pid
+        server.find("bin/tritonserver").kill()
+        wait_for(lambda: inference.probe(server.http, 5.0).healthy, RECOVERED_S, "no answer after the fault")
+        assert server.find("bin/tritonserver").pid != before
+        assert server.stop() == 0
+    finally:
+        server.remove()
+
+
+BURN = "while True: pass"
+
+
+@pytest.mark.slow
+def test_working_server_is_left_alone_on_an_overloaded_machine(default_repository, tmp_path):
+    """Eight busy processes on the machine, and clients whose requests each hold the most that is admitted."""
+    body = {"TEXT": ["word " * 510] * 64}
+    with running(default_repository, tmp_path / "output.txt", "--precision", "fp32") as server:
+        burners = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(8)]
+        try:
+            with ThreadPoolExecutor(3) as pool:
+                found = list(pool.map(lambda _: post(server.http + GENERATE, body, timeout_s=600)[0], range(3)))
+        finally:
+            for burner in burners:
+                burner.kill()
+                burner.wait()
+        assert found == [200, 200, 200]
+        assert "restarting" not in server.said()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_answers_what_is_in_flight_and_refuses_the_rest(number, default_repository, tmp_path):
-    with running(default_repository, tmp_path / "output.txt", *FP32) as server:
+def test_stop_answers_requests_in_flight_and_refuses_others(number, default_repository, tmp_path):
+    with running(default_repository, tmp_path / "output.txt", "--precision", "fp32") as server:
         answers, late = [], []
         slow = {"TEXT": ["word " * 600] * 16}
 
@@ -146,11 +180,11 @@ def test_a_stop_answers_what_is_in_flight_and_refuses_the_rest(number, default_r
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the kernel's log is root's")
-def test_no_process_crashes_when_the_server_stops(default_repository, tmp_path):
-    """The exit code is Triton's secret; a crash is in the kernel's log."""
+def test_no_process_crashes_when_the_server_stops(tiny, tmp_path):
+    """Triton hides the exit codes of stubs; the kernel logs crashes."""
     kernel_log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     try:
-        with running(default_repository, tmp_path / "output.txt", *FP32) as server:
+        with tiny(tmp_path / "output.txt") as server:
             assert post(server.http + GENERATE, {"TEXT": "a"})[0] == 200
             pids = [process.pid for process in server.family()]
             os.lseek(kernel_log, 0, os.SEEK_END)
@@ -164,45 +198,47 @@ def test_no_process_crashes_when_the_server_stops(default_repository, tmp_path):
 
 
 @pytest.mark.slow
-def test_memory_of_large_requests_is_returned(default_repository, tmp_path):
+def test_memory_of_large_requests_is_returned(tiny, tmp_path):
     """By default glibc would keep hundreds of MiB."""
     sent = request(infer_body([" " * MAX_REQUEST_BYTES]))  # one text of so many bytes is refused at once
-    with running(default_repository, tmp_path / "output.txt") as server, ThreadPoolExecutor(100) as pool:
+    with tiny(tmp_path / "output.txt") as server, ThreadPoolExecutor(100) as pool:
         triton = server.find("bin/tritonserver").pid
         before, target = private_bytes(triton), Target(server.address, "", 0, 0)
         assert set(pool.map(lambda _: exchange(target, sent, []), range(300))) == {"refused"}
         assert private_bytes(triton) - before < 64 * MIB
 
 
-def test_a_killed_supervisor_leaves_no_server_behind(default_repository, tmp_path):
-    with running(default_repository, tmp_path / "output.txt", *FP32) as server:
+def test_killed_supervisor_leaves_no_server_behind(tiny, tmp_path):
+    with tiny(tmp_path / "output.txt") as server:
         assert len(server.family()) == 3
         server.process.kill()
         wait_for(server.is_gone, 15, f"{server.family()} {server.shared_memory()}")
 
 
-def test_repeated_failure_ends_with_a_clear_message(default_repository, tmp_path):
-    """The model file is destroyed behind the running server's back, and the server killed."""
+def test_repeated_failure_ends_with_a_clear_message(tiny_repository, subject, tmp_path):
+    """The model file is destroyed while the server runs, and then the server is killed."""
     repository = tmp_path / "with blanks, and \u00fc \u4e2d" / "repository"  # which the first start has to survive
-    shutil.copytree(default_repository, repository, symlinks=True)
-    with running(repository, tmp_path / "output.txt", *FP32) as server:
-        # A first start that fails ends at once; the supervisor has to have seen this one succeed.
-        wait_for(lambda: READY in server.said(), 60, server.said())
+    shutil.copytree(tiny_repository, repository, symlinks=True)
+    options = ("--model", str(subject("bert").directory), "--precision", "fp32")
+    with running(repository, tmp_path / "output.txt", *options) as server:
+        # A first start that fails ends at once; the supervisor must have seen this one succeed.
+        wait_for(lambda: READY in server.said(), RECOVERED_S, server.said())
         model = live_release(repository) / "model.pt"
         model.write_bytes(model.read_bytes()[:1000])
         server.find("bin/tritonserver").kill()
-        assert server.process.wait(60) == 1
+        assert server.process.wait(RECOVERED_S) == 1
     assert re.search(r"gave up after \d+ failures in a row; the last: could not start", server.said()), server.said()
 
 
-def test_a_taken_port_is_one_clear_line(default_repository, tmp_path):
+def test_taken_port_is_one_clear_line(tiny_repository, subject, tmp_path):
+    options = ("--model", str(subject("bert").directory), "--precision", "fp32")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        server = start(default_repository, tmp_path / "output.txt", *FP32, "--http-port", str(port))
+        server = start(tiny_repository, tmp_path / "output.txt", *options, "--http-port", str(port))
         try:
-            assert server.process.wait(30) == 1
+            assert server.process.wait(120) == 1
         finally:
             server.remove()
     assert server.said().count("\n") == 1

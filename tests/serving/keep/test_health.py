@@ -5,24 +5,56 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
-import time
+from dataclasses import replace
 
 import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports
 from build_scripts.core.paths import PROJECT
-from build_scripts.serving.keep import health, heartbeat, run_directory
+from build_scripts.serving.keep import health, verdict
 from build_scripts.serving.keep.health import HEALTHY, UNHEALTHY, UNREADY, report
 from build_scripts.serving.keep.run_directory import held
 from build_scripts.serving.keep.run_state import RunState, write_state
+from build_scripts.serving.keep.verdict import VerdictFile
+from tests.support.fake_frontend import Frontend
 
-LONG_AGO_S = 3600
+MODULE = "build_scripts.serving.keep.health"
 
 
-@pytest.fixture(autouse=True)
-def apart(monkeypatch, tmp_path):
-    monkeypatch.setattr(run_directory, "BUILD", tmp_path)
+def url_of(server: Frontend) -> str:
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+@pytest.mark.parametrize(
+    ("word", "ready"),
+    [
+        (verdict.READY, HEALTHY),
+        (verdict.OVERLOADED, UNREADY),
+        (verdict.DRAINING, UNREADY),
+        (verdict.STARTING, UNHEALTHY),
+        (verdict.RESTARTING, UNHEALTHY),
+        (verdict.SILENT, UNHEALTHY),
+    ],
+)
+def test_supervised_server_is_judged_by_the_verdict_and_not_asked(frontend, word, ready):
+    front = frontend(None)
+    port = front.server_port
+    with held(port):
+        VerdictFile(port, "127.0.0.1").tell(word, "the reason")
+        code, line = report(url_of(front), 0.3, live=False)
+        assert code == ready
+        assert "the reason" in line
+        assert report(url_of(front), 0.3, live=True)[0] == HEALTHY
+    assert front.asked == 0
+
+
+def test_a_named_classifier_is_asked(frontend):
+    front = frontend(200, topic=500)
+    port = front.server_port
+    with held(port):
+        VerdictFile(port, "127.0.0.1").tell(verdict.READY)
+        assert report(url_of(front), 1.0, live=False, names=["topic"])[0] == UNHEALTHY
+        assert report(url_of(front), 1.0, live=False, names=["text_classifier"])[0] == HEALTHY
 
 
 @pytest.mark.parametrize(
@@ -34,54 +66,33 @@ def apart(monkeypatch, tmp_path):
         (None, UNHEALTHY, UNHEALTHY, "not healthy: timed out"),
     ],
 )
-def test_readiness_and_liveness_of_a_server_that_nobody_supervises(frontend, status, ready, live, said):
-    url = f"http://127.0.0.1:{frontend(status).server_port}"
-    assert report(url, 0.3, live=False) == (ready, said)
-    assert report(url, 0.3, live=True) == (live, said)
+def test_unsupervised_server_is_asked(frontend, status, ready, live, said):
+    url = url_of(frontend(status))
+    assert report(url, 0.5, live=False) == (ready, said)
+    assert report(url, 0.5, live=True) == (live, said)
 
 
-def test_a_server_that_is_gone_is_neither_ready_nor_alive():
+def test_unsupervised_server_that_answers_others_is_busy_not_dead(frontend):
+    front = frontend(None)
+    front.busy = True
+    code, line = report(url_of(front), 0.5, live=False)
+    assert code == HEALTHY
+    assert line.startswith("healthy: busy")
+
+
+def test_server_that_is_gone_is_neither_ready_nor_alive():
     url = f"http://127.0.0.1:{free_ports(1)[0]}"
     assert [report(url, 0.3, live=live)[0] for live in (False, True)] == [UNHEALTHY, UNHEALTHY]
 
 
-def test_a_refusal_counts_even_if_the_last_probe_came_to_nothing(frontend):
-    url = f"http://127.0.0.1:{frontend(503, None).server_port}"
-    assert report(url, 0.5, live=False)[0] == UNREADY
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_server_lives_while_its_supervisor_is_at_work(frontend, host):
-    """It may load, or be started again: a container that is killed for that starts from nothing."""
-    port = frontend(None).server_port
-    url = f"http://{host}:{port}"
-    state = RunState(os.getpid(), f"http://127.0.0.1:{port}", "", "", "", "", {}, "")
-    with held(port) as directory:
-        write_state(port, state)
-        assert report(url, 0.3, live=True)[0] == HEALTHY
-        assert report(url, 0.3, live=False)[0] == UNHEALTHY
-        # A supervisor that hangs gives no sign of life.
-        os.utime(directory / run_directory.STATE_FILE, (time.time() - LONG_AGO_S,) * 2)
-        assert report(url, 0.3, live=True)[0] == UNHEALTHY
-        heartbeat.beat(port)
-        assert report(url, 0.3, live=True)[0] == HEALTHY
-    assert report(url, 0.3, live=True)[0] == UNHEALTHY
-
-
-def test_a_server_that_drains_is_not_ready_and_lives(frontend):
-    """Whatever it would answer: neither probe asks, for both are about what the supervisor does."""
-    port = frontend(None).server_port
-    url = f"http://127.0.0.1:{port}"
-    with held(port):
-        write_state(port, RunState(os.getpid(), url, "", "", "", "", {}, "", draining=True))
-        assert report(url, 0.3, live=False) == (UNREADY, "draining: it is about to stop, and still answers")
-        assert report(url, 0.3, live=True)[0] == HEALTHY
+def test_a_refusal_counts_even_if_the_last_probe_timed_out(frontend):
+    assert report(url_of(frontend(503, None)), 0.8, live=False)[0] == UNREADY
 
 
 SERVED = {"text_classifier": "a", "sentiment": "b", "topic": "c"}
+STATE = RunState(os.getpid(), "", "", "", "", "", SERVED, "")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("of_models", "code", "said"),
     [
@@ -90,59 +101,75 @@ SERVED = {"text_classifier": "a", "sentiment": "b", "topic": "c"}
         (
             {"text_classifier": None, "topic": 500},
             UNHEALTHY,
-            "not healthy: text_classifier: timed out; topic: HTTP 500: stub",
+            "not healthy: text_classifier: timed out; topic: HTTP 500",
         ),
         ({"sentiment": 503}, UNREADY, "overloaded: sentiment: HTTP 503: overload"),
         ({"sentiment": 503, "topic": None}, UNHEALTHY, "not healthy: topic: timed out"),
     ],
 )
-def test_the_classifier_that_is_ill_is_named(frontend, of_models, code, said):
-    port = frontend(200, **of_models).server_port
-    url = f"http://127.0.0.1:{port}"
-    with held(port):
-        write_state(port, RunState(os.getpid(), url, "", "", "", "", SERVED, ""))
-        found = report(url, 0.5, live=False)
-        assert found[0] == code
-        assert found[1].startswith(said)
-        for name in SERVED:
-            own = {200: HEALTHY, 503: UNREADY}.get(of_models.get(name, 200), UNHEALTHY)
-            assert report(url, 0.5, live=False, names=[name])[0] == own
+def test_failing_classifier_is_named_without_a_verdict(frontend, of_models, code, said):
+    """As on a full disk, where there is a state and no verdict."""
+    front = frontend(200, **of_models)
+    with held(front.server_port):
+        write_state(front.server_port, replace(STATE, http_url=url_of(front)))
+        found = report(url_of(front), 1.0, live=False)
+    assert found[0] == code
+    assert found[1].startswith(said)
 
 
-def test_all_classifiers_are_asked_at_once(monkeypatch):
-    """One that hangs takes the whole time of a probe, and leaves the others theirs."""
-    together = threading.Barrier(len(SERVED))
-
-    def well(*_) -> health.Health:
-        together.wait(10)
-        return health.Health(True, "class id 3")
-
-    monkeypatch.setattr(health, "wait_until_healthy", well)
-    assert report("http://127.0.0.1:9", 0.3, live=False, names=[*SERVED])[0] == HEALTHY
-
-
-def test_of_a_server_that_nobody_supervises_the_names_are_given(frontend):
-    url = f"http://127.0.0.1:{frontend(200, topic=500).server_port}"
-    assert report(url, 0.3, live=False) == (HEALTHY, "healthy: class id 3")
-    assert report(url, 0.3, live=False, names=["topic"])[0] == UNHEALTHY
+def run_module(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    command = [sys.executable, "-S", "-E", "-m", MODULE, *arguments]
+    return subprocess.run(
+        command, cwd=PROJECT, env={**environment, **variables}, capture_output=True, text=True, timeout=60
+    )
 
 
 @pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"])
 def test_no_proxy_comes_between(frontend, name):
-    """In a process of its own: variables are looked at when the module is loaded."""
-    environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
-    environment[name] = f"http://127.0.0.1:{free_ports(1)[0]}"
-    command = [sys.executable, "-m", "build_scripts.serving.keep.health", "--url"]
-    url = f"http://127.0.0.1:{frontend(200).server_port}"
-    done = subprocess.run([*command, url], cwd=PROJECT, env=environment, capture_output=True, timeout=20)
-    assert done.returncode == HEALTHY, done.stdout
+    proxy = f"http://127.0.0.1:{free_ports(1)[0]}"
+    assert run_module("--url", url_of(frontend(200)), **{name: proxy}).returncode == HEALTHY
 
 
-def test_the_command_exits_with_the_code(frontend):
-    url = f"http://127.0.0.1:{frontend(503, topic=200).server_port}"
-    command = [sys.executable, "-S", "-m", "build_scripts.serving.keep.health", "--url", url, "--timeout", "0.3"]
+def test_module_exits_with_the_code(frontend):
+    url = url_of(frontend(503, topic=200))
     codes = [
-        subprocess.run([*command, *more], cwd=PROJECT, capture_output=True, timeout=20).returncode
-        for more in ([], ["--live"], ["--name", "topic"])
+        run_module("--url", url, "--timeout", "0.5", *more).returncode for more in ([], ["--live"], ["--name", "topic"])
     ]
     assert codes == [UNREADY, HEALTHY, HEALTHY]
+
+
+def test_port_from_the_environment_counts(frontend):
+    port = str(frontend(200).server_port)
+    assert run_module(TRITON_TC_HTTP_PORT=port).returncode == HEALTHY
+
+
+def test_wrong_option_is_a_usage_error():
+    found = run_module("--lively")
+    assert found.returncode == 2
+    assert "--lively" in found.stderr
+
+
+def test_default_address_is_that_of_the_options():
+    from build_scripts.core.options import Address
+
+    assert Address().http_url == health.DEFAULT_URL
+
+
+def test_probe_of_a_supervised_server_imports_nothing_heavy(port, runs):
+    """Every replica runs it every two seconds. Each of these modules costs as much as the whole probe."""
+    code = f"""
+import sys
+from build_scripts.serving.keep import health, verdict
+verdict.RUNS = {runs!r}
+assert health.main(["--url", "http://127.0.0.1:{port}"]) == 0
+print(*sorted(sys.modules))
+"""
+    with held(port):
+        VerdictFile(port, "127.0.0.1").tell(verdict.READY, "inference answers")
+        done = subprocess.run([sys.executable, "-S", "-E", "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said, loaded = done.stdout.splitlines()
+    assert said == "healthy: inference answers"
+    heavy = {"argparse", "dataclasses", "json", "pathlib", "re", "socket", "typing", "urllib", "psutil", "threading"}
+    assert not heavy & set(loaded.split())

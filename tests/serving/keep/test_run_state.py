@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from build_scripts.benchmarks.subprocesses import free_ports
 from build_scripts.core.errors import ServingError
 from build_scripts.core.paths import PROJECT
 from build_scripts.serving.keep import run_directory
@@ -27,13 +27,6 @@ STATE = RunState(
     {"text_classifier": "0123"},
     "a key",
 )
-
-
-@pytest.fixture(autouse=True)
-def port(monkeypatch, tmp_path) -> int:
-    """Of a run directory that is the test's own."""
-    monkeypatch.setattr(run_directory, "BUILD", tmp_path)
-    return free_ports(1)[0]
 
 
 def test_the_state_is_read_while_its_supervisor_lives(port):
@@ -63,13 +56,12 @@ def test_a_new_supervisor_forgets_what_the_one_before_left(port):
 
 
 @pytest.fixture
-def holder(port, tmp_path) -> Iterator[subprocess.Popen]:
+def holder(port, runs) -> Iterator[subprocess.Popen]:
     """Another process that holds the directory."""
     code = f"""
 import sys, time
-from pathlib import Path
-from build_scripts.serving.keep import run_directory
-run_directory.BUILD = Path({str(tmp_path)!r})
+from build_scripts.serving.keep import run_directory, verdict
+verdict.RUNS = {runs!r}
 with run_directory.held({port}):
     print("held", flush=True)
     time.sleep(60)
@@ -105,8 +97,8 @@ def test_nobody_else_may_read_the_directory(port):
     assert set(modes.values()) == {0}, modes
 
 
-def test_a_directory_that_cannot_be_made_is_one_clear_line(port, tmp_path):
-    (tmp_path / "serve").write_text("a file where the directory is to be")
+def test_a_directory_that_cannot_be_made_is_one_clear_line(port, runs):
+    Path(runs).write_text("a file where the directory is to be")
     with pytest.raises(ServingError, match=r"cannot be used \(.*\).*expected a directory") as refusal:
         held(port).__enter__()
     assert "\n" not in str(refusal.value)

@@ -1,51 +1,71 @@
-"""A stop lets work end, and waits for nothing else."""
+"""A stop lets work end, and waits for nothing else. The clock is made up; no test waits."""
 
 from __future__ import annotations
 
+import signal
 import sys
-import time
+from types import SimpleNamespace
 
 import pytest
 
-from build_scripts.serving.keep import shutdown
+from build_scripts.serving.keep.processes import RUNNING, SLEEPING, Process
 from build_scripts.serving.keep.shutdown import QUIET_S, stop
 from build_scripts.serving.start.tritonserver import EXIT_TIMEOUT_S
+from tests.support.fake_view import Clock
 from tests.support.servers import wait_for
 
 
-def deaf(process, code: str, ready):
-    """A process that does not end when it is asked to, and then runs the code."""
-    server = process(
-        sys.executable, "-c",
-        f"import signal, time; from pathlib import Path; asked = []\n"
-        f"signal.signal(signal.SIGTERM, lambda *_: asked.append(1)); Path({str(ready)!r}).touch()\n"
-        f"while not asked: time.sleep(0.01)\n{code}",
-    )  # fmt: skip
-    wait_for(ready.exists, 10, "not started")
-    return server
+class Server:
+    """Ends at ends_at. It uses the cores until busy_until; while starved, it waits for the CPU and gets none."""
+
+    def __init__(self, ends_at: float = 1e9, busy_until: float = 0.0, starved: bool = False):
+        self.clock, self.signals, self.killed_at = Clock(), [], 0.0
+        self.began = self.clock.now()
+        self.ends_at, self.busy_until, self.starved = ends_at, busy_until, starved
+        self.process = SimpleNamespace(pid=1, send_signal=self.signals.append)
+
+    @property
+    def seconds(self) -> float:
+        return self.clock.now() - self.began
+
+    def poll(self) -> int | None:
+        return 0 if self.seconds >= self.ends_at else None
+
+    def kill(self) -> None:
+        self.killed_at = self.seconds
+
+    def look(self, _pid: int) -> dict[int, Process]:
+        busy = self.seconds < self.busy_until
+        used = 0.0 if self.starved else min(self.seconds, self.busy_until)
+        return {1: Process("", RUNNING if busy and self.starved else SLEEPING, used)}
+
+    def stopped_after(self) -> float:
+        stop(self, now=self.clock.now, wait=self.clock.wait, look=self.look)
+        assert self.signals == [signal.SIGTERM]
+        return self.killed_at
 
 
-@pytest.mark.slow
-def test_work_in_flight_is_done_first(process, tmp_path):
-    """It takes longer than a quiet server is given."""
-    done = tmp_path / "done"
-    work = f"end = time.process_time() + {1.5 * QUIET_S}\nwhile time.process_time() < end: pass\n"
-    work += f"Path({str(done)!r}).touch()"
-    stop(deaf(process, work, tmp_path / "ready"))
-    assert done.exists()
+@pytest.mark.parametrize("starved", [False, True], ids=["computing", "waiting for the CPU"])
+def test_work_in_flight_is_awaited(starved):
+    assert Server(busy_until=4 * QUIET_S, starved=starved).stopped_after() > 4 * QUIET_S
 
 
-def test_a_server_that_does_nothing_and_does_not_end_is_ended(process, tmp_path):
-    """As one with an idle connection, or with a request that it forgot."""
-    server, began = deaf(process, "time.sleep(60)", tmp_path / "ready"), time.monotonic()
+def test_idle_server_with_open_connections_is_ended():
+    assert Server().stopped_after() < 2 * QUIET_S
+
+
+def test_server_that_ends_is_not_awaited():
+    assert Server(ends_at=0.3, busy_until=60.0).stopped_after() < 1.0
+
+
+def test_endless_work_ends_with_the_exit_timeout():
+    assert EXIT_TIMEOUT_S < Server(busy_until=1e9).stopped_after() < EXIT_TIMEOUT_S + 10
+
+
+def test_real_process_that_ignores_sigterm_is_ended(process, tmp_path):
+    ready = tmp_path / "ready"
+    code = "import signal, time; from pathlib import Path; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    server = process(sys.executable, "-c", f"{code}Path({str(ready)!r}).touch(); time.sleep(600)")
+    wait_for(ready.exists, 60, "not started")
     stop(server)
     assert server.poll() is not None
-    assert time.monotonic() - began < EXIT_TIMEOUT_S
-
-
-def test_a_server_that_ends_by_itself_is_not_waited_for(process, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutdown, "QUIET_S", 60.0)
-    server, began = deaf(process, "", tmp_path / "ready"), time.monotonic()
-    stop(server)
-    assert server.poll() == 0
-    assert time.monotonic() - began < EXIT_TIMEOUT_S

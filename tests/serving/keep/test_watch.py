@@ -1,317 +1,278 @@
-"""What a watch takes for a failure, and what it leaves alone."""
+"""What a watch takes for a failure, and what it leaves alone. The clock is made up; no test waits."""
+
+from __future__ import annotations
 
 import re
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
 
-import psutil
 import pytest
 
-from build_scripts.benchmarks.subprocesses import free_ports
-from build_scripts.core.options import Address
-from build_scripts.serving.keep import processes, watch
+from build_scripts.serving.keep import verdict
+from build_scripts.serving.keep.processes import SLEEPING, STOPPED, ZOMBIE, Process
 from build_scripts.serving.keep.watch import Watch
-from build_scripts.serving.start.tritonserver import TritonProcess
-from tests.support.background import in_background
-from tests.support.fake_frontend import Frontend
-from tests.support.servers import wait_for
+from tests.support.fake_view import (
+    CLASSIFIER,
+    ERROR,
+    OVERLOAD,
+    TIMEOUT,
+    TOKENIZER,
+    TRITON,
+    Clock,
+    FakeView,
+    embedded_processes,
+)
 
-pytestmark = pytest.mark.slow  # each waits for seconds, for something to be noticed or not
-
-# A hang is noticed in 1.4 s, or in 2.9 s where the statistics hang too; a busy machine may take longer.
-GIVEN_UP_WITHIN_S, LEFT_ALONE_S = 6.0, 2.5
-
-
-@pytest.fixture
-def idle(process) -> TritonProcess:
-    return process("sleep", "60")
-
-
-@pytest.fixture
-def with_stubs(process, tmp_path) -> Iterator[Callable[..., TritonProcess]]:
-    """with_stubs(model=script, …): has a child for each, whose command line is a stub's and which runs the script."""
-    servers = []
-
-    def start(**scripts: str) -> TritonProcess:
-        for model, script in scripts.items():
-            stub = tmp_path / model / "1" / "model.py"
-            stub.parent.mkdir(parents=True)
-            stub.write_text(script)
-        children = "".join(f"sh '{tmp_path / model / '1' / 'model.py'}' & " for model in scripts)
-        # The limit ends it where this test was killed and cannot.
-        servers.append(process("sh", "-c", f"ulimit -t 20; {children}wait"))
-        parent = psutil.Process(servers[-1].process.pid)
-        # Before that a stub is a copy of its parent, by its name too.
-        stubs = [str(tmp_path / model / "1" / "model.py") for model in scripts]
-        wait_for(
-            lambda: sorted(one.cmdline()[-1] for one in parent.children()) == sorted(stubs),
-            GIVEN_UP_WITHIN_S,
-            "no stubs",
-        )
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        # First, so that it does not become an orphan, which some containers take seconds to bury.
-        for child in psutil.Process(server.process.pid).children():
-            child.kill()
-        server.process.wait(GIVEN_UP_WITHIN_S)
-
-
-# Under its own name: `exec sleep` would give up the command line of a stub.
-COMPUTES, SLEEPS = "while :; do :; done\n", "while :; do sleep 0.5; done\n"
+# A hang is noticed within a few looks of at most 1.4 s each.
+NOTICED_S = 8.0
+# An hour: longer than any patience, so what holds this long holds for good.
+LONG_S = 3600.0
+DEFAULT = "text_classifier"
 
 
 @pytest.fixture
-def computing(with_stubs) -> TritonProcess:
-    return with_stubs(classifier=COMPUTES)
+def view() -> FakeView:
+    """A server whose classifier has a process, and that nobody but the watch asks."""
+    return FakeView(Clock(), table=embedded_processes())
 
 
-def watch_of(server: TritonProcess, port: int) -> Watch:
-    return Watch(server, Address(http_port=port), threading.Event())
+class Watched(Watch):
+    """Keeps the verdicts, in order and each once."""
+
+    def __init__(self, view: FakeView, names: list[str]):
+        self.told: list[tuple[str, str]] = []
+        super().__init__(view, view.clock, lambda: names, lambda *told: self.told.append(told))
+
+    @property
+    def words(self) -> list[str]:
+        words = [word for word, _ in self.told]
+        return [word for index, word in enumerate(words) if index == 0 or words[index - 1] != word]
 
 
-def failure(server: TritonProcess, port: int) -> str | None:
-    """What the watch returns, which it has to do by itself."""
-    watching = watch_of(server, port)
-    with in_background(watching.run, stop=watching.stop) as result:
-        return result.result(GIVEN_UP_WITHIN_S)
+def watch_of(view: FakeView, *names: str) -> Watched:
+    return Watched(view, list(names) or [DEFAULT])
 
 
-def test_a_frontend_that_never_answers_hangs(idle):
-    with socket.create_server(("127.0.0.1", 0), backlog=16) as mute:
-        found = failure(idle, mute.getsockname()[1])
-    assert found.startswith("inference hangs: nothing was answered for ")
+def failure(view: FakeView, *names: str, within_s: float = NOTICED_S) -> str:
+    """The reason that the watch gives; it must give one in time."""
+    found = watch_of(view, *names).run(within_s)
+    assert found, f"nothing noticed within {within_s} s"
+    return found
 
 
-@pytest.mark.parametrize(("status", "why"), [(None, "timed out"), (503, "HTTP 503: overload")])
-def test_inference_that_fails_while_nothing_computes_hangs(frontend, idle, status, why):
-    found = failure(idle, frontend(status).server_port)
-    assert found.startswith("inference hangs: nothing was answered for ")
-    assert why in found
+def test_silent_idle_server_hangs(view):
+    view.answers[DEFAULT] = TIMEOUT
+    assert re.fullmatch(r"inference hangs: nothing was answered for \d+\.\d s \(timed out\)", failure(view))
 
 
-def test_what_a_classifier_has_computed_before_does_not_count(frontend, with_stubs, tmp_path):
-    done = tmp_path / "done"
-    server = with_stubs(classifier=f"i=0; while [ $i -lt 1000000 ]; do i=$((i+1)); done; touch '{done}'; sleep 60\n")
-    wait_for(done.exists, 60.0, "still computing")
-    found = failure(server, frontend(None).server_port)
-    assert found.startswith("inference hangs: nothing was answered for ")
+def test_server_that_refuses_while_its_classifier_idles_hangs(view):
+    view.answers[DEFAULT] = OVERLOAD
+    view.cores = {TRITON: 0.5, TOKENIZER: 0.5}  # busy with refusals
+    assert "HTTP 503: overload" in failure(view)
 
 
-def left_alone(server: TritonProcess, front: Frontend, enough: Callable[[], bool]) -> bool:
-    """Whether the server is still watched once `enough` has happened."""
-    watching = watch_of(server, front.server_port)
-    with in_background(watching.run, stop=watching.stop) as result:
-        wait_for(lambda: enough() or result.done(), LEFT_ALONE_S + GIVEN_UP_WITHIN_S, "not watched")
-        alone = not result.done()
-        watching.stop.set()
-        front.closing.set()
-        return result.result(GIVEN_UP_WITHIN_S) is None and alone
+def test_idle_noise_is_no_work(view):
+    """An idle tritonserver uses 2 % of a core."""
+    view.answers[DEFAULT] = TIMEOUT
+    view.cores[TRITON] = 0.02
+    assert failure(view).startswith("inference hangs")
 
 
-def for_seconds(seconds: float) -> Callable[[], bool]:
-    """Whether so many seconds have passed since this was called."""
-    began = time.monotonic()
-    return lambda: time.monotonic() - began > seconds
+@pytest.mark.parametrize("answer", [TIMEOUT, OVERLOAD], ids=["silent", "refusing"])
+@pytest.mark.parametrize("pid", [CLASSIFIER, TRITON], ids=["embedded", "NVIDIA's backend"])
+def test_computing_server_is_left_alone(view, answer, pid):
+    """For as long as the largest request may take: at 5 ms a token that is 655 s."""
+    view.answers[DEFAULT], view.cores[pid], view.seconds_per_token = answer, 1.0, 0.005
+    if pid == TRITON:
+        del view.table[CLASSIFIER]
+    watch = watch_of(view)
+    assert watch.run(500.0) is None
+    assert watch.words == [verdict.READY if answer is TIMEOUT else verdict.OVERLOADED]
 
 
-@pytest.mark.parametrize("status", [None, 503], ids=["no answer", "overloaded"])
-def test_a_classifier_that_computes_is_left_alone(frontend, computing, status):
-    front = frontend(status)
-    assert left_alone(computing, front, for_seconds(LEFT_ALONE_S))
-    assert front.asked
+@pytest.mark.parametrize("pid", [CLASSIFIER, TOKENIZER, TRITON])
+@pytest.mark.parametrize("cores", [0.0, 0.001, 0.04])
+def test_server_that_waits_for_the_cpu_is_left_alone(view, pid, cores):
+    """However little it gets: a load of 8 on 2 cores may leave less than 5 % of a core."""
+    view.answers[DEFAULT], view.cores[pid] = TIMEOUT, cores
+    view.runnable.add(pid)
+    if pid == TRITON:
+        del view.table[CLASSIFIER]
+    watch = watch_of(view)
+    assert watch.run(LONG_S / 3) is None
+    assert watch.words == [verdict.READY]
 
 
-def test_a_classifier_that_computes_for_ever_is_not(frontend, computing, monkeypatch):
-    monkeypatch.setattr(watch, "BUSY_LIMIT_S", LEFT_ALONE_S)
-    found = failure(computing, frontend(None).server_port)
-    assert float(re.fullmatch(r"inference hangs: nothing was answered for (.*) s \(.*\)", found)[1]) > LEFT_ALONE_S
+def test_endless_loop_is_noticed(view):
+    """It uses the CPU and never finishes anything."""
+    view.answers[DEFAULT], view.cores[CLASSIFIER] = TIMEOUT, 1.0
+    assert failure(view, within_s=LONG_S).startswith("inference hangs")
 
 
-def test_a_tokenizer_that_computes_is_left_alone(frontend, with_stubs, monkeypatch):
-    """A classifier has nothing to do while the only texts in the server are being cut."""
-    monkeypatch.setattr(watch, "FRONTEND_LIMIT_S", 0.0)
-    front = frontend(None)
-    server = with_stubs(tokenizer=COMPUTES, classifier=SLEEPS)
-    assert left_alone(server, front, for_seconds(LEFT_ALONE_S))
+def test_frontend_may_work_for_seconds(view):
+    view.answers[DEFAULT], view.cores[TRITON] = TIMEOUT, 1.0
+    assert watch_of(view).run(9.0) is None
+    assert failure(view, within_s=60.0).startswith("inference hangs")
 
 
-def test_a_tokenizer_that_is_busy_with_refusals_does_not_hide_an_idle_classifier(frontend, with_stubs):
-    found = failure(with_stubs(tokenizer=COMPUTES, classifier=SLEEPS), frontend(503).server_port)
-    assert "HTTP 503: overload" in found
+def test_first_model_work_forgives_idle_periods(view):
+    """A request that waits for a timer, then computes, then waits again."""
+    view.answers[DEFAULT] = TIMEOUT
+    watch = watch_of(view)
+    for _ in range(20):
+        assert watch.look() is None
+        view.runnable ^= {CLASSIFIER}
+
+
+def test_suspended_machine_is_no_hang(view):
+    view.answers[DEFAULT] = TIMEOUT
+    view.clock.after(1.0, lambda: view.clock.wait(LONG_S))
+    view.clock.after(2.0, lambda: view.answers.clear())
+    assert watch_of(view).run(2 * LONG_S) is None
+
+
+def test_server_that_answers_is_left_alone(view):
+    watch = watch_of(view)
+    assert watch.run(60.0) is None
+    assert watch.words == [verdict.READY]
+    assert view.probed
+
+
+def test_server_that_answers_others_is_not_asked(view):
+    view.counting[""] = 10.0
+    watch = watch_of(view)
+    assert watch.run(60.0) is None
+    assert len(view.probed) <= 1  # before there is a count to compare with
+    assert watch.words == [verdict.READY]
+
+
+def test_answers_to_others_prove_a_server_that_times_out_for_the_watch(view):
+    """One answer in two seconds, while no process is seen to work."""
+    view.answers[DEFAULT], view.counting[""] = TIMEOUT, 0.6
+    assert watch_of(view).run(LONG_S) is None
+
+
+def test_one_failed_probe_is_forgiven(view):
+    """A release swaps the models under it."""
+    view.answers[DEFAULT] = ERROR
+    watch = watch_of(view)
+    assert watch.look() is None
+    view.answers.clear()
+    assert watch.look() is None
+    view.answers[DEFAULT] = ERROR
+    assert watch.look() is None
+
+
+def test_failing_inference_is_a_failure_with_its_reason(view):
+    view.answers[DEFAULT] = ERROR
+    view.cores[CLASSIFIER] = 1.0
+    assert failure(view) == "inference fails: HTTP 500: stub is not healthy"
+
+
+def test_killed_process_is_named_when_inference_fails(view):
+    view.answers[DEFAULT] = ERROR
+    view.table[CLASSIFIER] = Process("", ZOMBIE, 0.0)
+    found = failure(view)
+    assert found == f"process {CLASSIFIER} of the server was killed, and inference fails: {ERROR.reason}"
+
+
+@pytest.mark.parametrize("answer", [TIMEOUT, OVERLOAD], ids=["silent", "refusing"])
+def test_unloaded_process_is_no_failure_on_a_busy_machine(view, answer):
+    """A release leaves a zombie until tritonserver gets the CPU, and a busy server answers no probe in time."""
+    view.answers[DEFAULT] = answer
+    view.table[13] = Process("", ZOMBIE, 0.0)
+    view.runnable.add(CLASSIFIER)
+    assert watch_of(view).run(LONG_S / 3) is None
+
+
+@pytest.mark.parametrize("answer", [TIMEOUT, OVERLOAD], ids=["silent", "refusing"])
+@pytest.mark.parametrize("pid", [TRITON, TOKENIZER, CLASSIFIER])
+def test_stopped_process_is_named_however_busy_the_others_are(view, pid, answer):
+    view.answers[DEFAULT] = answer
+    view.cores = dict.fromkeys({TRITON, TOKENIZER, CLASSIFIER} - {pid}, 1.0)
+    view.table[pid] = view.table[pid]._replace(state=STOPPED)
+    assert failure(view).startswith(f"process {pid} of the server is stopped, and inference hangs")
+
+
+def test_ended_server_is_reported_with_its_exit_code(view):
+    view.code = 7
+    assert failure(view) == "tritonserver ended with code 7"
+
+
+def test_stop_abandons_the_probe(view):
+    view.answers[DEFAULT] = TIMEOUT
+    view.clock.after(0.5, view.clock.set)
+    assert watch_of(view).run(LONG_S) is None
+    assert view.clock.now() < 1010.0
+
+
+def test_verdict_is_silent_before_the_server_is_given_up(view):
+    view.answers[DEFAULT] = TIMEOUT
+    watch = watch_of(view)
+    assert watch.run(NOTICED_S)
+    assert watch.words == [verdict.SILENT]
+
+
+@pytest.mark.parametrize(("refused", "word"), [(0.0, verdict.READY), (5.0, verdict.READY), (50.0, verdict.OVERLOADED)])
+def test_verdict_is_overloaded_when_most_requests_are_refused(view, refused, word):
+    view.counting[""], view.refusing[""] = 10.0, refused
+    watch = watch_of(view)
+    assert watch.run(60.0) is None
+    assert watch.words[-1] == word
+    view.refusing[""] = 0.0
+    assert watch.run(60.0) is None
+    assert watch.words[-1] == verdict.READY
+
+
+# Several classifiers
+
+NAMES = (DEFAULT, "sentiment", "topic")
 
 
 @pytest.fixture
-def inside(with_stubs, monkeypatch) -> TritonProcess:
-    """NVIDIA's backend: tritonserver runs the classifier, and here it works, at that or at refusals."""
-    monkeypatch.setattr(processes, "model_of", lambda stub: "tokenizer" if "tokenizer" in stub.cmdline()[-1] else "")
-    monkeypatch.setattr(watch, "IDLE_SHARE", 0.001)  # two that compute get little of a busy machine
-    return with_stubs(tokenizer=COMPUTES, other=COMPUTES)
-
-
-@pytest.mark.parametrize("status", [503, None], ids=["overloaded", "no answer"])
-def test_a_classifier_inside_tritonserver_that_finishes_nothing_hangs(frontend, inside, monkeypatch, status):
-    """However much tritonserver computes meanwhile. While it refuses nobody, a tokenizer that computes counts, too."""
-    monkeypatch.setattr(watch, "FRONTEND_LIMIT_S", 1.5)
-    monkeypatch.setattr(watch, "BUSY_LIMIT_S", 60.0 if status else 1.5)
-    assert failure(inside, frontend(status).server_port).startswith("inference hangs")
+def several(view) -> FakeView:
+    view.table |= {
+        **{20: Process("tokenizer_sentiment", SLEEPING, 0.0), 21: Process("classifier_sentiment", SLEEPING, 0.0)},
+        **{30: Process("tokenizer_topic", SLEEPING, 0.0), 31: Process("classifier_topic", SLEEPING, 0.0)},
+    }
+    return view
 
 
 @pytest.mark.parametrize(
-    ("computes", "seconds"), [(True, 0.0001), (False, 0.1)], ids=["finishes batches", "a full batch takes long"]
+    ("answer", "said"), [(ERROR, "inference of topic fails: HTTP 500"), (TIMEOUT, "inference of topic hangs: nothing")]
 )
-def test_a_classifier_inside_tritonserver_that_may_compute_is_left_alone(
-    frontend, inside, monkeypatch, computes, seconds
-):
-    monkeypatch.setattr(watch, "FRONTEND_LIMIT_S", 0.8)
-    monkeypatch.setattr(watch, "PROBE_TIMEOUT_S", 60.0)  # of the looks in which a busy machine let nobody compute
-    front = frontend(503)
-    front.computes, front.seconds = computes, seconds
-    assert left_alone(inside, front, for_seconds(LEFT_ALONE_S))
+def test_failing_classifier_of_several_is_named(several, answer, said):
+    several.answers["topic"] = answer
+    assert failure(several, *NAMES).startswith(said)
 
 
-@pytest.mark.parametrize(("limit_s", "hangs"), [(0.0, True), (60.0, False)])
-def test_tritonserver_itself_may_work_for_a_while(frontend, with_stubs, monkeypatch, limit_s, hangs):
-    """Over a body that it unpacks, while its models wait."""
-    monkeypatch.setattr(watch, "FRONTEND_LIMIT_S", limit_s)
-    front, server = frontend(None), with_stubs(other=COMPUTES, classifier=SLEEPS)
-    monkeypatch.setattr(processes, "model_of", lambda stub: "classifier" if "classifier" in stub.cmdline()[-1] else "")
-    if hangs:
-        assert failure(server, front.server_port).startswith("inference hangs")
-    else:
-        assert left_alone(server, front, for_seconds(LEFT_ALONE_S))
+def test_another_busy_classifier_does_not_hide_a_hung_one(several):
+    several.answers["topic"] = TIMEOUT
+    several.cores[21] = 1.0
+    several.runnable.add(21)
+    assert failure(several, *NAMES).startswith("inference of topic hangs")
 
 
-def test_a_server_that_answers_is_left_alone(frontend, idle):
-    """A refusal between two answers included, even if nothing computes at that moment."""
-    front = frontend(200, 200, 200, 200, 503, 200)
-    assert left_alone(idle, front, lambda: front.asked >= 7)
+def test_busy_classifier_of_several_is_left_alone(several):
+    several.answers["topic"] = TIMEOUT
+    several.runnable.add(31)
+    assert watch_of(several, *NAMES).run(LONG_S / 3) is None
 
 
-def test_a_stop_does_not_wait_for_a_probe(frontend, idle, monkeypatch):
-    monkeypatch.setattr(watch, "PROBE_TIMEOUT_S", 60.0)
-    front, began = frontend(None), time.monotonic()
-    watching = watch_of(idle, front.server_port)
-    with in_background(watching.run, stop=watching.stop) as result:
-        wait_for(lambda: front.asked, GIVEN_UP_WITHIN_S, "never probed")
-        watching.stop.set()
-        assert result.result(GIVEN_UP_WITHIN_S) is None
-    assert time.monotonic() - began < GIVEN_UP_WITHIN_S
+def test_overloaded_classifier_of_several_is_named(several):
+    several.refusing["_sentiment"] = 20.0
+    watch = watch_of(several, *NAMES)
+    watch.run(60.0)
+    assert watch.told[-1] == (verdict.OVERLOADED, "most requests to sentiment are refused")
 
 
-def test_a_server_that_answers_others_but_not_the_supervisor_is_left_alone(frontend, idle):
-    front = frontend(None)
-    front.busy = True
-    assert left_alone(idle, front, for_seconds(LEFT_ALONE_S))
+def test_classifiers_take_turns(several):
+    assert watch_of(several, *NAMES).run(10.0) is None
+    assert several.probed[:6] == 2 * list(NAMES)
 
 
-def test_a_server_that_answers_others_is_not_asked(frontend, idle):
-    front = frontend(200)
-
-    def count() -> bool:
-        front.successes += 1
-        return passed()
-
-    passed = for_seconds(LEFT_ALONE_S)
-    assert left_alone(idle, front, count)
-    assert front.asked == 0
-
-
-@pytest.fixture
-def killed(process) -> TritonProcess:
-    """Has a child that was killed, and does not collect it."""
-    server = process("sh", "-c", "sleep 60 & exec sleep 60")
-    parent = psutil.Process(server.process.pid)
-    wait_for(parent.children, GIVEN_UP_WITHIN_S, "no child")
-    wait_for(lambda: parent.name() == "sleep", GIVEN_UP_WITHIN_S, "no exec")
-    parent.children()[0].kill()
-    return server
-
-
-def test_a_killed_process_is_named_if_inference_fails(frontend, killed):
-    found = failure(killed, frontend(None).server_port)
-    assert re.fullmatch(r"process \d+ of the server was killed, and inference fails", found)
-
-
-def test_a_stopped_process_is_named_if_inference_fails(frontend, process):
-    server = process("sh", "-c", "sleep 60 & wait")
-    wait_for(psutil.Process(server.process.pid).children, GIVEN_UP_WITHIN_S, "no child")
-    (child,) = psutil.Process(server.process.pid).children()
-    child.suspend()
-    try:
-        found = failure(server, frontend(None).server_port)
-    finally:
-        child.kill()
-    assert found == f"process {child.pid} of the server is stopped, and inference fails"
-
-
-def test_a_killed_process_without_which_inference_goes_on_is_ignored(frontend, killed):
-    front = frontend(200)
-    assert left_alone(killed, front, lambda: front.asked >= 3)
-
-
-def test_an_internal_error_is_a_failure_with_its_reason(frontend, computing):
-    found = failure(computing, frontend(500).server_port)
-    assert found == "inference fails: HTTP 500: stub is not healthy"
-
-
-def test_a_server_that_ended_is_reported_with_its_exit_code(process):
-    server = process("sh", "-c", "exit 7")
-    server.process.wait()
-    assert failure(server, free_ports(1)[0]) == "tritonserver ended with code 7"
-
-
-def watch_of_names(server: TritonProcess, port: int) -> Watch:
-    return Watch(server, Address(http_port=port), threading.Event(), ["text_classifier", "sentiment", "topic"])
-
-
-@pytest.mark.parametrize(
-    ("status", "said"), [(500, "inference of topic fails: HTTP 500"), (None, "inference of topic hangs: nothing was")]
-)
-def test_one_classifier_of_several_that_fails_is_found_and_named(frontend, idle, status, said):
-    watching = watch_of_names(idle, frontend(200, topic=status).server_port)
-    with in_background(watching.run, stop=watching.stop) as result:
-        assert result.result(2 * GIVEN_UP_WITHIN_S).startswith(said)
-
-
-def test_a_process_that_was_killed_is_told_with_the_classifier_that_fails(frontend, killed):
-    watching = watch_of_names(killed, frontend(200, topic=500).server_port)
-    with in_background(watching.run, stop=watching.stop) as result:
-        found = result.result(GIVEN_UP_WITHIN_S)
-    assert re.fullmatch(r"process \d+ of the server was killed, and inference of topic fails", found)
-
-
-def test_another_classifier_that_computes_does_not_hide_one_that_hangs(frontend, with_stubs, monkeypatch):
-    """It may take the processor for a while, not for as long as a batch may take."""
-    monkeypatch.setattr(watch, "FRONTEND_LIMIT_S", 1.0)
-    server = with_stubs(classifier_sentiment=COMPUTES, classifier_topic=SLEEPS)
-    watching = watch_of_names(server, frontend(200, topic=None).server_port)
-    with in_background(watching.run, stop=watching.stop) as result:
-        assert result.result(2 * GIVEN_UP_WITHIN_S).startswith("inference of topic hangs")
-
-
-def test_a_classifier_of_several_that_computes_is_left_alone(frontend, with_stubs, monkeypatch):
-    monkeypatch.setattr(watch, "FRONTEND_LIMIT_S", 0.0)
-    front = frontend(200, topic=None)
-    watching = watch_of_names(with_stubs(classifier_sentiment=SLEEPS, classifier_topic=COMPUTES), front.server_port)
-    with in_background(watching.run, stop=watching.stop) as result:
-        wait_for(for_seconds(2 * LEFT_ALONE_S), 2 * LEFT_ALONE_S + GIVEN_UP_WITHIN_S, "time")
-        assert not result.done()
-        watching.stop.set()
-        front.closing.set()
-        assert result.result(GIVEN_UP_WITHIN_S) is None
-
-
-def test_all_classifiers_have_their_turn(frontend, idle):
-    front = frontend(200)
-    watching = watch_of_names(idle, front.server_port)
-    watching.successes = dict.fromkeys(watching.names, front.successes)
-    looked = []
-    for _ in range(6):
-        looked.append(watching.names[watching.turn % 3])
-        assert watching.look() is None
-    assert looked == 2 * watching.names
-    assert front.asked == 6
+def test_classifier_of_a_release_is_watched_too(view):
+    names = [DEFAULT]
+    watch = Watch(view, view.clock, lambda: names, lambda *_: None)
+    watch.run(5.0)
+    names.append("topic")
+    view.answers["topic"] = ERROR
+    assert watch.run(NOTICED_S).startswith("inference of topic fails")

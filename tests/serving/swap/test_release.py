@@ -24,7 +24,7 @@ from build_scripts.core.names import CLASSIFIER, ENSEMBLE, TOKENIZER, Models
 from build_scripts.core.options import BuildOptions
 from build_scripts.releases.pipeline import build
 from build_scripts.releases.store import live_release, releases_directory
-from build_scripts.serving.keep.health import wait_until_healthy
+from build_scripts.serving.keep.inference import wait_until_healthy
 from build_scripts.serving.swap.model_control import Control
 from build_scripts.serving.swap.release import go_live, release, rollback
 from build_scripts.serving.swap.status import status

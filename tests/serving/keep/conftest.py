@@ -1,0 +1,21 @@
+"""Run directories that belong to the test."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from build_scripts.benchmarks.subprocesses import free_ports
+from build_scripts.serving.keep import verdict
+
+
+@pytest.fixture(autouse=True)
+def runs(monkeypatch, tmp_path) -> str:
+    monkeypatch.setattr(verdict, "RUNS", os.path.join(tmp_path, "runs"))  # noqa: PTH118 (as the module)
+    return verdict.RUNS
+
+
+@pytest.fixture
+def port() -> int:
+    return free_ports(1)[0]
