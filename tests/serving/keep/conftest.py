@@ -1,4 +1,4 @@
-"""Run directories that belong to the test."""
+"""Run directories that belong to the test, except where it starts a real server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from build_scripts.serving.keep import verdict
 
 
 @pytest.fixture(autouse=True)
-def runs(monkeypatch, tmp_path) -> str:
+def runs(request, monkeypatch, tmp_path) -> str:
+    if request.node.get_closest_marker("server"):
+        return verdict.RUNS
     monkeypatch.setattr(verdict, "RUNS", os.path.join(tmp_path, "runs"))  # noqa: PTH118 (as the module)
     return verdict.RUNS
 
