@@ -16,7 +16,7 @@ MAKEOVERRIDES :=
 .DEFAULT_GOAL := help
 .PHONY: help install repo package serve classify health doctor status release rollback
 .PHONY: evaluate diff perf compare tune bench soak
-.PHONY: check test test-deploy lint lock clean
+.PHONY: check test test-all test-deploy lint lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -91,11 +91,20 @@ bench: $(VENV)/installed-bench ## the classifier file alone, against the machine
 soak: $(VENV)/installed-dev ## mixed valid and hostile traffic with killed processes: DURATION=600 MODEL= MAX_LENGTH=
 	@$(VENV)/bin/python -m tests.soak
 
-check: $(VENV)/installed-dev lint ## what a change needs first, in a minute and a half: lint, and the tests that start no server
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not server and not slow" -n 3 --dist worksteal
+# Without a server: more processes than cores, one thread in each. With servers: two test processes, a file at a time.
+WITHOUT_SERVER = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 3 --dist worksteal
+WITH_SERVER    = $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-test: $(VENV)/installed-dev ## run all tests
-	@$(VENV)/bin/python -m pytest
+check: $(VENV)/installed-dev lint ## what a change needs first, in a minute and a half: lint, and the tests that start no server
+	@$(WITHOUT_SERVER) -m "not server and not slow and not long"
+
+test: $(VENV)/installed-dev ## the tests, in about ten minutes on 2 cores
+	@failed=0; $(WITHOUT_SERVER) -m "not server and not long" || failed=1; \
+	  $(WITH_SERVER) -m "server and not long" || failed=1; exit $$failed
+
+test-all: $(VENV)/installed-dev ## all tests, the long ones too, and a short soak
+	@failed=0; $(WITHOUT_SERVER) -m "not server" || failed=1; $(WITH_SERVER) -m server || failed=1; \
+	  $(VENV)/bin/python -m tests.soak --duration 60 || failed=1; exit $$failed
 
 test-deploy: $(VENV)/installed-dev ## package, image, proxies, replicas, alerts for real; as root it installs what they need
 	@$(VENV)/bin/python -m tests.support.deploy_tools

@@ -125,7 +125,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_repository(subject, tmp_path_factory) -> Path:
-    """A complete repository of a tiny model; whoever uses it leaves it as it is."""
+    """A complete repository of a tiny model; tests leave it as it is."""
     from build_scripts.core.options import BuildOptions
     from build_scripts.releases.pipeline import build
 
@@ -136,13 +136,14 @@ def tiny_repository(subject, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def default_repository(tmp_path_factory) -> Path:
-    """The embedded default model, built in fp32 so that answers can be compared exactly."""
+def default_repository(tmp_path_factory, worker_id) -> Path:
+    """The default model in fp32, so that answers can be compared exactly. Built once for all test processes."""
     from build_scripts.core.options import BuildOptions
     from build_scripts.releases.pipeline import build
 
-    repository = tmp_path_factory.mktemp("default") / "repository"
-    build(BuildOptions(precision="fp32", repository=repository))
+    own = tmp_path_factory.getbasetemp()
+    repository = (own if worker_id == "master" else own.parent) / "default" / "repository"
+    build(BuildOptions(precision="fp32", repository=repository))  # locks the directory; the second one finds it built
     return repository
 
 

@@ -32,7 +32,7 @@ def quick(row: zoo.Row) -> bool:
 
 @pytest.mark.parametrize(
     "row",
-    [pytest.param(row, marks=() if quick(row) else pytest.mark.slow) for row in zoo.ROWS],
+    [pytest.param(row, marks=() if quick(row) else pytest.mark.long) for row in zoo.ROWS],
     ids=lambda row: row.name,
 )
 def test_it_becomes_what_the_documentation_says_and_answers_like_transformers(row, tmp_path):
