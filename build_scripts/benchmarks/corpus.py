@@ -1,4 +1,4 @@
-"""The texts that the benchmarks send: real-looking lines of mixed lengths, and the workloads made of them."""
+"""The texts of the benchmarks: realistic lines of mixed lengths, and the workloads made of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from build_scripts.core.paths import DATA
 
 CORPUS = DATA / "perf_corpus.txt"
-# Headlines and one-line messages; whole articles and letters. What lies between is in the lognormal workload only.
+# Limits in words of a short text (headline, message) and of a long one (article, letter).
 SHORT_WORDS, LONG_WORDS = 16, 100
 # Lengths of user-written text are roughly lognormal; these give a median of 25 tokens and some texts of hundreds.
 LOG_MEAN, LOG_SIGMA = 3.2, 0.9
@@ -19,21 +19,21 @@ LOGNORMAL_TEXTS, SEED = 200, 7
 
 @dataclass(frozen=True)
 class Workload:
-    """texts, in the order in which they are sent; tokens: how many each has, special ones included."""
+    """texts: in sending order. tokens: the token count of each text, special tokens included."""
 
     name: str
     texts: list[str]
     tokens: list[int]
 
     def padding(self, max_length: int) -> float:
-        """The share of a (texts, max_length) batch that is padding, from 0 to 1."""
+        """Share of padding in a (texts, max_length) batch, from 0 to 1."""
         return 1 - sum(self.tokens) / (len(self.tokens) * max_length)
 
     def describe(self, max_length: int) -> str:
         return (
             f"{len(self.texts)} texts of {min(self.tokens)} to {max(self.tokens)} tokens, median "
             f"{statistics.median(self.tokens):.0f}, mean {statistics.mean(self.tokens):.0f}; "
-            f"{self.padding(max_length):.1%} of what padding to {max_length} would compute is padding"
+            f"padded to {max_length} tokens, {self.padding(max_length):.1%} of a batch is padding"
         )
 
 
@@ -42,7 +42,7 @@ def corpus() -> list[str]:
 
 
 def workloads(count_tokens: Callable[[list[str]], list[int]]) -> list[Workload]:
-    """The short, lognormal and long workload. count_tokens: as the served tokenizer counts, truncation included."""
+    """The short, lognormal and long workload. count_tokens: counts as the served tokenizer does, with truncation."""
     texts = corpus()
     tokens = count_tokens(texts)
     shuffled = random.Random(SEED)
@@ -54,7 +54,7 @@ def workloads(count_tokens: Callable[[list[str]], list[int]]) -> list[Workload]:
 
 
 def lognormal_choice(tokens: list[int], count: int, seed: int) -> list[int]:
-    """Indices into `tokens`, so drawn that the chosen lengths are about lognormal; a text may be chosen repeatedly."""
+    """Indices into `tokens` with about lognormal lengths; an index may occur repeatedly."""
     source = random.Random(seed)
     chosen = []
     for _ in range(count):

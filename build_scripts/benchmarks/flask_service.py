@@ -1,10 +1,10 @@
-"""The services that the ensemble replaces: one Flask route that tokenizes one text and runs the model on it.
+"""The services that the ensemble replaces: a Flask route that tokenizes one text and runs the model on it.
 
     python -m build_scripts.benchmarks.flask_service --kind padded --checkpoint ./my-checkpoint --port 8000
 
-Written as such services are usually written, and served by waitress. Kinds: Hugging Face's eager fp32 model with every
-text padded to max_length, the same without padding, and without padding ONNX Runtime, ONNX Runtime with the file
-quantized to int8, and OpenVINO, which chooses its precision itself.
+Written in the usual way and served by waitress. Kinds: Hugging Face's eager fp32 model with every text padded to
+max_length, and without padding; the exported model, not padded, in ONNX Runtime, in ONNX Runtime quantized to int8, and
+in OpenVINO, which chooses its precision.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from build_scripts.core.errors import ServingError
 from build_scripts.core.machine import cores
 
 KINDS = ("padded", "trimmed", "onnx", "onnx-int8", "openvino")
-# waitress's own default: so many texts at a time are worked on.
+# Waitress's default number of threads, each with one text at a time.
 WAITRESS_THREADS = 4
 
 
@@ -68,7 +68,7 @@ def onnx_runtime(file: Path) -> Callable[[dict[str, torch.Tensor]], torch.Tensor
 def openvino(file: Path, precision: str = "") -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
     """The exported model on the CPU, compiled for latency: all cores work on one text.
 
-    precision: in OpenVINO's words; its own choice is bf16 where the CPU has it.
+    precision: OpenVINO's name for it; the default is bf16 where the CPU has it.
     """
     from openvino import Core
 
@@ -82,14 +82,14 @@ def openvino(file: Path, precision: str = "") -> Callable[[dict[str, torch.Tenso
 
 
 def quantize(file: Path, into: Path) -> None:
-    """As people do it: weights to int8, a scale a tensor; activations while it runs, likewise."""
+    """The usual way: weights to int8 with one scale a tensor, activations likewise at run time."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantize_dynamic(str(file), str(into), weight_type=QuantType.QInt8)
 
 
 class Logits(torch.nn.Module):
-    """What is exported: two tensors in, logits out."""
+    """The module to export: two tensors in, logits out."""
 
     def __init__(self, model: torch.nn.Module):
         super().__init__()
@@ -100,11 +100,11 @@ class Logits(torch.nn.Module):
 
 
 def export_onnx(checkpoint: Checkpoint, file: Path) -> None:
-    """Hugging Face's fp32 model; batch and tokens may have any size. Raises ServingError if torch cannot export it."""
+    """Export Hugging Face's fp32 model with free batch and token sizes. Raises ServingError if torch cannot."""
     example = checkpoint.tokenizer(["one", "a longer text"], padding=True, return_tensors="pt")
     free = {0: "batch", 1: "tokens"}
     with warnings.catch_warnings():
-        # torch 2.13 prefers its newer exporter, which needs two more packages and gives the same graph.
+        # torch 2.13 recommends its newer exporter, which needs two more packages and gives the same graph.
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
@@ -125,7 +125,7 @@ def export_onnx(checkpoint: Checkpoint, file: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Serve one text a request, as such services are usually written.")
+    parser = argparse.ArgumentParser(description="A classification service of the usual kind, one text a request.")
     parser.add_argument("--kind", choices=KINDS, required=True)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--max-length", type=int)
@@ -140,7 +140,7 @@ def main() -> int:
     else:
         logits = openvino(arguments.onnx) if arguments.kind == "openvino" else eager(checkpoint)
     app = application(checkpoint, logits, padded=arguments.kind == "padded")
-    with app.test_client() as client:  # the first call is slow, and sets the tokenizer up
+    with app.test_client() as client:  # the first call is slow
         client.post("/classify", json={"text": "warm up"})
     serve(app, host="127.0.0.1", port=arguments.port, threads=arguments.threads, _quiet=True)
     return 0

@@ -1,8 +1,8 @@
-"""How many floating-point operations the packed classifier needs for one batch, counted from the architecture.
+"""Floating-point operations of the packed classifier for one batch, counted from the architecture.
 
 Counted, at two operations a multiply-add: the linear layers for every real token, attention's two products for every
-pair of tokens of a text, and in the last layer only what the first token of each text needs. Not counted: padding,
-embeddings, LayerNorm, GELU, softmax. So the share of the peak that follows from it is never flattered.
+pair of tokens of a text, and in the last layer the first token of each text only. Not counted: padding, embeddings,
+LayerNorm, GELU, softmax. So the count is a lower bound.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ def classifier_flops(parts: BertParts, lengths: Sequence[int]) -> int:
 
 
 def linear(layer) -> int:
-    """For one row."""
+    """Operations for one row."""
     return 2 * layer.in_features * layer.out_features
 
 
 def full_layer(layer: EncoderLayer, lengths: Sequence[int]) -> int:
-    """Every token asks every token of its text: scores and weighted sum, over all heads together hidden wide."""
+    """Every token attends to every token of its text: scores and weighted sum, `hidden` wide over all heads."""
     products = (layer.query, layer.key, layer.value, layer.attention_output, layer.intermediate, layer.output)
     attention = sum(2 * 2 * length * length * layer.query.out_features for length in lengths)
     return sum(map(linear, products)) * sum(lengths) + attention
 
 
 def first_token_layer(layer: EncoderLayer, heads: int, lengths: Sequence[int]) -> int:
-    """One query a text. Keys and values are not computed: each head reads the hidden states themselves."""
+    """One query a text. The graph computes no keys and values: each head reads the hidden states."""
     products = (layer.query, layer.key, layer.value, layer.attention_output, layer.intermediate, layer.output)
     attention = 2 * 2 * heads * layer.query.in_features * sum(lengths)
     return sum(map(linear, products)) * len(lengths) + attention

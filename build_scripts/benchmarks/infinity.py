@@ -1,6 +1,6 @@
 """Infinity, a server for embeddings and classifiers from PyPI, as a service that `compare` measures.
 
-It needs older versions of what this project uses, so it has an environment of its own, made when it is first needed.
+It needs older versions of this project's packages, so it runs in a separate environment, made at the first use.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pathlib import Path
 from build_scripts.benchmarks import subprocesses
 from build_scripts.benchmarks.services import START_LIMIT_S, Service
 
-# click, numpy and transformers: what 0.0.78 imports is gone from later ones, which it does not exclude.
+# click, numpy, transformers: upper limits that 0.0.78 needs and does not declare.
 PACKAGES = ("infinity-emb[server,torch]==0.0.78", "transformers==4.57.6", "click<8.2", "numpy<2")
 NAME = "Infinity 0.0.78"
 MODEL = "classifier"
-# It asks the hub about a directory, and tells its maker who uses it.
+# Without these it asks the hub about a local directory and sends usage statistics.
 QUIET = {"HF_HUB_OFFLINE": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0", "DO_NOT_TRACK": "1"}
 
 
 def install(directory: Path) -> str | None:
-    """Its Python, or None, with the reason on standard error, if it cannot be installed here."""
+    """Its Python. None if the installation fails; the reason then goes to standard error."""
     python, installed = directory / "bin" / "python", directory / "installed"
     if not installed.exists():
         print(f"installing {NAME} into {directory}, which takes a minute", file=sys.stderr, flush=True)
-        # With its +cpu or +cu…: the same build, rather than a CUDA build of gigabytes beside ours.
+        # The same build (+cpu, +cu…) as ours; the default build is CUDA's, with gigabytes.
         torch = f"torch=={version('torch')}"
         try:
             subprocess.run([sys.executable, "-m", "venv", "--clear", str(directory)], check=True)
@@ -42,11 +42,11 @@ def install(directory: Path) -> str | None:
 
 @contextlib.contextmanager
 def infinity(python: str, checkpoint: Path, labels: Sequence[str], log: Path) -> Iterator[Service]:
-    """The checkpoint behind `POST /classify`, in fp32 on the CPU; what it batches and how is Infinity's default."""
+    """The checkpoint behind `POST /classify`, in fp32 on the CPU, with Infinity's default batching."""
     (port,) = subprocesses.free_ports(1)
     arguments = ["v2", "--model-id", str(checkpoint), "--served-model-name", MODEL, "--engine", "torch"]
     arguments += ["--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port)]
-    # The fast path for BERT that it would take needs a package that no current torch supports.
+    # Its fast path for BERT needs a package that supports no current torch.
     arguments += ["--no-bettertransformer"]
     with subprocesses.running("infinity_emb.cli", arguments, log, python, QUIET) as process:
         subprocesses.wait_until(lambda: subprocesses.listens(port), process.poll, log, START_LIMIT_S)

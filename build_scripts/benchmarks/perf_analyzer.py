@@ -1,7 +1,7 @@
 """One load level on a running ensemble: perf_analyzer for the client's side, Triton's own counters for the rest.
 
-perf_analyzer reports throughput and percentiles. Where the time goes comes from the server's statistics, read before
-and after: they are exact sums, whereas perf_analyzer prints rounded means.
+perf_analyzer reports throughput and percentiles. The parts of the time come from the server's statistics, read before
+and after: these are exact sums, whereas perf_analyzer prints rounded means.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from build_scripts.core.options import Address
 from build_scripts.serving.start.installation import embedded_wheel, perf_analyzer_environment
 
 MODELS = (TOKENIZER, CLASSIFIER)
-# perf_analyzer takes three windows at least, and averages the last three.
+# Minimum number of perf_analyzer's windows; it averages the last three.
 WINDOWS = 3
-# It refuses to report unless the windows agree to within so many percent. We report their spread instead.
+# Percentage within which the windows must agree. We report their spread instead.
 ANY_SPREAD = "1000000"
 START_AND_STOP_S = 60.0
-# A window in which no request ended is an error to perf_analyzer; it is then tried again with longer ones, up to this.
+# A window without an answer is an error to perf_analyzer. Retry with windows LONGER times as long, up to LONGEST_S.
 LONGEST_S, LONGER = 60.0, 3.0
 PASS = re.compile(r"Pass \[\d+\] throughput: ([\d.]+) infer/sec")
 
 
 @dataclass(frozen=True)
 class Counters:
-    """One model's statistics since it was loaded, or a difference of two; times in ns, summed over requests."""
+    """One model's statistics since its load, or the difference of two; times in ns, summed over requests."""
 
     requests: int
     inferences: int
@@ -66,7 +66,7 @@ class Counters:
 
 @dataclass(frozen=True)
 class Level:
-    """What one concurrency level gave. throughput: texts/s; spread: (lowest, highest) of the windows; all times ms."""
+    """Results of one concurrency level. throughput: texts/s; spread: lowest and highest window; times in ms."""
 
     concurrency: int
     throughput: float
@@ -81,12 +81,12 @@ class Level:
 
     @property
     def queue(self) -> float:
-        """Waiting for both models' batches, mean per request."""
+        """Time in both models' queues, mean per request."""
         return self.tokenizer.queue_ms + self.classifier.queue_ms
 
     @property
     def rest(self) -> float:
-        """In neither model nor its queue: the ensemble's scheduling, gRPC, and perf_analyzer itself."""
+        """Time outside models and queues: the ensemble's scheduling, gRPC and perf_analyzer."""
         return self.mean - self.queue - self.tokenizer.compute_ms - self.classifier.compute_ms
 
 
@@ -101,7 +101,7 @@ def measure(address: Address, texts: Sequence[str], concurrency: int, seconds: f
         row = read_report(report.read_text(encoding="utf-8"))
     tokenizer, classifier = (late - early for late, early in zip(after, before))
     if min(tokenizer.requests, classifier.requests) <= 0:
-        raise ServingError(f"the server on {address.http_url} was restarted while it was measured; see its log")
+        raise ServingError(f"the server on {address.http_url} restarted during the measurement; see its log")
     return Level(
         concurrency=concurrency,
         spread=(min(passes), max(passes)) if passes else (row["throughput"], row["throughput"]),
@@ -120,7 +120,7 @@ def read_report(text: str) -> dict[str, float]:
 
 
 def read_counters(answer: dict) -> Counters:
-    """answer: what /v2/models/<name>/stats answers; versions that are loaded side by side are added up."""
+    """answer: of /v2/models/<name>/stats. Sums over all loaded versions."""
     versions = answer["model_stats"]
     sums = [version["inference_stats"] for version in versions]
     stages = ("compute_input", "compute_infer", "compute_output")
@@ -139,7 +139,7 @@ def counters(address: Address, model: str) -> Counters:
 
 
 def _run(address: Address, inputs: Path, report: Path, concurrency: int, seconds: float) -> list[float]:
-    """Run the binary; returns the throughput of each window."""
+    """Run perf_analyzer; returns the throughput of each window."""
     command = [
         _binary(),
         *("-m", ENSEMBLE, "-i", "grpc", "-u", address.grpc_url, "--input-data", str(inputs)),
@@ -152,7 +152,7 @@ def _run(address: Address, inputs: Path, report: Path, concurrency: int, seconds
             command, env=environment, capture_output=True, text=True, timeout=2 * seconds + START_AND_STOP_S
         )
     except subprocess.TimeoutExpired as error:
-        raise ServingError(f"perf_analyzer was not done after {error.timeout:.0f} s; is the server alive?") from error
+        raise ServingError(f"perf_analyzer did not end within {error.timeout:.0f} s; is the server alive?") from error
     if "use a larger time window" in done.stderr and seconds < LONGEST_S:
         return _run(address, inputs, report, concurrency, LONGER * seconds)
     if done.returncode != 0 or not report.is_file():

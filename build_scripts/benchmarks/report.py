@@ -1,6 +1,6 @@
 """Markdown tables, the facts about machine and versions, and charts. Measures nothing.
 
-Matplotlib is imported by the charts alone, so that a report of tables needs no more than the serving environment.
+Only the charts import matplotlib, so that tables need the serving environment only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from build_scripts.core.machine import describe
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; ours first, the baseline in grey.
+# Okabe and Ito's palette for colour-blind readers; ours first, the baseline in grey.
 BLUE, ORANGE, GREEN, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#8C8C8C"
 PANEL_WIDTH, PANEL_HEIGHT = 4.2, 3.4
 STYLE = {
@@ -22,14 +22,14 @@ STYLE = {
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "svg.fonttype": "none",
-    # Without it every run names the parts of an SVG anew, and equal charts differ.
+    # Fixed names of an SVG's parts, so that equal charts are equal files.
     "svg.hashsalt": "report",
 }
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One panel: how latencies (ms) grow with throughput (texts/s), one point a concurrency level."""
+    """One panel: latencies (ms) over throughput (texts/s), one point a concurrency level."""
 
     title: str
     concurrency: Sequence[int]
@@ -40,7 +40,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Bars:
-    """One panel of horizontal bars: values and what is written behind them, one a service."""
+    """One panel of horizontal bars: a value and its label for each service."""
 
     title: str
     unit: str
@@ -59,13 +59,13 @@ def number(value: float) -> str:
 
 
 def ratio(value: float, baseline: float) -> str:
-    """How many times the baseline: 1.0×, 12.3×, 140×."""
+    """Multiple of the baseline: 1.0×, 12.3×, 140×."""
     times = value / baseline
     return f"{times:.0f}×" if times >= 100 else f"{times:.1f}×"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers and stand on the right."""
+    """A Markdown table; the first column is text, the others are numbers, aligned right."""
     for row in rows:
         if len(row) != len(header):
             raise ValueError(f"a row has {len(row)} cells, the header {len(header)}: {row}")
@@ -74,7 +74,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def facts(**others: str) -> str:
-    """A Markdown list: the machine, the versions, and what else a reader must know to judge the numbers."""
+    """A Markdown list: the machine, the versions, and further facts."""
     lines = {"machine": describe(), "versions": ", ".join(versions()), **others}
     return "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in lines.items())
 

@@ -1,4 +1,4 @@
-"""Processes that a benchmark starts beside itself: free ports, start and stop, and how much memory they took."""
+"""Processes of a benchmark: free ports, start and stop, memory and CPU time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STOP_LIMIT_S = 30.0
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on."""
+    """Unused ports of 127.0.0.1."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -33,7 +33,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def environment_without_variables() -> dict[str, str]:
-    """This process's environment without what the command line reads from it."""
+    """This process's environment without the variables of the command line."""
     return {name: value for name, value in os.environ.items() if not name.startswith(VARIABLE_PREFIX)}
 
 
@@ -45,10 +45,9 @@ def running(
     python: str = sys.executable,
     more: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[subprocess.Popen]:
-    """`python -m module arguments`, its output in the log; asked to stop, and gone, when the block ends.
+    """`python -m module arguments` with its output in the log; stopped when the block ends.
 
-    The arguments, and `more` of an environment, are all it is told: variables that were given to the benchmark are not
-    the process's own.
+    more: added to the environment. Variables of the benchmark's command line do not reach the process.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
@@ -58,7 +57,7 @@ def running(
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**environment_without_variables(), "PYTHONUNBUFFERED": "1", **more},
-            # Ctrl-C reaches the benchmark alone, which then stops it in order.
+            # Ctrl-C reaches the benchmark only, which stops the process in order.
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
@@ -74,14 +73,14 @@ def running(
 
 
 def wait_until(answers: Callable[[], bool], poll: Callable[[], int | None], log: Path, limit_s: float) -> None:
-    """Returns once `answers` is true. Raises ServingError if the process ended first or the time is over."""
+    """Return once `answers` is true. Raises ServingError if the process ends first or the limit passes."""
     deadline = time.monotonic() + limit_s
     while not answers():
         if poll() is not None:
             last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"])[-1]
-            raise ServingError(f"a process that was to be measured ended with code {poll()}: {last} (all of it: {log})")
+            raise ServingError(f"a measured process ended with code {poll()}: {last} (full log: {log})")
         if time.monotonic() > deadline:
-            raise ServingError(f"a process that was to be measured did not answer within {limit_s:.0f} s; see {log}")
+            raise ServingError(f"a measured process did not answer within {limit_s:.0f} s; see {log}")
         time.sleep(0.1)
 
 
@@ -92,9 +91,9 @@ def listens(port: int) -> bool:
 
 
 def peak_memory(pid: int, *, children_only: bool = False) -> float:
-    """MiB: the sum of each process's peak resident memory, over the process and all its descendants.
+    """MiB: sum of the peak resident memory of the process and all its descendants.
 
-    The kernel keeps the peaks, so nothing is sampled and none is missed. Pages that processes share count in each.
+    The kernel keeps the peaks, so sampling cannot miss one. Shared pages count in each process.
     """
     root = psutil.Process(pid)
     family = [*([] if children_only else [root]), *root.children(recursive=True)]
@@ -102,7 +101,7 @@ def peak_memory(pid: int, *, children_only: bool = False) -> float:
 
 
 def cpu_seconds(pid: int) -> float:
-    """That the process and all its descendants have used so far."""
+    """CPU time of the process and all its descendants so far."""
     seconds = 0.0
     root = psutil.Process(pid)
     for process in [root, *root.children(recursive=True)]:
@@ -112,7 +111,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def end_on_sigterm() -> None:
-    """Let SIGTERM end this process like Ctrl-C does: what it started is stopped first."""
+    """Let SIGTERM end this process like Ctrl-C, which stops its subprocesses first."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 

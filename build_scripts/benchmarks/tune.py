@@ -80,7 +80,9 @@ def tune(repository: Path, texts: Sequence[str], aim: str, p99_ms: float | None,
     if aim not in AIMS:
         raise ServingError(f"AIM={aim}; expected one of {', '.join(AIMS)}")
     if has_gpu():
-        raise ServingError("make tune chooses instances and threads on a CPU; this machine has a GPU, which needs none")
+        raise ServingError(
+            "make tune chooses instances and threads for a CPU; this machine has a GPU, which does not need them"
+        )
     manifest = require_release(repository)
     committed = read_config(repository)
     settings = [Setting(*pair) for pair in candidates(cores())]
