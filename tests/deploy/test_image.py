@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from tests.deploy.conftest import await_well
+from tests.deploy.conftest import START_LIMIT_S, await_well
 from tests.support.balancers import TEXT_REQUEST
 from tests.support.containers import MIB, run
+from tests.support.servers import wait_for
 
 pytestmark = pytest.mark.server
 STRICT = """
@@ -96,8 +97,8 @@ def test_health_fails_in_the_container_once_a_models_process_is_dead(start):
     await_well(one)
     killed = pid_of(one, "tokenizer/1")
     one.inside("python", "-c", f"import os, signal; os.kill({killed}, signal.SIGKILL)")
-    ill = one.inside("python", "-m", "build_scripts.serving.keep.health", "--timeout", "0.2", check=False)
-    assert ill.returncode != 0
+    health = ("python", "-S", "-E", "-m", "build_scripts.serving.keep.health")
+    wait_for(lambda: one.inside(*health, check=False).returncode != 0, START_LIMIT_S, one.said())
     await_well(one)
     assert pid_of(one, "tokenizer/1") != killed
     one.remove()

@@ -172,7 +172,7 @@ def test_new_classifier_survives_a_restart(server, checkpoints, port):
     assert list(blocks(port)) == [*SERVED, "new"]
     before, killed = server.find("bin/tritonserver"), server.find("/classifier_new/1")
     killed.send_signal(signal.SIGKILL)
-    wait_for(lambda: "inference of new fails; restarting" in server.said(), RECOVERED_WITHIN_S, server.said())
+    wait_for(lambda: "inference of new fails: HTTP 500" in server.said(), RECOVERED_WITHIN_S, server.said())
     wait_for(lambda: not before.is_running(), RECOVERED_WITHIN_S, "the old server did not end")
     wait_for(lambda: report(server.http, 2.0, live=False)[0] == HEALTHY, RECOVERED_WITHIN_S, server.said())
     for name in (*SERVED, "new"):

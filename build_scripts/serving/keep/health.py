@@ -19,6 +19,7 @@ from build_scripts.serving.keep import verdict
 HEALTHY, UNHEALTHY, UNREADY = 0, 1, 3
 # That of `core.options`, which takes longer to import than everything else here.
 DEFAULT_URL = "http://127.0.0.1:8000"
+OWN_VARIABLES = {f"TRITON_TC_{name}" for name in ("URL", "HOST", "HTTP_PORT", "TIMEOUT", "LIVE", "NAME")}
 
 
 def report(url: str, timeout_s: float, *, live: bool, names: list[str] | tuple[str, ...] = ()) -> tuple[int, str]:
@@ -64,7 +65,7 @@ def quick(arguments: list[str]) -> tuple[int, str] | None:
             url = left.pop(0)
         else:
             return None
-    return None if any(name.startswith("TRITON_TC_") for name in os.environ) else told_by_supervisor(url, live)
+    return None if OWN_VARIABLES & os.environ.keys() else told_by_supervisor(url, live)
 
 
 def main(arguments: list[str]) -> int:

@@ -7,7 +7,6 @@ process ids are used again.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -15,7 +14,9 @@ from pathlib import Path
 from typing import IO
 
 from build_scripts.core.errors import ServingError
+from build_scripts.core.locks import LocksUnsupportedError, try_lock
 from build_scripts.serving.keep import verdict
+from build_scripts.serving.keep.output import say
 from build_scripts.serving.keep.verdict import LOCK_FILE, VERDICT_FILE
 
 STATE_FILE = "state.json"
@@ -42,7 +43,7 @@ def held(http_port: int) -> Iterator[Path]:
         ) from error
     with lock:
         deadline = time.monotonic() + LOCK_LIMIT_S
-        while not _locked(lock, fcntl.LOCK_EX):
+        while not _locked(lock, directory):
             if time.monotonic() > deadline:
                 lock.seek(0)
                 holder = lock.read().decode() or "unknown"
@@ -64,7 +65,10 @@ def held(http_port: int) -> Iterator[Path]:
 def is_held(http_port: int) -> bool:
     """Whether a supervisor lives. Raises FileNotFoundError where there never was one."""
     with (run_directory(http_port) / LOCK_FILE).open("rb") as lock:
-        return not _locked(lock, fcntl.LOCK_SH)
+        try:
+            return not try_lock(lock, shared=True)
+        except LocksUnsupportedError:
+            return True  # what a killed supervisor left is then believed until the next start
 
 
 def forget(http_port: int) -> None:
@@ -73,10 +77,10 @@ def forget(http_port: int) -> None:
         (run_directory(http_port) / name).unlink(missing_ok=True)
 
 
-def _locked(file: IO, kind: int) -> bool:
-    """Take a lock without waiting; closing the file releases it."""
+def _locked(file: IO, directory: Path) -> bool:
+    """Take the lock without waiting; closing the file releases it. Without locks on the file system, go on."""
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        return try_lock(file)
+    except LocksUnsupportedError as error:
+        say(f"the file system of {directory} has no locks ({error}): a second server on this port goes unnoticed")
+        return True

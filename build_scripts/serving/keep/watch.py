@@ -21,8 +21,9 @@ from build_scripts.serving.keep.suspicion import Suspicion, Work, limit_for_larg
 
 # Pause between looks, and time for a probe.
 LOOK_EVERY_S, PROBE_TIMEOUT_S = 0.4, 1.0
-# Probes in a row that fail with an error before the server is given up: a release may make one fail.
-FAILED_PROBES = 2
+# Probes in a row that fail with an error before the server is given up: beside a dead process, and without one. Triton
+# calls a living stub unhealthy that gets no CPU for a second.
+FAILED_BESIDE_DEAD, FAILED_PROBES = 3, 6
 # Longest period that a look counts for: a machine that was suspended must not make a server look idle.
 LONGEST_PERIOD_S = 1.5
 
@@ -81,8 +82,9 @@ class Watch:
         if found.outcome is Outcome.FAILED:
             self.failed += 1
             self.tell(verdict.SILENT, f"{inference} fails: {found.reason}")
-            broken = told_broken(self.view.processes(), ZOMBIE, "was killed")
-            return f"{broken}{inference} fails: {found.reason}" if self.failed >= FAILED_PROBES else None
+            dead = told_broken(self.view.processes(), ZOMBIE, "was killed")
+            limit = FAILED_BESIDE_DEAD if dead else FAILED_PROBES
+            return f"{dead}{inference} fails: {found.reason}" if self.failed >= limit else None
         self.failed = 0
         if self.view.now() - began < LOOK_EVERY_S:
             self.stop.wait(LOOK_EVERY_S)  # refused at once, which is too short to see what computes

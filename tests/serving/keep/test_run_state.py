@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -102,3 +105,14 @@ def test_a_directory_that_cannot_be_made_is_one_clear_line(port, runs):
     with pytest.raises(ServingError, match=r"cannot be used \(.*\).*expected a directory") as refusal:
         held(port).__enter__()
     assert "\n" not in str(refusal.value)
+
+
+def test_file_system_without_locks_is_used_without_them(port, monkeypatch, capsys):
+    """NFS without lockd, Lustre without -o flock."""
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+    with held(port):
+        write_state(port, STATE)
+        assert read_state(port) == STATE
+    assert capsys.readouterr().err.count("has no locks (No locks available)") == 1
+    with pytest.raises(ServingError, match="no server of `make serve` runs"):
+        read_state(port)
