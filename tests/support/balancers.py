@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from build_scripts.core.paths import PROJECT
@@ -41,17 +41,23 @@ def certificate(directory: Path) -> Path:
 
 @dataclass
 class Proxy:
-    """HAProxy or nginx, with its configuration of deploy/proxy or another. directory: its own, with certificate and,
-    for HAProxy, the admin socket.
+    """HAProxy or nginx, with its configuration of deploy/proxy or another.
+
+    directory: holds the certificate, the log and HAProxy's admin socket. environment: further variables for HAProxy.
     """
 
     kind: str
     network: Namespaces
     directory: Path
     configuration: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "output.txt"
 
     def start(self) -> None:
-        """Run it, and wait until it passes on an answer."""
+        """Run it, and wait until it answers; whether a replica is up is the caller's to wait for."""
         certificate(self.directory)
         (self.directory / "temp").mkdir(exist_ok=True)
         file = Path(shutil.copy(self.configuration, self.directory))
@@ -63,8 +69,9 @@ class Proxy:
             "PATH": PATH,
             "CERTIFICATE": str(self.directory / "service.pem"),
             "ADMIN_SOCKET": str(self.directory / "admin.sock"),
+            **self.environment,
         }
-        log = self.directory / "output.txt"
+        log = self.log
         with log.open("wb") as output:
             command = [*self.network.enter(self.network.balancer), *map(str, commands[self.kind])]
             self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
@@ -72,10 +79,10 @@ class Proxy:
         def answers() -> bool:
             assert self.process.poll() is None, log.read_text(encoding="utf-8")
             with contextlib.suppress(AssertionError):  # nothing listens yet
-                return self.curl("/v2/health/live")[0] == 200
+                return self.curl("/")[0] in (401, 404)
             return False
 
-        wait_for(answers, 20, f"{self.kind} passes nothing on")
+        wait_for(answers, 60, f"{self.kind} does not answer")
 
     def stop(self) -> None:
         self.process.terminate()
@@ -140,9 +147,12 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def proxy(kind: str, network: Namespaces, directory: Path, configuration: Path | None = None) -> Iterator[Proxy]:
-    """A running proxy that passes requests on."""
-    running = Proxy(kind, network, directory, configuration or next(CONFIGURATIONS.glob(f"{kind}.c*")))
+def proxy(
+    kind: str, network: Namespaces, directory: Path, configuration: Path | None = None, **environment: str
+) -> Iterator[Proxy]:
+    """A running proxy with its shipped configuration or another. environment: variables for HAProxy."""
+    shipped = next(CONFIGURATIONS.glob(f"{kind}.c*"))
+    running = Proxy(kind, network, directory, configuration or shipped, environment)
     running.start()
     try:
         yield running
