@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from build_scripts.core.paths import PROJECT
 from build_scripts.releases.package import Package, package
@@ -23,6 +24,8 @@ from tests.support.servers import wait_for
 START_LIMIT_S = 120.0
 # Kept between runs: a system of Debian's, which nobody changes.
 BASE = TOOLS / "base"
+# File of rules -> the component of deploy/kubernetes that holds them.
+RULES = {"rules.yaml": "monitoring", "edge-rules.yaml": "edge-monitoring"}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,6 +37,18 @@ def paths():
 def packed(default_repository, tmp_path_factory) -> Package:
     """The embedded default model, packed."""
     return package(default_repository, tmp_path_factory.mktemp("packed") / "package")
+
+
+@pytest.fixture(scope="session")
+def rules(tmp_path_factory) -> Path:
+    """A directory with the rules as Prometheus reads them, and their tests."""
+    directory = tmp_path_factory.mktemp("rules")
+    for name, component in RULES.items():
+        file = PROJECT / "deploy" / "kubernetes" / "components" / component / "prometheus-rule.yaml"
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        (directory / name).write_text(yaml.safe_dump(document["spec"]), encoding="utf-8")
+    shutil.copy(Path(__file__).parent / "rules_test.yaml", directory)
+    return directory
 
 
 @dataclass(frozen=True)
@@ -66,8 +81,7 @@ def image(packed, base_system, tmp_path_factory):
     context = tmp_path_factory.mktemp("context")
     shutil.copytree(PROJECT / "deploy", context / "deploy")
     shutil.copytree(PROJECT / "build_scripts", context / "build_scripts")
-    for name in (".containerignore", "constraints.txt"):
-        shutil.copy(PROJECT / name, context)
+    shutil.copy(PROJECT / ".dockerignore", context)
     shutil.copytree(packed.directory / "model_repository", context / "build" / "package" / "model_repository")
     base = buildah("from", "scratch")
     buildah("add", "--quiet", base, base_system, "/")

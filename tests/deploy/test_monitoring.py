@@ -1,54 +1,35 @@
-"""Alerts, dashboard and traces, against a real Prometheus that scrapes the real server, and an OTLP receiver."""
+"""Alerts, dashboard and traces: a real Prometheus scrapes the real server and HAProxy; an OTLP receiver takes spans."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
+import threading
 import urllib.parse
 import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 
-from build_scripts.benchmarks.subprocesses import free_ports
+from build_scripts.benchmarks.subprocesses import free_ports, listens
 from build_scripts.core.paths import PROJECT
+from tests.deploy.conftest import RULES
+from tests.support.balancers import CONFIGURATIONS, certificate
 from tests.support.containers import run
-from tests.support.deploy_tools import need, tool
+from tests.support.deploy_tools import PATH, need
 from tests.support.http_stand_in import Reply, Request, StandIn
 from tests.support.servers import post, running, wait_for
 
 pytestmark = pytest.mark.server
 DASHBOARD = PROJECT / "deploy" / "monitoring" / "dashboard.json"
-RULE = PROJECT / "deploy" / "kubernetes" / "components" / "monitoring" / "prometheus-rule.yaml"
 SCALER = PROJECT / "deploy" / "kubernetes" / "components" / "keda" / "scaled-object.yaml"
+RECORD = "text_classifier_waiting_requests"
+# Labels that a cluster's Prometheus gives to a target.
+TARGET = {"namespace": "text-classifier", "pod": "a"}
 GENERATE = "/v2/models/text_classifier/generate"
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
-
-
-@pytest.fixture(scope="module")
-def rules(tmp_path_factory) -> Path:
-    """A directory with the rules as Prometheus reads them, and their tests."""
-    directory = tmp_path_factory.mktemp("rules")
-    code = "import sys, yaml; print(yaml.safe_dump(yaml.safe_load(sys.stdin)['spec']))"
-    text = run(tool("kubernetes", "python"), "-c", code, input=RULE.read_text(encoding="utf-8")).stdout
-    (directory / "rules.yaml").write_text(text, encoding="utf-8")
-    shutil.copy(Path(__file__).parent / "rules_test.yaml", directory)
-    return directory
-
-
-def test_the_rules_are_valid_and_every_alert_fires_when_it_should(rules):
-    need("prometheus")
-    run("promtool", "check", "rules", "--lint-fatal", rules / "rules.yaml")
-    run("promtool", "test", "rules", rules / "rules_test.yaml")
-
-
-def test_every_alert_has_a_test_that_makes_it_fire(rules):
-    alerts = set(re.findall(r"alert: (\w+)", (rules / "rules.yaml").read_text(encoding="utf-8")))
-    tests = (rules / "rules_test.yaml").read_text(encoding="utf-8")
-    assert len(alerts) >= 6
-    assert set(re.findall(r"alertname: (\w+)\n\s+exp_alerts", tests)) == alerts
 
 
 class Receiver(StandIn):
@@ -94,40 +75,85 @@ def test_a_callers_trace_goes_on_through_every_step(served, receiver):
 
 
 @pytest.fixture(scope="module")
-def prometheus(served, rules, tmp_path_factory):
-    """query(expression): what a real Prometheus answers, which has scraped the server while it was asked things."""
+def edge(served, tmp_path_factory):
+    """HAProxy as shipped, on free ports, in front of the server. Yields the port of clients and that of metrics."""
+    need("haproxy", "openssl")
+    directory = tmp_path_factory.mktemp("edge")
+    certificate(directory)
+    https, metrics = free_ports(2)
+    address = served.address
+    text = (CONFIGURATIONS / "haproxy.cfg").read_text(encoding="utf-8")
+    text = re.sub(r"(?m)^ *server replica[23] .*\n", "", text)
+    text = text.replace("192.0.2.11:8000", f"127.0.0.1:{address.http_port}").replace(
+        "port 8000 check", f"port {address.http_port} check"
+    )
+    text = text.replace("192.0.2.11:8001", f"127.0.0.1:{address.grpc_port}").replace(":8443", f"127.0.0.1:{https}")
+    (directory / "haproxy.cfg").write_text(text.replace(":8405", f"127.0.0.1:{metrics}"), encoding="utf-8")
+    environment = {"CERTIFICATE": "service.pem", "ADMIN_SOCKET": "admin.sock", "PATH": PATH}
+    with (directory / "output.txt").open("wb") as output:
+        command = ["haproxy", "-db", "-f", "haproxy.cfg"]
+        process = subprocess.Popen(command, cwd=directory, env=environment, stdout=output, stderr=output)
+    wait_for(lambda: listens(https), 60, (directory / "output.txt").read_text(encoding="utf-8"))
+    yield https, metrics
+    process.kill()
+    process.wait()
+
+
+def hurried(rules: Path) -> list[str]:
+    """Copies of the rules whose windows are seconds, so that an alert can be seen to fire; their names end in Soon."""
+    files = []
+    for name in RULES:
+        content = yaml.safe_load((rules / name).read_text(encoding="utf-8"))
+        for group in content["groups"]:
+            group["name"] += "-soon"
+            group["rules"] = [rule for rule in group["rules"] if rule.get("record") != RECORD]
+            for rule in group["rules"]:
+                rule["expr"] = re.sub(r"\[\d+[mhd]\]", "[10s]", rule["expr"]).replace("text_classifier:", "soon:")
+                if "record" in rule:
+                    rule["record"] = rule["record"].replace("text_classifier:", "soon:")
+                else:
+                    rule.update(alert=rule["alert"] + "Soon", **{"for": "1s"})
+        files.append(rules / f"soon-{name}")
+        files[-1].write_text(yaml.safe_dump(content), encoding="utf-8")
+    return list(map(str, files))
+
+
+@pytest.fixture(scope="module")
+def prometheus(served, edge, rules, tmp_path_factory):
+    """query(expression, time): what a real Prometheus answers that has scraped server and proxy under a little load."""
     need("prometheus")
     directory = tmp_path_factory.mktemp("prometheus")
+    jobs = {"text-classifier": served.address.metrics_address, "text-classifier-proxy": f"127.0.0.1:{edge[1]}"}
     configuration = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": [str(rules / "rules.yaml")],
+        "rule_files": [*(str(rules / name) for name in RULES), *hurried(rules)],
         "scrape_configs": [
-            {"job_name": "text-classifier", "static_configs": [{"targets": [served.address.metrics_address]}]}
+            {"job_name": job, "static_configs": [{"targets": [target], "labels": TARGET}]}
+            for job, target in jobs.items()
         ],
     }
     (directory / "prometheus.yml").write_text(json.dumps(configuration), encoding="utf-8")
     (port,) = free_ports(1)
+    options = (f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data")
     with (directory / "output.txt").open("wb") as output:
-        process = subprocess.Popen(
-            [
-                *("prometheus", f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data"),
-                f"--web.listen-address=127.0.0.1:{port}",
-            ],
-            stdout=output,
-            stderr=output,
-        )
+        command = ["prometheus", *options, f"--web.listen-address=127.0.0.1:{port}"]
+        process = subprocess.Popen(command, stdout=output, stderr=output)
 
-    def query(expression: str) -> list[dict]:
-        url = f"http://127.0.0.1:{port}/api/v1/query?query={urllib.parse.quote(expression)}"
+    def query(expression: str, time: float | None = None) -> list[dict]:
+        parameters = {"query": expression, **({"time": time} if time else {})}
+        url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode(parameters)}"
         with urllib.request.urlopen(url, timeout=10) as response:
             return json.load(response)["data"]["result"]
 
     def scraped_under_load() -> bool:
         post(f"{served.http}{GENERATE}", {"TEXT": ["short", "word " * 600]})
         post(f"{served.http}{GENERATE}", b'{"TEXT": "\\udcff"}')
+        ask_through(edge)
         try:
-            return float(query('count_over_time(up{job="text-classifier"}[1m])')[0]["value"][1]) >= 5
-        except (OSError, IndexError):
+            return (
+                all(float(one["value"][1]) >= 5 for one in query("count_over_time(up[1m])")) and len(query("up")) == 2
+            )
+        except OSError:
             return False
 
     try:
@@ -138,6 +164,14 @@ def prometheus(served, rules, tmp_path_factory):
         process.wait(20)
 
 
+def ask_through(edge: tuple[int, int]) -> str:
+    """The status of a request through the proxy."""
+    url = f"https://127.0.0.1:{edge[0]}{GENERATE}"
+    return run(
+        "curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", "-d", '{"TEXT": "goal"}', url, check=False
+    ).stdout
+
+
 def dashboard_queries() -> list[str]:
     panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
     return [target["expr"] for panel in panels for target in panel["targets"]]
@@ -145,25 +179,71 @@ def dashboard_queries() -> list[str]:
 
 @pytest.mark.parametrize("expression", dashboard_queries())
 def test_every_query_of_the_dashboard_has_an_answer(prometheus, expression):
-    found = prometheus(expression)
+    found = prometheus(expression.replace("$namespace", "text-classifier").replace("$job", "text-classifier"))
     assert found
     assert all(series["value"][1] != "NaN" for series in found), found
 
 
-def test_the_autoscalers_query_and_record_are_numbers_and_agree(prometheus):
-    query = re.search(r"query: (.+)", SCALER.read_text(encoding="utf-8"))[1]
-    (scaler,) = prometheus(query)
-    (record,) = prometheus("text_classifier_waiting_requests")
-    assert float(scaler["value"][1]) >= 0 <= float(record["value"][1])
-
-
 def test_every_metric_that_a_rule_names_exists(prometheus, rules):
-    names = set(
-        re.findall(r"\b(?:nv_inference|text_classifier)_\w+", (rules / "rules.yaml").read_text(encoding="utf-8"))
-    )
-    assert len(names) >= 6
+    text = "".join((rules / name).read_text(encoding="utf-8") for name in RULES)
+    names = set(re.findall(r"\b(?:nv_inference|haproxy|text_classifier)_\w+", text))
+    assert len(names) >= 9
     assert [name for name in sorted(names) if not prometheus(name)] == []
 
 
-def test_nobody_is_alarmed_by_a_healthy_server(prometheus):
-    assert prometheus('ALERTS{alertstate="firing"}') == []
+def test_a_healthy_server_fires_no_alert(prometheus):
+    assert prometheus('ALERTS{alertstate="firing", alertname!~".*Soon"}') == []
+
+
+def flood(served, stopped: threading.Event) -> list[threading.Thread]:
+    """Clients that together keep more requests waiting than a replica admits."""
+
+    def ask() -> None:
+        while not stopped.is_set():
+            post(f"{served.http}{GENERATE}", {"TEXT": ["word " * 300] * 8})
+
+    clients = [threading.Thread(target=ask, daemon=True) for _ in range(160)]
+    for client in clients:
+        client.start()
+    return clients
+
+
+def firing(prometheus) -> set[str]:
+    return {one["metric"]["alertname"] for one in prometheus('ALERTS{alertstate="firing"}')}
+
+
+def test_an_overload_fires_its_alerts_and_moves_the_autoscalers_metric(prometheus, served):
+    """The record is the sum of both gauges, at each time that it was taken."""
+    stopped = threading.Event()
+    clients = flood(served, stopped)
+    try:
+        wanted = {"TextClassifierRefusesSoon", "TextClassifierWaitsSoon"}
+        wait_for(lambda: wanted <= firing(prometheus), 120, "no alert")
+    finally:
+        stopped.set()
+        for client in clients:
+            client.join(120)
+    query = re.search(r"query: (.+)", SCALER.read_text(encoding="utf-8"))[1]
+    gauges = ("nv_inference_pending_request_count", "text_classifier_held_requests")
+    taken = prometheus(f"{RECORD}[3m]")[0]["values"]
+    held = 0.0
+    for time, value in taken:
+        parts = [prometheus(f'sum({gauge}{{model="classifier"}})', time) for gauge in gauges]
+        numbers = [float(found[0]["value"][1]) for found in parts if found]
+        assert float(value) == sum(numbers)
+        assert float(prometheus(query, time)[0]["value"][1]) == float(value)
+        held = max(held, numbers[-1])
+    assert held > 0
+
+
+def test_a_stopped_server_fires_its_alerts(prometheus, served, edge):
+    """Last: nothing serves after it."""
+    assert served.stop() == 0
+    wanted = {"Down", "NoReplica", "EdgeErrors", "ErrorBudgetFast", "ErrorBudgetSlow"}
+
+    def all_fire() -> bool:
+        assert ask_through(edge) in ("503", "000")
+        return {f"TextClassifier{name}Soon" for name in wanted} <= firing(prometheus)
+
+    wait_for(all_fire, 120, "no alert")
+    assert "TextClassifierProxyDownSoon" not in firing(prometheus)
