@@ -21,7 +21,7 @@ MAKEOVERRIDES :=
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
 
-install: $(VENV)/installed ## create .venv with pinned packages: PYTHON= INDEX_URL=<mirror> TORCH_INDEX=<index with torch>
+install: $(VENV)/installed ## make .venv with the pinned packages that serving needs: PYTHON= INDEX_URL=<mirror> TORCH_INDEX=<index with torch>
 
 # Another PYTHON than the environment was made with makes it anew.
 ifeq ($(origin PYTHON),command line)
@@ -37,8 +37,8 @@ $(VENV)/installed: pyproject.toml constraints.txt build_scripts/install.sh
 $(VENV)/installed-%: $(VENV)/installed
 	@sh build_scripts/install.sh $(VENV) $*
 
-# Not after `install`, which fails where pyproject.toml and the pins of before contradict each other.
-lock: ## pin what the direct dependencies bring along, for every Python, in constraints.txt
+# Does not depend on `install`, which fails while pyproject.toml and constraints.txt contradict each other.
+lock: ## pin all indirect dependencies, for every Python, in constraints.txt
 	@[ -x $(VENV)/bin/uv ] || { echo "error: $(VENV)/bin/uv is missing; run \`make lint\` first"; exit 1; }
 	@$(VENV)/bin/uv pip compile pyproject.toml --group dev --universal --python-version 3.10 --quiet \
 	  --no-python-downloads --no-annotate --custom-compile-command "make lock" --output-file constraints.txt
@@ -55,19 +55,19 @@ serve: install ## build if needed and run tritonserver: HOST= HTTP_PORT= GRPC_PO
 classify: ## class id, label and probability of TEXT="…" (PAIR="…"), or of every line of FILE=path (- for stdin): NAME= HOST= GRPC_PORT= TLS_CA=
 	@$(ASK) classify
 
-health: ## exit 0 only if a real inference answers; with LIVE=1, as long as the server lives: NAME= HOST= HTTP_PORT=
+health: ## exit 0 only if a real inference answers; with LIVE=1, as long as the server lives: NAME= HOST= HTTP_PORT= TIMEOUT=
 	@$(ASK) health
 
-doctor: ## can the repository be served on this machine? One line a check: MODEL_REPOSITORY= and the ports
+doctor: ## can the repository be served on this machine? One line per check: MODEL_REPOSITORY= and the ports
 	@$(ASK) doctor
 
-status: ## what the running server serves, and what could be rolled back to: HTTP_PORT=
+status: ## the live releases of the running server, and those to roll back to: HTTP_PORT=
 	@$(ASK) status
 
 release: ## build MODEL=… and put it live in the running server, without a failed request: NAME= HTTP_PORT= EVALUATE=<labelled texts> WORSE_BY=
 	@$(ASK) release
 
-rollback: ## put the release that was live before back: NAME= HTTP_PORT=
+rollback: ## put the previous release live again: NAME= HTTP_PORT=
 	@$(ASK) rollback
 
 evaluate: $(VENV)/installed-quality ## a classifier on labelled texts, in build/evaluate: FILE= TEXT_COLUMN= LABEL_COLUMN= PAIR_COLUMN= MODEL= RELEASE= NAME=
@@ -95,7 +95,7 @@ soak: $(VENV)/installed-dev ## mixed valid and hostile traffic with killed proce
 WITHOUT_SERVER = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 3 --dist worksteal
 WITH_SERVER    = $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-check: $(VENV)/installed-dev lint ## what a change needs first, in a minute and a half: lint, and the tests that start no server
+check: $(VENV)/installed-dev lint ## lint, and the tests that start no server
 	@$(WITHOUT_SERVER) -m "not server and not slow and not long"
 
 test: $(VENV)/installed-dev ## the tests, in about ten minutes on 2 cores
@@ -113,7 +113,7 @@ test-deploy: $(VENV)/installed-dev ## package, image, proxies, replicas, alerts 
 lint: $(VENV)/installed-dev ## check style, formatting and types; changes nothing
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 
-clean: ## remove what was built: artefacts, reports, caches, the environment
+clean: ## remove everything that was built: artefacts, reports, caches, the environment
 	rm -rf build $(VENV) $(VENV)-uv $(VENV)-new .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	rm -rf model_repository/.*.lock model_repository/text_classifier/live model_repository/text_classifier/releases
 	rm -rf $(dir $(wildcard model_repository/*/config.pbtxt.copied))

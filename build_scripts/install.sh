@@ -16,7 +16,7 @@ CHOICES="install one (Debian, Ubuntu: python3.12-venv and libpython3.12), name o
 say() { printf '%s\n' "$*" >&2; }
 fail() { say "error: $*"; exit 1; }
 
-# Why a Python does not fit; empty if it does. It may be of any version, hence the old syntax.
+# Why a Python does not fit; empty if it does. Runs on any version, hence the old syntax.
 unfit() {
   "$1" - 2>/dev/null <<'PYTHON' || echo "cannot be run"
 import os, sys, sysconfig
@@ -62,7 +62,7 @@ choose() {
   from_uv || fail "$NEEDED is needed; $CHOICES"
 }
 
-# uv keeps its Pythons in the user's home; its own variables, mirrors among them, reach it as they are.
+# uv keeps its Pythons in the user's home. Its variables, such as mirrors, reach it unchanged.
 from_uv() {
   if ! uv=$(command -v uv || own_uv); then
     say "uv could not be installed: for that, some python3 needs its venv module (Debian, Ubuntu: python3-venv)"
@@ -77,23 +77,23 @@ from_uv() {
   fi
 }
 
-# uv from the package index, in an environment of its own.
+# uv from the package index, in a separate environment.
 own_uv() {
   pin=$(sed -n 's/.*"\(uv==[^"]*\)".*/\1/p' pyproject.toml)
   { python3 -m venv "$venv-uv" && "$venv-uv/bin/python" -m pip install --quiet "$pin"; } >/dev/null 2>&1 || return 1
   echo "$venv-uv/bin/uv"
 }
 
-# The index from which torch comes; empty for the one that pip uses anyway.
+# The index for torch; empty for pip's own.
 torch_index() {
   if [ -n "${TRITON_TC_TORCH_INDEX:-}" ]; then
     echo "$TRITON_TC_TORCH_INDEX"
   elif [ -z "$(find /dev -maxdepth 1 -name 'nvidia[0-9]*')" ]; then
-    # `timeout`, because urllib's own limit does not cover a name server that is silent.
+    # `timeout`, because urllib's limit does not cover a silent name server.
     if timeout 2 "$1" -c "import urllib.request; urllib.request.urlopen('$TORCH_CPU_INDEX/torch/')" 2>/dev/null; then
       echo "$TORCH_CPU_INDEX"
     else
-      say "No NVIDIA GPU is seen here, and $TORCH_CPU_INDEX does not answer. If pip knows of no other CPU build of" \
+      say "There is no NVIDIA GPU here, and $TORCH_CPU_INDEX does not answer. If pip finds no other CPU build of" \
         "torch, it downloads the CUDA build, about 2.7 GB; TORCH_INDEX=<address> names an index with a smaller one."
     fi
   fi
@@ -103,14 +103,14 @@ venv=$1
 if [ -n "${TRITON_TC_INDEX_URL:-}" ]; then
   export PIP_INDEX_URL="$TRITON_TC_INDEX_URL" UV_DEFAULT_INDEX="$TRITON_TC_INDEX_URL"
 fi
-# What make looks for: made when all is installed, and while the lock is held.
+# The file that make looks for. It appears when all is installed, while the lock is held.
 installed="$venv/installed${2:+-$2}"
 up_to_date() {
   [ -e "$installed" ] && [ -z "$(find pyproject.toml constraints.txt "$0" -newer "$installed")" ] &&
     { [ -z "${TRITON_TC_PYTHON:-}" ] || [ "$TRITON_TC_PYTHON" = "$(cat "$venv/made-with")" ]; }
 }
 
-# Two `make` at once would clear each other's environment. The lock is on this script, which stays as it is.
+# Two `make` at once would remove each other's environment. The lock is on this script, which installing leaves alone.
 exec 9>>"$0"
 if command -v flock >/dev/null && ! flock -n 9; then
   say "Another make installs here; waiting for it."

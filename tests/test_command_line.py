@@ -1,4 +1,4 @@
-"""What people type: every command explains itself, at once, and every make target is listed."""
+"""Every command explains itself, quickly, and every make target is listed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_version_is_printed(capsys):
     assert capsys.readouterr().out == f"{__version__}\n"
 
 
-def test_help_answers_without_loading_anything_heavy():
+def test_help_loads_nothing_heavy():
     heavy = "torch", "transformers", "tokenizers", "numpy", "tritonclient", "rich.table", "huggingface_hub"
     code = f"""
 import runpy, sys
@@ -92,7 +92,7 @@ def test_every_phony_target_has_a_help_line():
     assert sorted(phony) == sorted(TARGETS)
 
 
-def test_every_target_that_runs_a_command_runs_one_that_exists():
+def test_targets_run_existing_commands():
     run_by_make = set(re.findall(r"\$\((?:RUN|ASK)\) (\w+)", MAKEFILE))
     assert run_by_make == set(COMMANDS)
 
@@ -108,7 +108,7 @@ def test_every_target_that_runs_a_command_runs_one_that_exists():
         (["--text", b"\xff"], "U+DCFF at 0"),
     ],
 )
-def test_classify_refuses_what_it_cannot_send_in_one_line(tmp_path, arguments, said):
+def test_classify_rejects_bad_input_in_one_line(tmp_path, arguments, said):
     latin = "Café\n".encode("latin-1")
     (tmp_path / "latin-1.txt").write_bytes(latin)
     arguments = [part.format(tmp_path) if isinstance(part, str) else part for part in arguments]
@@ -119,8 +119,8 @@ def test_classify_refuses_what_it_cannot_send_in_one_line(tmp_path, arguments, s
     assert said in message
 
 
-def test_to_serve_needs_no_package_that_the_embedded_image_lacks():
-    """deploy/Containerfile.embedded installs what serving needs; a package is served without a build and a client."""
+def test_serve_needs_only_the_packages_of_the_embedded_image():
+    """To serve a package takes neither a build nor a client."""
     code = """
 import runpy, sys
 sys.modules.update(dict.fromkeys(["tritonclient", "google", "grpc", "tokenizers", "transformers", "sentencepiece"]))

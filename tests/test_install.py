@@ -1,4 +1,4 @@
-"""`make install`: which Python it takes, from which index torch comes, what is pinned. Downloads nothing."""
+"""`make install`: the choice of Python and of torch's index, pins, failures. Downloads nothing."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def machine(tmp_path) -> Machine:
         ({"python3": "broken", "python3.11": "fits"}, "python3.11"),
     ],
 )
-def test_the_first_python_that_fits_is_taken(machine, there, chosen):
+def test_takes_the_first_python_that_fits(machine, there, chosen):
     for name, kind in there.items():
         machine.python(name, kind)
     done = machine.run()
@@ -130,7 +130,7 @@ def test_the_first_python_that_fits_is_taken(machine, there, chosen):
     assert (machine.venv / "made-with").read_text(encoding="utf-8").endswith(f"/{chosen}\n")
 
 
-def test_a_python_that_was_named_is_taken_or_refused_with_the_reason(machine):
+def test_takes_a_named_python_or_says_why_not(machine):
     machine.python("python3")
     machine.python("my python", "fits")
     machine.python("other", "no libpython")
@@ -145,14 +145,14 @@ def test_a_python_that_was_named_is_taken_or_refused_with_the_reason(machine):
     assert (machine.venv / "made-with").read_text(encoding="utf-8") == f"{named}\n"
 
 
-def test_a_server_on_path_brings_its_own_libpython(machine):
+def test_needs_no_libpython_with_a_server_on_path(machine):
     machine.python("python3", "no libpython")
     machine.script("tritonserver", "")
     assert machine.run().returncode == 0
     assert machine.chosen() == "python3"
 
 
-def test_where_no_python_fits_uv_gets_one(machine):
+def test_uv_gets_a_python_where_none_fits(machine):
     machine.python("python3", "too new")
     theirs = machine.python("from-uv")
     machine.script("uv", f'[ "$2" = install ] || echo {theirs}\n')
@@ -162,7 +162,7 @@ def test_where_no_python_fits_uv_gets_one(machine):
     assert "uv python install --no-progress 3.12 PIP_INDEX_URL= MIRROR=https://mirror.example" in machine.calls()
 
 
-def test_where_there_is_no_uv_either_it_comes_from_the_package_index(machine):
+def test_uv_comes_from_the_package_index(machine):
     """In an environment of its own, in the version that is pinned."""
     machine.python("python3", "too new")
     theirs = machine.python("from-uv")
@@ -174,7 +174,7 @@ def test_where_there_is_no_uv_either_it_comes_from_the_package_index(machine):
     assert f"pip install --quiet {pin} PIP_INDEX_URL=https://index.example/simple" in machine.calls()
 
 
-def test_without_any_python_one_line_names_the_choices(machine):
+def test_names_the_choices_without_any_python(machine):
     machine.script("uv", "echo 'error: no'; echo '  cause: no route to host'; exit 2\n")
     done = machine.run()
     assert (done.returncode, machine.chosen()) == (1, "none")
@@ -185,7 +185,7 @@ def test_without_any_python_one_line_names_the_choices(machine):
         assert word in last
 
 
-def test_a_python_without_venv_cannot_get_uv_and_that_is_said(machine):
+def test_says_that_uv_needs_venv(machine):
     """Debian and Ubuntu without python3-venv."""
     machine.script("python3", 'case "$1" in -) echo "has no venv module" ;; *) exit 1 ;; esac\n')
     done = machine.run()
@@ -204,7 +204,7 @@ def test_without_a_gpu_torch_comes_from_the_cpu_index(machine):
 
 
 @pytest.mark.parametrize("answer", ["exit 1", "sleep 30"], ids=["refused", "silent"])
-def test_an_index_that_does_not_answer_is_left_out_and_the_size_is_said(machine, answer):
+def test_leaves_out_a_silent_index_and_names_the_size(machine, answer):
     machine.python("python3")
     machine.script("in-venv", f'case "$1" in -c) {answer} ;; esac\n')
     done = machine.run()
@@ -213,7 +213,7 @@ def test_an_index_that_does_not_answer_is_left_out_and_the_size_is_said(machine,
     assert "GB; TORCH_INDEX=<address>" in done.stderr
 
 
-def test_with_a_gpu_torch_comes_from_where_pip_looks(machine):
+def test_with_a_gpu_torch_comes_from_pips_index(machine):
     machine.python("python3")
     machine.script("find", "echo /dev/nvidia0\n")
     done = machine.run()
@@ -285,8 +285,8 @@ def test_everything_is_installed_under_the_constraints(machine, arguments):
 
 
 @pytest.mark.parametrize(("end", "made"), [("exit 0", 1), ("exit 1", 2)], ids=["and it succeeds", "and it fails"])
-def test_while_one_installs_the_next_waits_and_takes_what_it_made(machine, end, made):
-    """If it made nothing, the next one does the work."""
+def test_a_second_installation_waits_for_the_first(machine, end, made):
+    """If the first fails, the second installs."""
     machine.python("python3")
     began, go_on = machine.bin / "began", machine.bin / "go-on"
     # The first to come here waits; the next finds `began`.

@@ -1,4 +1,4 @@
-"""Variables: what is typed behind `make` arrives as it is, and nothing with a common name leaks in."""
+"""Variables of make arrive as they were typed; the environment's own names are not used."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VARIABLES = [option.variable for option in OPTIONS.values()]
 
 @dataclass
 class Made:
-    """What a `make` did. given: the environment of the command that it ran, empty if it ran none."""
+    """The outcome of a `make`. given: environment of the command that it ran, empty if it ran none."""
 
     code: int
     stdout: str
@@ -34,7 +34,7 @@ class Made:
 
 @pytest.fixture
 def make(tmp_path):
-    """make(*arguments, **environment): the real Makefile, with a Python that only writes its environment down."""
+    """make(*arguments, **environment): the real Makefile, with a Python that only writes its environment to a file."""
     venv, dump = tmp_path / "venv", tmp_path / "environment"
     foreign = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     (venv / "bin").mkdir(parents=True)
@@ -56,7 +56,7 @@ def make(tmp_path):
 
 
 @pytest.mark.parametrize("name", VARIABLES)
-def test_a_value_reaches_the_command_as_it_was_typed(make, name, tmp_path):
+def test_a_value_arrives_as_it_was_typed(make, name, tmp_path):
     touched = tmp_path / "touched"
     typed = (
         f"price $500 $$ $(PATH) ${{PATH}} $(shell touch {touched}) `touch {touched}` $(error no); touch {touched} "
@@ -122,7 +122,7 @@ def test_without_an_environment_to_ask_names_the_command_that_makes_one(tmp_path
     assert f"error: {tmp_path}/none is missing; run `make install` first" in done.stderr
 
 
-def test_a_benchmarks_variables_do_not_reach_what_it_starts(tmp_path, monkeypatch):
+def test_a_benchmark_keeps_its_variables_from_its_processes(tmp_path, monkeypatch):
     (tmp_path / "say_environment.py").write_text("import os\nprint(*sorted(os.environ))\n", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("TRITON_TC_MAX_LENGTH", "64")
@@ -133,7 +133,7 @@ def test_a_benchmarks_variables_do_not_reach_what_it_starts(tmp_path, monkeypatc
     assert "TRITON_TC_MAX_LENGTH" not in log.read_text(encoding="utf-8")
 
 
-def test_a_soak_expects_what_it_asks_its_server_for(tmp_path, monkeypatch):
+def test_a_soak_and_its_server_have_the_same_max_length(tmp_path, monkeypatch):
     class Started(Exception):
         pass
 
@@ -157,7 +157,7 @@ class StubBuilt:
         self.manifest = {"max_length": max_length}
 
 
-def test_every_file_of_texts_and_standard_input_have_the_same_lines(tmp_path):
+def test_files_and_stdin_have_the_same_lines(tmp_path):
     content = "LF\nCR LF\r\nlone\rCR\n\nform\ffeed\u2028\x85\ntwo\r\r\nlast"
     expected = ["LF", "CR LF", "lone\rCR", "", "form\ffeed\u2028\x85", "two\r", "last"]
     path = tmp_path / "texts.txt"

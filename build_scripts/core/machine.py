@@ -1,4 +1,4 @@
-"""What this machine is: processor, cores, and the precisions it computes natively. Imports nothing heavy."""
+"""This machine's processor, cores, memory, and native precisions. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
-# CPU flags of /proc/cpuinfo that mean native matrix products; without them a precision is emulated. On a CPU fp16 means
-# fp16 weights and fp32 activations, which FBGEMM multiplies wherever there is AVX2.
+# Flags of /proc/cpuinfo that mean native matrix products; without them a precision is emulated. On a CPU, fp16 means
+# fp16 weights and fp32 activations, which FBGEMM multiplies on AVX2.
 NATIVE_CPU_FLAGS = {"bf16": {"avx512_bf16", "amx_bf16", "bf16"}, "fp16": {"avx2"}}
 CPUINFO = Path("/proc/cpuinfo")
 DEVICES = Path("/dev")
@@ -18,26 +18,26 @@ CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def cpu_flags(cpuinfo: Path = CPUINFO) -> set[str]:
-    """The first CPU's instruction set flags; empty where there is no /proc."""
+    """Instruction set flags of the first CPU; empty without /proc."""
     return set(_first(cpuinfo, ("flags", "Features")).split())
 
 
 def cpu_precisions(cpuinfo: Path = CPUINFO) -> list[str]:
-    """What this CPU computes natively, fp32 first."""
+    """Native precisions of this CPU, fp32 first."""
     flags = cpu_flags(cpuinfo)
     return ["fp32"] + [name for name, needed in NATIVE_CPU_FLAGS.items() if flags & needed]
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA GPU is visible, without loading anything that could use it."""
+    """Whether an NVIDIA GPU is visible; loads no driver."""
     return any(DEVICES.glob("nvidia[0-9]*"))
 
 
 def cores() -> int:
-    """How many CPU cores this process may keep busy: those it may run on, or fewer where its cgroup has a quota.
+    """CPU cores for this process: those that it may run on, or fewer if its cgroup has a quota.
 
-    torch and OpenMP look at the first number only: a pod with 2 CPUs on a node of 64 would start 64 threads and spend
-    most of each period stopped.
+    torch and OpenMP ignore the quota: a pod with 2 CPUs on a node of 64 would start 64 threads, and the kernel would
+    stop them for most of each period.
     """
     quota = cpu_quota()
     allowed = len(os.sched_getaffinity(0))
@@ -45,7 +45,7 @@ def cores() -> int:
 
 
 def cpu_quota(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> float | None:
-    """CPUs' worth of time that the cgroups of this process grant it, None without a limit."""
+    """CPU quota of this process's cgroups, in CPUs; None without a limit."""
     read = {2: _quota_v2, 1: _quota_v1}
     quotas = [read[version](group) for version, group in _groups("cpu", root, own)]
     return min((quota for quota in quotas if quota is not None), default=None)
@@ -54,8 +54,8 @@ def cpu_quota(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> float | None:
 def _groups(controller: str, root: Path, own: Path) -> Iterator[tuple[int, Path]]:
     """The cgroups that may limit this process, each with the version of its files.
 
-    Both versions are read, and every level up to the root, for the tightest counts. In a container the path that
-    `own` names is often the host's and not visible; the root is then the container's own group.
+    Both versions and every level up to the root, because the tightest limit counts. In a container `own` often names a
+    path of the host that is not visible; then the root is the container's group.
     """
     for line in _lines(own):
         _, controllers, path = line.split(":", 2)

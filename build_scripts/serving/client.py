@@ -103,7 +103,7 @@ def _ask(client: triton.InferenceServerClient, name: str, batch: list[Text], cla
 
 
 def connect(url: str, tls: Tls = PLAIN) -> triton.InferenceServerClient:
-    """A client whose messages may be of any size, as by default; and, unlike that, one that never takes a proxy."""
+    """A client without a limit on messages (Triton's default) that ignores proxies (not the default)."""
     unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
     return triton.InferenceServerClient(
         url,
@@ -144,7 +144,7 @@ def inputs(texts: list[Text]) -> list[triton.InferInput]:
 
 
 def text_input(texts: list[str], name: str = "TEXT") -> triton.InferInput:
-    """BYTES (len(texts), 1). Raises ServingError for a str that is no Unicode text."""
+    """BYTES (len(texts), 1). Raises ServingError for a str that cannot be encoded."""
     tensor = triton.InferInput(name, [len(texts), 1], "BYTES")
     try:
         encoded = [[text.encode("utf-8")] for text in texts]
@@ -158,7 +158,7 @@ def text_input(texts: list[str], name: str = "TEXT") -> triton.InferInput:
 
 
 def is_overload(error: InferenceServerException) -> bool:
-    """Whether the server lives and refuses, because too many requests wait: it calls that UNAVAILABLE too."""
+    """Whether the server refused the request because too many wait; its status is UNAVAILABLE, too."""
     return "overload:" in error.message()
 
 

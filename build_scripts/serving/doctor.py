@@ -1,8 +1,8 @@
-"""Tell whether a repository can be served on this machine: one line a check, ok or what to do. Changes nothing.
+"""Check whether a repository can be served on this machine: one line per check, ok or what to do. Changes nothing.
 
     python -m build_scripts.serving.doctor --model-repository /models
 
-Needs nothing but the standard library, so that it runs in a container, too, and where the rest cannot be imported.
+Uses the standard library only: it runs in a container, and where other packages cannot be imported.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from build_scripts.serving.keep.run_state import read_state
 from build_scripts.serving.start.environment import threads
 from build_scripts.serving.start.limits import STACK_BYTES, Finding, surroundings
 
-# A file of torch 2.13 was read and run by these; 1.13 refuses it: it knows neither of the operators.
+# Releases of torch that read and ran a file of torch 2.13. 1.13 lacks two of its operators.
 TORCH_READS, TORCH_READ_BY = (2, 1), "2.1.2, 2.5.1 and 2.13"
 SHARED_MEMORY = Path("/dev/shm")
 MIB = 1 << 20
-# Triton's Python processes talk through it: 1 MiB each at the start, and as much as the batches in flight need.
+# Triton's Python processes exchange tensors through it: 1 MiB each at the start, more for batches in flight.
 SHARED_MEMORY_BYTES = 48 * MIB
 # Triton's python backend and the run directory (state, log) write a few MiB.
 TEMPORARY_BYTES = 16 * MIB
@@ -66,7 +66,7 @@ def examine(repository: Path, address: Address) -> Iterator[Finding]:
 
 
 def torch_reads(written_by: str) -> Finding:
-    """The torch that is to read model.pt."""
+    """Whether the installed torch can read model.pt."""
     name = f"model.pt was written by torch {written_by}"
     if shutil.which("tritonserver"):
         return Finding(
@@ -103,7 +103,7 @@ def tokenizers_loads(repository: Path) -> Iterator[Finding]:
         code = f"import sys; sys.path.insert(0, {str(library.parents[1])!r}); import tokenizers"
         done = subprocess.run([sys.executable, "-B", "-c", code], capture_output=True, text=True)
         if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             yield Finding(
                 "tokenizers", f"Python {platform.python_version()} cannot load the copy ({reason})", "use 3.10+"
             )
@@ -123,7 +123,9 @@ def shared_memory() -> Finding:
         usage = shutil.disk_usage(SHARED_MEMORY)
     except OSError as error:
         return Finding(
-            "/dev/shm", str(error.strerror), "mount a tmpfs there; Triton's Python processes talk through it"
+            "/dev/shm",
+            str(error.strerror),
+            "mount a tmpfs there; Triton needs it for its Python processes",
         )
     found = f"{usage.free // MIB} of {usage.total // MIB} MiB free"
     if usage.free < SHARED_MEMORY_BYTES:
@@ -161,7 +163,7 @@ def open_files() -> Finding:
 
 
 def cores(classifiers: int) -> Finding:
-    """How many threads each classifier gets, and why."""
+    """Threads of each classifier, and the reason."""
     allowed, quota, used = len(os.sched_getaffinity(0)), machine.cpu_quota(), machine.cores()
     found = f"{allowed} of {os.cpu_count()} may be used, " + (f"quota {quota:g}" if quota else "no quota")
     own = os.environ.get("OMP_NUM_THREADS", "")
@@ -192,7 +194,7 @@ def ports(address: Address) -> Iterator[Finding]:
 
 
 def metrics(address: Address) -> Finding:
-    """Whether the tokenizer could learn how many requests wait; without that nobody is ever refused."""
+    """Whether the tokenizer can read the number of pending requests; without it no request is refused."""
     where = os.environ.get("TRITON_METRICS_ADDRESS", address.metrics_address)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with contextlib.suppress(OSError):
@@ -207,7 +209,7 @@ def metrics(address: Address) -> Finding:
 
 
 def report(repository: Path, address: Address) -> int:
-    """Print all findings; 1 if something is to be mended."""
+    """Print all findings; 1 if one has advice."""
     findings = []
     for finding in examine(repository, address):
         print(finding, flush=True)

@@ -1,4 +1,4 @@
-"""The doctor: well where a server runs, and for each thing that keeps one from it a line that says what to do."""
+"""`doctor` has no advice where a server runs, and one line of advice for each obstacle."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def models(tiny_repository, tmp_path_factory) -> Path:
 
 
 def advised(repository: Path, address: Address) -> dict[str, str]:
-    """name -> line, of what is to be mended."""
+    """name -> line, of all findings with advice."""
     findings = list(doctor.examine(repository, address))
     assert all("\n" not in str(finding) for finding in findings)
     return {finding.name: str(finding) for finding in findings if finding.advice}
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_repository_that_serves_here_is_well(tiny_repository, models, address, packed):
+def test_no_advice_for_a_repository_that_serves_here(tiny_repository, models, address, packed):
     assert advised(models if packed else tiny_repository, address) == {}
 
 
-def test_it_needs_nothing_but_the_standard_library(models, address):
-    """Outside of the environment, as in a container whose Python has nothing: only torch is missed."""
+def test_needs_the_standard_library_only(models, address):
+    """Without the environment, as in a bare container: only torch is missing."""
     code = f"""
 import sys
 from pathlib import Path
@@ -61,21 +61,21 @@ print(*(f.name for f in doctor.examine(Path({str(models)!r}), Address()) if f.ad
     assert (done.returncode, done.stdout) == (0, "torch\n"), done.stderr
 
 
-def test_nothing_was_built(tmp_path, address):
+def test_advises_a_build(tmp_path, address):
     assert "make repo" in advised(tmp_path, address)["repository"]
 
 
 @pytest.mark.parametrize(
-    ("installed", "well"), [("1.13.1", False), ("2.0.1", False), ("2.1.0", True), ("2.14.0", True)]
+    ("installed", "readable"), [("1.13.1", False), ("2.0.1", False), ("2.1.0", True), ("2.14.0", True)]
 )
-def test_an_old_torch_is_named_with_those_that_can_read_the_file(models, address, monkeypatch, installed, well):
+def test_names_an_old_torch_and_those_that_read_the_file(models, address, monkeypatch, installed, readable):
     monkeypatch.setattr(doctor, "version", lambda _: installed)
     found = advised(models, address)
-    assert ("torch" not in found) == well
-    assert well or f"installed is {installed}: use 2.1 or newer; known to read it: 2.1.2" in found["torch"]
+    assert ("torch" not in found) == readable
+    assert readable or f"installed is {installed}: use 2.1 or newer; known to read it: 2.1.2" in found["torch"]
 
 
-def test_a_copy_for_another_processor_an_older_system_or_another_python(models, address, monkeypatch, tmp_path):
+def test_names_a_tokenizers_library_that_cannot_be_loaded(models, address, monkeypatch, tmp_path):
     with monkeypatch.context() as other:
         other.setattr(platform, "machine", lambda: "aarch64")
         assert "is for x86_64, this is aarch64" in advised(models, address)["tokenizers"]
@@ -87,7 +87,7 @@ def test_a_copy_for_another_processor_an_older_system_or_another_python(models, 
     assert "cannot load the copy (ImportError: not here)" in advised(broken, address)["tokenizers"]
 
 
-def test_a_precision_that_is_emulated(models, address, monkeypatch, tmp_path):
+def test_names_an_emulated_precision(models, address, monkeypatch, tmp_path):
     emulating = shutil.copytree(models, tmp_path / "emulating")
     manifest = json.loads((emulating / "text_classifier" / "manifest.json").read_text(encoding="utf-8"))
     (emulating / "text_classifier" / "manifest.json").write_text(
@@ -98,7 +98,7 @@ def test_a_precision_that_is_emulated(models, address, monkeypatch, tmp_path):
     assert "rebuild with one of fp32" in advised(emulating, address)["precision"]
 
 
-def test_the_limits_of_a_container(models, address, monkeypatch):
+def test_names_the_limits_of_a_container(models, address, monkeypatch):
     limits = {
         resource.RLIMIT_STACK: (8 << 20, 8 << 20),
         resource.RLIMIT_NOFILE: (256, 256),
@@ -118,7 +118,7 @@ def test_the_limits_of_a_container(models, address, monkeypatch):
     assert "OMP_NUM_THREADS=64 is more than 2; unset it" in found["cores"]
 
 
-def test_a_port_that_is_taken(models, address):
+def test_names_a_taken_port(models, address):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", address.http_port))
         taken.listen()
@@ -126,8 +126,8 @@ def test_a_port_that_is_taken(models, address):
 
 
 @pytest.mark.server
-def test_the_ports_of_the_running_server_are_well_and_nobody_elses(models, tmp_path):
-    """Of the one on that HTTP port: another server's would be in the way of this one."""
+def test_ports_of_the_running_server_are_free_for_it_only(models, tmp_path):
+    """A server on another HTTP port would conflict with it."""
     with running(models, tmp_path / "output.txt") as server:
         (port,) = free_ports(1)
         assert advised(models, server.address) == {}

@@ -1,8 +1,8 @@
-"""Find a tritonserver that this machine can run, and prepare what it needs. Starting it is `triton`'s job.
+"""Find a tritonserver that this machine can run, and prepare what it needs. Starting it is `tritonserver`'s job.
 
-A `tritonserver` on PATH (as in NVIDIA's container) is used with its own backends. Otherwise the one inside the
-nvidia-pytriton wheel is: the same program, with the `python` backend, and with our Python-based `pytorch` backend in
-the place of the C++ one that the wheel leaves out.
+A `tritonserver` on PATH (as in NVIDIA's container) is used with its own backends. Otherwise the
+one inside the nvidia-pytriton wheel runs: the same program, with the `python` backend, and with our Python-based
+`pytorch` backend instead of the C++ one, which the wheel lacks.
 """
 
 from __future__ import annotations
@@ -21,20 +21,19 @@ from build_scripts.core.paths import BUILD
 from build_scripts.serving.start.arguments import plain
 
 PYTORCH_BACKEND = Path(__file__).resolve().parents[1] / "pytorch_backend"
-# What the embedded server's libraries ask for.
+# Needed by the embedded server's libraries.
 GLIBC = (2, 35)
-# What is freed of so many bytes or more, glibc then gives back to the system at once. By itself it raises this limit to
-# 32 MiB and keeps what large requests took: after 200 clients with valid ones of 1 MiB, 500 to 670 MiB, for which the
-# memory watch ended a server that had nothing to do. With this it is 14 MiB, and meanwhile 416, not 736. The process of
-# the classifier chooses for itself; a server that computes in its own process must not have it.
+# Allocations of this size return to the OS when freed. glibc raises the threshold to 32 MiB by default and keeps memory
+# of large requests: 500 to 670 MiB after 200 clients with valid requests of 1 MiB, 736 MiB at the peak; with this value
+# 14 and 416 MiB. The classifier's process sets its own value. Not for a server that computes in its own process.
 MALLOC_VARIABLE, MALLOC_BYTES = "MALLOC_MMAP_THRESHOLD_", 256 << 10
 
 
 @dataclass(frozen=True)
 class Installation:
-    """A tritonserver that can be run.
+    """A tritonserver that can run here.
 
-    arguments: those that depend on the installation. embedded: whether the pytorch backend is this project's.
+    arguments: of this installation. embedded: the pytorch backend is this project's.
     """
 
     binary: Path
@@ -70,7 +69,7 @@ def find_installation() -> Installation:
 
 
 def check_platform() -> None:
-    """Raises ServingError where the embedded server's wheel has nothing that runs."""
+    """Raise ServingError where the embedded server cannot run."""
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
         raise ServingError(
             f"the embedded tritonserver runs on Linux x86-64 and aarch64, this is {sys.platform} {platform.machine()}; "
@@ -97,7 +96,7 @@ def embedded_wheel() -> Path:
 
 
 def libpython_directory() -> Path:
-    """Where the shared libpython of this interpreter lies; the python backend's stub is linked against it."""
+    """Directory of this interpreter's shared libpython; the python backend's stub is linked against it."""
     name = sysconfig.get_config_var("INSTSONAME") or ""
     candidates = [Path(sysconfig.get_config_var("LIBDIR") or ""), Path(sys.base_prefix) / "lib"]
     for directory in candidates:
@@ -141,14 +140,14 @@ def prepare_backends(wheel: Path) -> Path:
                 os.replace(new, file)
     except OSError as error:
         raise ServingError(
-            f"{backends} cannot be written ({error.strerror}); the embedded server's backends are put together there: "
-            f"make {BUILD} a directory that this user may write to, and that has some space"
+            f"{backends} cannot be written ({error.strerror}); the embedded server's backends are copied there: "
+            f"make {BUILD} a directory that this user may write to, with 10 MiB free"
         ) from error
     return backends
 
 
 def perf_analyzer_environment(wheel: Path) -> dict[str, str]:
-    """perf_analyzer wants two libraries that the wheel carries under decorated names."""
+    """perf_analyzer needs two libraries that the wheel carries under longer names."""
     libraries = BUILD / "perf_analyzer-libraries"
     for name, pattern in {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12.*"}.items():
         link_to(libraries / name, next((wheel / "nvidia_pytriton.libs").glob(pattern)))

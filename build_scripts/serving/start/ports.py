@@ -17,7 +17,7 @@ from build_scripts.core.options import Address
 
 
 def resolved(address: Address) -> Address:
-    """The address with its host as digits: given a name, tritonserver listens where nobody finds it."""
+    """The address with a numeric host: given a name, tritonserver listens on an address of its choice."""
     try:
         return replace(address, host=str(ipaddress.IPv4Address(address.host)))
     except ValueError:
@@ -29,7 +29,7 @@ def resolved(address: Address) -> Address:
     except (OSError, UnicodeError) as error:
         raise ServingError(
             f"HOST={address.host} is no IPv4 address, and no name of one ({error}); expected 127.0.0.1, 0.0.0.0 for "
-            "all, or one of this machine's own"
+            "all, or an address of this machine"
         ) from error
     return replace(address, host=str(found[4][0]))
 
@@ -48,7 +48,7 @@ def check_ports(address: Address) -> None:
                 if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                     raise ServingError(
                         f"HOST={address.host} is no IPv4 address of this machine ({error.strerror}); expected "
-                        "127.0.0.1, 0.0.0.0 for all, or one of its own"
+                        "127.0.0.1, 0.0.0.0 for all, or an address of this machine"
                     ) from error
                 raise ServingError(
                     f"{name}={port} cannot be used on {address.host} ({error.strerror}); "
@@ -57,7 +57,7 @@ def check_ports(address: Address) -> None:
 
 
 def listens(pid: int, port: int) -> bool:
-    """Whether a process, or one that it started, listens on a port; then nobody else answers there."""
+    """Whether a process, or one that it started, listens on a port; then no other server answers there."""
     try:
         process = psutil.Process(pid)
         family = [process, *process.children(recursive=True)]

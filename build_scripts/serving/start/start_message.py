@@ -1,4 +1,4 @@
-"""What `make serve` prints once the server answers: what is served, where, and how to ask it."""
+"""The message of `make serve` once the server answers: the model, the addresses, and an example request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from build_scripts.core.options import Address
 from build_scripts.releases.store import names, require_release
 from build_scripts.serving.start.installation import Installation
 
-# How the message begins that a server is loaded, answers, and is warm.
+# Start of the message; the server is loaded, answers, and is warm.
 READY = "ready: a real inference answered on "
 EXAMPLE = json.dumps(
     {
@@ -28,7 +28,7 @@ EXAMPLE = json.dumps(
 
 
 def start_message(installation: Installation, repository: Path, address: Address) -> str:
-    """What a user wants to know once the server answers."""
+    """All lines, for every classifier."""
     served = names(repository) or [ENSEMBLE]
     lines = ["", f"{READY}{address.http_url}", f"  server     {installation.description}"]
     for name in served:
@@ -36,7 +36,7 @@ def start_message(installation: Installation, repository: Path, address: Address
     lines += [
         f"  gRPC       {address.grpc_url}",
         f"  metrics    http://{address.metrics_address}/metrics",
-        # Not `generate`, which answers 400 where this answers 503: whoever builds on the example may retry.
+        # Not `generate`: it answers 400 under overload, and clients retry only 503.
         f"  try        curl -s {address.http_url.removeprefix('http://')}/v2/models/{served[0]}/infer -d '{EXAMPLE}'",
         "",
     ]

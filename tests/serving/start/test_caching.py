@@ -19,28 +19,28 @@ from build_scripts.serving.swap.staging import is_candidate
 @pytest.mark.parametrize(
     ("size", "expected"), [("64M", 64 * 1024**2), ("1g", 1024**3), ("1048576", 1024**2), (" 2048K ", 2 * 1024**2)]
 )
-def test_a_size_is_given_in_bytes(size, expected):
+def test_cache_size_is_passed_in_bytes(size, expected):
     assert cache_arguments(size) == [f"--cache-config=local,size={expected}"]
 
 
-def test_there_is_no_cache_unless_it_is_asked_for():
+def test_no_cache_by_default():
     assert cache_arguments("") == []
 
 
 @pytest.mark.parametrize("size", ["0", "64 MB", "-1M", "M", "yes", "1023K", "1.5G"])
-def test_what_is_no_size_is_refused_in_one_line(size):
+def test_rejects_bad_cache_size(size):
     with pytest.raises(ServingError, match=r"^CACHE=.*: expected .*64M or 1G$"):
         cache_arguments(size)
 
 
-def test_where_it_cannot_be_switched_on_one_line_says_so(monkeypatch):
+def test_cache_needs_tritonclient(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ServingError, match=r"^CACHE needs the package tritonclient, .*; leave out CACHE$"):
         cache_arguments("64M")
 
 
-def test_the_outer_ensemble_asks_for_everything_and_hands_everything_in():
-    """An answer without some of the outputs would be kept for those who ask for all."""
+def test_outer_ensemble_maps_all_inputs_and_outputs():
+    """Otherwise the cache would keep answers without some outputs for clients that ask for all."""
     config = text_format.Parse((SOURCE_REPOSITORY / ENSEMBLE / "config.pbtxt").read_text(), ModelConfig())
     inputs, outputs = [{tensor.name: tensor.name for tensor in tensors} for tensors in (config.input, config.output)]
     (step,) = through(config, "inner").ensemble_scheduling.step
@@ -48,8 +48,8 @@ def test_the_outer_ensemble_asks_for_everything_and_hands_everything_in():
     assert not config.response_cache.enable
 
 
-def test_each_classifier_has_a_cached_ensemble_of_its_own(tmp_path):
-    """Otherwise a release of one would take the other's away."""
+def test_each_classifier_has_its_own_cached_ensemble(tmp_path):
+    """Otherwise a release of one would remove the other's."""
     loaded: list[str] = []
     control = types.SimpleNamespace(
         state=types.SimpleNamespace(staging=tmp_path), load=lambda model, config=None: loaded.append(model)

@@ -1,4 +1,4 @@
-"""Triton is given names of directories that its launcher and its python processes can read."""
+"""Directories get names that Triton's launcher and its python processes can read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from build_scripts.serving.start.arguments import PLAIN, plain
 @pytest.mark.parametrize(
     "name", ["a b", "\u00fc", "\u4e2d\u6587", "it's", "$(id)", "a:b", "a;b", "a\nb", "*", "~", "#"]
 )
-def test_another_name_is_found_for_what_a_shell_would_take_apart(tmp_path, name):
+def test_a_path_with_special_characters_gets_a_plain_name(tmp_path, name):
     (tmp_path / name).mkdir()
     (tmp_path / name / "file").write_text("found")
     found = plain(tmp_path / name)
@@ -22,10 +22,10 @@ def test_another_name_is_found_for_what_a_shell_would_take_apart(tmp_path, name)
     assert shell.stdout == "found"
 
 
-def test_a_plain_path_is_left_as_it_is(tmp_path):
+def test_a_plain_path_stays(tmp_path):
     assert plain(tmp_path) == str(tmp_path.resolve())
 
 
-def test_the_same_directory_gets_the_same_name(tmp_path):
+def test_one_directory_gets_one_name(tmp_path):
     (tmp_path / "a b").mkdir()
     assert plain(tmp_path / "a b") == plain(tmp_path / "a b")

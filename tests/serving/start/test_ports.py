@@ -1,4 +1,4 @@
-"""What a server can listen on is told from what it cannot before anything is started, in one line."""
+"""Hosts and ports that a server cannot use are refused in one line before anything starts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_ports_must_differ(ports):
 
 
 @pytest.mark.parametrize("name", PORTS)
-def test_a_taken_port_is_named_with_its_variable(name):
+def test_rejects_taken_port_and_names_its_variable(name):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ports = [port if each == name else free for each, free in zip(PORTS, free_ports(3))]
@@ -37,14 +37,14 @@ def test_a_taken_port_is_named_with_its_variable(name):
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "::1"], ids=["another machine's", "IPv6"])
-def test_a_host_that_is_no_address_of_this_machine_is_named(host):
+def test_rejects_address_of_another_machine(host):
     with pytest.raises(ServingError, match=f"^HOST={host} is no IPv4 address of this machine"):
         check_ports(Address(host, *free_ports(3)))
 
 
 @pytest.mark.parametrize("port", [-1, 0, 65536, 99999])
 @pytest.mark.parametrize("name", PORTS)
-def test_a_number_that_is_no_port_is_named_with_its_variable(name, port):
+def test_rejects_port_out_of_range(name, port):
     with pytest.raises(ServingError, match=f"^{name}={port} is no port; expected a number from 1 to 65535$"):
         Address(**{name.lower(): port})
 
@@ -54,18 +54,18 @@ def test_a_name_is_resolved():
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "192.0.2.1"])
-def test_an_address_stays_as_it_is(host):
+def test_an_address_is_not_resolved(host):
     assert resolved(Address(host)).host == host
 
 
 @pytest.mark.parametrize("host", ["", "no-such-host.invalid", "::1", "256.1.1.1", "a b", "." * 300, "\u4e2d"])
-def test_a_host_that_is_no_name_of_an_address_is_one_clear_line(host):
+def test_rejects_unresolvable_host(host):
     with pytest.raises(ServingError, match="is no IPv4 address, and no name of one") as refusal:
         resolved(Address(host))
     assert "\n" not in str(refusal.value)
 
 
-def test_who_listens_on_a_port_is_told_from_who_does_not():
+def test_listens_is_true_for_the_owner_of_the_port_only():
     with socket.create_server(("127.0.0.1", 0)) as ours:
         port = ours.getsockname()[1]
         assert listens(os.getpid(), port)

@@ -1,4 +1,4 @@
-"""What `make serve` says when it is ready."""
+"""The message of a server that is ready."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def message(monkeypatch, native: list[str], gpu: bool = False) -> str:
     return start_message.start_message(INSTALLATION, Path("repository"), Address("0.0.0.0", 9000, 9001, 9002))
 
 
-def test_an_emulated_precision_is_warned_of(monkeypatch):
+def test_warns_of_emulated_precision(monkeypatch):
     assert "warning    this CPU emulates bf16" in message(monkeypatch, ["fp32"])
 
 
 @pytest.mark.parametrize(("native", "gpu"), [(["fp32", "bf16"], False), (["fp32"], True)], ids=["CPU", "GPU"])
-def test_a_native_precision_is_not_warned_of(monkeypatch, native, gpu):
+def test_does_not_warn_of_native_precision(monkeypatch, native, gpu):
     assert "warning" not in message(monkeypatch, native, gpu)
 
 
-def test_the_start_message_names_what_is_served_and_where(monkeypatch):
+def test_names_the_model_and_all_addresses(monkeypatch):
     said = message(monkeypatch, ["fp32", "bf16"])
     for line in (
         "server     a stand-in",
@@ -52,7 +52,7 @@ def test_the_start_message_names_what_is_served_and_where(monkeypatch):
         assert line in said
 
 
-def test_the_command_to_try_is_the_one_whose_errors_may_be_retried(monkeypatch):
+def test_the_example_uses_infer(monkeypatch):
     """`infer` says 503 under overload, `generate` 400. (That a server answers it: see the examples of the docs.)"""
     (line,) = [line for line in message(monkeypatch, ["fp32"]).splitlines() if line.startswith("  try ")]
     curl, silent, url, data, body = shlex.split(line.removeprefix("  try "))

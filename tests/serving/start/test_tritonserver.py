@@ -1,4 +1,4 @@
-"""Which tritonserver is run and with what; what keeps one from running here is said in one line."""
+"""The tritonserver that is run, its arguments and environment; obstacles are named in one line."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ from build_scripts.serving.start.tritonserver import METRICS_VARIABLE, OPTIONAL,
 
 
 @pytest.mark.parametrize("name", ["libpython3.99.so.1.0", "libpython3.99.a", None])
-def test_an_interpreter_without_a_shared_library_is_refused(monkeypatch, tmp_path, name):
+def test_rejects_interpreter_without_shared_library(monkeypatch, tmp_path, name):
     (tmp_path / "libpython3.99.a").touch()
     monkeypatch.setattr(sysconfig, "get_config_var", {"INSTSONAME": name, "LIBDIR": str(tmp_path)}.get)
     with pytest.raises(ServingError, match=r"no shared libpython.*PYTHON=") as refusal:
@@ -40,7 +40,7 @@ def test_an_interpreter_without_a_shared_library_is_refused(monkeypatch, tmp_pat
     assert "\n" not in str(refusal.value)
 
 
-def test_the_shared_library_is_found_where_the_interpreter_says(monkeypatch, tmp_path):
+def test_finds_the_interpreters_shared_library(monkeypatch, tmp_path):
     (tmp_path / "libpython3.99.so.1.0").touch()
     config = {"INSTSONAME": "libpython3.99.so.1.0", "LIBDIR": str(tmp_path)}
     monkeypatch.setattr(sysconfig, "get_config_var", config.get)
@@ -48,7 +48,7 @@ def test_the_shared_library_is_found_where_the_interpreter_says(monkeypatch, tmp
 
 
 @pytest.mark.parametrize(("system", "machine"), [("linux", "riscv64"), ("darwin", "x86_64")])
-def test_a_platform_without_an_embedded_server_is_one_clear_line(monkeypatch, tmp_path, system, machine):
+def test_rejects_platform_without_embedded_server(monkeypatch, tmp_path, system, machine):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(sys, "platform", system)
@@ -57,7 +57,7 @@ def test_a_platform_without_an_embedded_server_is_one_clear_line(monkeypatch, tm
     assert "\n" not in str(refusal.value)
 
 
-def test_a_project_that_cannot_be_written_to_is_one_clear_line(monkeypatch, tmp_path):
+def test_rejects_read_only_project(monkeypatch, tmp_path):
     (tmp_path / "build").write_text("a file where the directory is to be")
     monkeypatch.setattr(installation, "BUILD", tmp_path / "build")
     with pytest.raises(ServingError, match=r"cannot be written \(.*\); .*may write to") as refusal:
@@ -91,7 +91,7 @@ forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWar
 
 
 @forks
-def test_a_server_on_path_is_used_with_nothing_of_the_embedded_one(on_path, tmp_path):
+def test_a_server_on_path_gets_nothing_of_the_embedded_one(on_path, tmp_path):
     assert (on_path.binary, on_path.arguments, on_path.environment) == (tmp_path / "tritonserver", [], {})
     assert str(on_path.binary) in on_path.description
     with launched(on_path, Address("127.0.0.1", *free_ports(3)), tmp_path / "log") as server:
@@ -102,13 +102,13 @@ def test_a_server_on_path_is_used_with_nothing_of_the_embedded_one(on_path, tmp_
     assert {name for name in environment if environment[name] != os.environ.get(name)} == {*tuning(), METRICS_VARIABLE}
 
 
-def test_many_classifiers_have_two_threads_a_core_together(monkeypatch):
+def test_many_classifiers_share_two_threads_per_core(monkeypatch):
     monkeypatch.setattr("build_scripts.serving.start.environment.cores", lambda: 8)
     assert [threads(classifiers) for classifiers in (1, 2, 3, 8, 16, 17, 30)] == [8, 8, 5, 2, 1, 1, 1]
 
 
 @forks
-def test_a_server_is_told_the_threads_of_as_many_classifiers_as_it_loads(on_path, tmp_path, monkeypatch):
+def test_threads_depend_on_the_number_of_classifiers(on_path, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("build_scripts.serving.start.environment.cores", lambda: 8)
     names = [ENSEMBLE, "sentiment", "topic"]
@@ -118,13 +118,13 @@ def test_a_server_is_told_the_threads_of_as_many_classifiers_as_it_loads(on_path
 
 @forks
 @pytest.mark.parametrize(("cores", "expected"), [(1, "1"), (2, "2"), (16, "16"), (64, "16")])
-def test_a_text_gets_no_more_threads_than_it_can_use_however_large_the_machine(monkeypatch, cores, expected):
+def test_at_most_16_threads_on_a_large_machine(monkeypatch, cores, expected):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("build_scripts.serving.start.environment.cores", lambda: cores)
     assert tuning()["OMP_NUM_THREADS"] == expected
 
 
-def test_a_process_that_may_use_one_core_starts_one_thread():
+def test_one_core_means_one_thread():
     command = "from build_scripts.serving.start.environment import tuning; print(tuning()['OMP_NUM_THREADS'])"
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run(
@@ -139,7 +139,7 @@ def test_a_process_that_may_use_one_core_starts_one_thread():
     assert done.stdout.split() == ["1"]
 
 
-def test_what_the_user_has_set_wins_over_the_tuning(on_path, monkeypatch, tmp_path):
+def test_the_users_environment_wins_over_the_tuning(on_path, monkeypatch, tmp_path):
     name, *others = chosen = tuning()
     monkeypatch.setenv(name, "the user's")
     with launched(on_path, Address("127.0.0.1", *free_ports(3)), tmp_path / "log") as server:
@@ -150,7 +150,7 @@ def test_what_the_user_has_set_wins_over_the_tuning(on_path, monkeypatch, tmp_pa
 
 
 @pytest.mark.parametrize("found", [("glibc", "2.34"), ("glibc", "2.9"), ("", "")])
-def test_an_older_or_another_c_library_is_one_clear_line(monkeypatch, tmp_path, found):
+def test_rejects_older_or_other_c_library(monkeypatch, tmp_path, found):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(platform, "libc_ver", lambda: found)
     with pytest.raises(ServingError, match=rf"needs glibc 2\.35, this is .*{found[1]}; .*RHEL 9") as refusal:
@@ -159,7 +159,7 @@ def test_an_older_or_another_c_library_is_one_clear_line(monkeypatch, tmp_path, 
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-def test_both_processors_that_the_wheels_are_for_are_allowed(monkeypatch, machine):
+def test_accepts_both_processors(monkeypatch, machine):
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.35"))
     check_platform()
