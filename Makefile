@@ -44,7 +44,7 @@ lock: ## pin all indirect dependencies, for every Python, in constraints.txt
 	  --no-python-downloads --no-annotate --custom-compile-command "make lock" --output-file constraints.txt
 
 repo: install ## build the model repository: MODEL= TOKENIZER= NAME= MAX_LENGTH= PRECISION= CALIBRATION= MODEL_REPOSITORY=
-	@$(RUN) repo
+	@PYTHONHASHSEED=0 $(RUN) repo
 
 package: install ## the live release without links, for a bucket, a volume or an image: OUTPUT= MODEL_REPOSITORY=
 	@$(RUN) package

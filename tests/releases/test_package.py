@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from build_scripts.core.errors import ServingError
 from build_scripts.core.options import BuildOptions
+from build_scripts.core.paths import PROJECT
 from build_scripts.releases import store
 from build_scripts.releases.models import parameter
 from build_scripts.releases.package import package
@@ -86,6 +88,21 @@ def test_the_same_release_gives_the_same_bytes(packed, tiny_repository, tmp_path
     changed = moved / "classifier" / "config.pbtxt"
     changed.write_text(changed.read_text(encoding="utf-8") + "# edited\n", encoding="utf-8")
     assert package(moved, tmp_path / "again").digest != packed.digest
+
+
+@pytest.mark.slow
+def test_another_build_of_the_same_checkpoint_gives_the_same_bytes(subject, tmp_path):
+    """Built by another process, from another place, and measured anew."""
+    digests = []
+    for place in ("one", "two"):
+        checkpoint = shutil.copytree(subject("bert").directory, tmp_path / place / "checkpoint")
+        options = ["--model", checkpoint, "--precision", "fp32", "--model-repository", tmp_path / place / "repository"]
+        command = [sys.executable, "-m", "build_scripts", "repo", *options]
+        # torch writes the constants of a module in the order of a set of strings.
+        environment = {**os.environ, "PYTHONHASHSEED": "0"}
+        subprocess.run(command, cwd=PROJECT, env=environment, check=True, stdout=subprocess.DEVNULL)
+        digests.append(package(tmp_path / place / "repository", tmp_path / place / "package").digest)
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.parametrize(("tar", "root"), [("model_repository.tar", "model_repository"), ("layer", "models")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -172,12 +174,39 @@ def max_length(repository: Path) -> int:
     return store.read_manifest(live)["max_length"]
 
 
+def fill(staging: Path, options: BuildOptions, source: Path, release_id: str) -> None:
+    """Instead of a build's work: one file and a manifest."""
+    (staging / "model.pt").write_text(f"model {release_id}", encoding="utf-8")
+    manifest = {"release": release_id, "files": store.digests(staging)}
+    (staging / store.MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def test_a_damaged_release_is_built_again(subject, repository, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "_fill", fill)
+    options = BuildOptions(model=str(subject("bert").directory), repository=repository)
+    file = pipeline.build(options).release / "model.pt"
+    whole = file.read_bytes()
+    file.write_bytes(b"another model")
+    assert not pipeline.build(options).changed
+    assert file.read_bytes() == whole
+    assert f"{file} is not the file that release" in capsys.readouterr().out
+
+
+def test_only_what_decides_a_release_makes_it_stale():
+    """The printed table and the store are in another room."""
+    rooms = {module.parent.name for module in fingerprint.ingredient_modules()}
+    assert rooms == {"core", "graph", "convert"}
+
+
+def test_a_build_goes_on_where_there_are_no_locks(subject, repository, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "_fill", fill)
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+    assert pipeline.build(BuildOptions(model=str(subject("bert").directory), repository=repository)).changed
+    assert capsys.readouterr().out.startswith(f"{repository} cannot be locked (No locks available): run one build")
+
+
 def test_no_other_build_removes_a_release_before_it_is_live(subject, repository, monkeypatch):
     """Two builds, and the second runs whenever the first lets it; more releases are there than are kept."""
-
-    def fill(staging: Path, options: BuildOptions, source: Path, release_id: str) -> None:
-        (staging / store.MANIFEST).write_text(json.dumps({"release": release_id}), encoding="utf-8")
-
     locked, others = store.locked, iter([33, 34])
 
     @contextlib.contextmanager
