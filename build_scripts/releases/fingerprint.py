@@ -45,9 +45,8 @@ def checkpoint_name(options: BuildOptions) -> str:
     """The checkpoint as a package names it: a hub id, or the last part of a directory's path."""
     if not options.model:
         return DEFAULT_CHECKPOINT
-    return (
-        Path(options.model).expanduser().resolve().name if Path(options.model).expanduser().is_dir() else options.model
-    )
+    path = Path(options.model).expanduser()
+    return path.resolve().name if path.is_dir() else options.model
 
 
 def ingredient_modules() -> list[Path]:
