@@ -26,7 +26,7 @@ from build_scripts.benchmarks.perf_analyzer import WINDOWS, Level, measure
 from build_scripts.core.errors import ServingError
 from build_scripts.core.options import Address, BuildOptions
 from build_scripts.core.paths import BUILD
-from build_scripts.releases.pipeline import build
+from build_scripts.releases.before_serving import build_or_keep
 from build_scripts.releases.store import live_release, read_manifest
 from build_scripts.serving import client
 from build_scripts.serving.keep import inference
@@ -90,7 +90,9 @@ def server(options: BuildOptions, address: Address) -> Iterator[Address]:
         print(f"measuring the server that runs on {address.http_url}", file=sys.stderr)
         yield replace(address, grpc_port=int(state.grpc_url.rpartition(":")[2]))
         return
-    build(options)  # here, because a supervisor that builds loads torch, and its memory is measured
+    build_or_keep(
+        options, named=False
+    )  # here, because a supervisor that builds loads torch, and its memory is measured
     print(f"no server runs on {address.http_url}; starting one", file=sys.stderr)
     started = Address("127.0.0.1", *subprocesses.free_ports(3))
     log = OUTPUT / "serve.log"
