@@ -1,4 +1,4 @@
-"""`make tune` tries what a machine can do, chooses by the aim, and writes what Triton can read. Speed is not tested."""
+"""`make tune`: settings, choice and the written config. Speed is not tested."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from build_scripts.releases.store import CONFIG
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 6, 8, 64, 96])
-def test_no_setting_has_more_threads_than_cores_and_one_uses_them_all(cores):
+def test_settings_fill_the_cores_and_no_more(cores):
     found = tune.candidates(cores)
     assert all(1 <= instances * threads <= cores for instances, threads in found)
     assert len(set(found)) == len(found)
@@ -42,11 +42,11 @@ ONE, TWO, FOUR = setting(1, 2.0, 100, 30), setting(2, 2.05, 150, 40), setting(4,
         ("throughput", 30, ONE),
     ],
 )
-def test_the_best_keeps_the_limit_and_what_is_level_is_decided_by_the_other_aim(aim, limit, best):
+def test_best_setting_by_aim_and_limit(aim, limit, best):
     assert tune.choose([ONE, TWO, FOUR], aim, limit) is best
 
 
-def test_a_limit_that_nothing_keeps_is_an_error_that_says_what_could_be_kept():
+def test_unreachable_limit_names_the_lowest_tail():
     with pytest.raises(ServingError, match=r"P99_MS=10 .* the lowest is 30 ms"):
         tune.choose([ONE, TWO, FOUR], "latency", 10)
 
@@ -61,7 +61,7 @@ def parsed(text: str) -> ModelConfig:
     return text_format.Parse(text, ModelConfig())
 
 
-def test_what_is_written_is_what_triton_reads_and_the_rest_stays(repository):
+def test_written_config_is_valid_and_keeps_the_rest(repository):
     file = repository / CLASSIFIER / CONFIG
     before = tune.read_config(repository)
     file.write_text(
@@ -74,7 +74,7 @@ def test_what_is_written_is_what_triton_reads_and_the_rest_stays(repository):
     assert config == parsed(before)
 
 
-def test_another_run_replaces_what_an_earlier_one_chose(repository):
+def test_second_run_replaces_the_first_choice(repository):
     file = repository / CLASSIFIER / CONFIG
     before = tune.read_config(repository)
     for instances in (4, 2):
@@ -84,7 +84,7 @@ def test_another_run_replaces_what_an_earlier_one_chose(repository):
     assert tune.read_config(repository).strip() == before.strip()
 
 
-def test_what_the_user_wrote_is_not_overwritten(repository):
+def test_users_own_setting_is_kept(repository):
     file = repository / CLASSIFIER / CONFIG
     with file.open("a", encoding="utf-8") as config:
         config.write("instance_group [ { kind: KIND_CPU, count: 3 } ]\n")
@@ -92,6 +92,6 @@ def test_what_the_user_wrote_is_not_overwritten(repository):
         tune.read_config(repository)
 
 
-def test_an_aim_it_does_not_know_is_an_error(repository):
+def test_unknown_aim_is_an_error(repository):
     with pytest.raises(ServingError, match="AIM=both; expected one of latency, throughput"):
         tune.tune(repository, ["text"], "both", None, 1.0)

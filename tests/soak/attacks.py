@@ -1,8 +1,7 @@
-"""What careless and hostile clients do to a server beneath the level of a request: on connections, bytes and streams.
+"""Attacks below the level of a request: on connections, bytes and streams.
 
-Each attack is bounded, goes to 127.0.0.1 only, and counts what became of what it sent: "answered" as it must be,
-"refused" with an error, "closed" by the server, "hung" without an answer in time, "wrong". What these mean is judged by
-whoever starts them, beside ordinary traffic that must not notice.
+Each attack is bounded and goes to 127.0.0.1 only. It counts the outcomes of its requests: "answered" correctly,
+"refused" with an error, "closed" by the server, "hung" beyond the deadline, "wrong". The caller interprets them.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from tests.soak.hostile import GENERATE, INFER, MAX_REQUEST_BYTES, MAX_TEXT_BYTE
 from tests.soak.traffic import class_ids
 
 ANSWER_LIMIT_S = 20.0
-# What was asked for is computed though nobody waits for it. Faster than this it would be a flood, and others refused.
+# The server computes requests whose client is gone; a shorter interval would flood it.
 HANG_UP_EVERY_S = 0.02
 SLOW_CLIENTS, IDLE_CONNECTIONS, PIPELINED = 50, 2000, 20
 UNPACKED_BYTES, CHUNKS, DEPTH = 200 << 20, 200_000, 200_000
@@ -38,7 +37,7 @@ UNPACKED_BYTES, CHUNKS, DEPTH = 200 << 20, 200_000, 200_000
 
 @dataclass(frozen=True)
 class Target:
-    """text: an ordinary one. class_id, blank_class_id: Hugging Face's for it, and for a text of blanks alone."""
+    """text: an ordinary text. class_id, blank_class_id: Hugging Face's for it, and for a text of blanks."""
 
     address: Address
     text: str
@@ -52,8 +51,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Attack:
-    """run: sends for about so many seconds. may_restart: whether memory or a crash may end the server, in which case it
-    must answer again in time."""
+    """run: attacks for about the given seconds. may_restart: may end the server, which must then recover in time."""
 
     name: str
     run: Callable[[Target, float], Counter]
@@ -70,7 +68,7 @@ def infer_bytes(texts: list[str]) -> bytes:
 
 
 def answers(connection: socket.socket) -> Iterator[tuple[int, bytes]]:
-    """Status and body of each answer on a connection, until the server closes it."""
+    """Status and body of each answer on a connection until it closes."""
     with connection.makefile("rb") as stream:
         while status_line := stream.readline():
             length = 0
@@ -82,10 +80,10 @@ def answers(connection: socket.socket) -> Iterator[tuple[int, bytes]]:
 
 
 def exchange(target: Target, sent: bytes, expected: list[int]) -> str:
-    """Send bytes on a connection of their own; what became of them. expected: the class ids of a 200."""
+    """Send bytes on a new connection; returns the outcome. expected: class ids of a 200."""
     try:
         with target.connect() as connection:
-            with contextlib.suppress(ConnectionError):  # the server may refuse before it has read all
+            with contextlib.suppress(ConnectionError):  # the server may refuse before it has read everything
                 connection.sendall(sent)
             status, body = next(answers(connection))
     except TimeoutError:
@@ -98,7 +96,7 @@ def exchange(target: Target, sent: bytes, expected: list[int]) -> str:
 
 
 def repeat(one: Callable[[], str], seconds: float, most: int = 1_000_000) -> Counter:
-    """How often which outcome, one after the other."""
+    """Count of each outcome, one request after the other."""
     outcomes: Counter = Counter()
     end = time.monotonic() + seconds
     while time.monotonic() < end and outcomes.total() < most:
@@ -107,7 +105,7 @@ def repeat(one: Callable[[], str], seconds: float, most: int = 1_000_000) -> Cou
 
 
 def large_blanks(target: Target, seconds: float) -> Counter:
-    """Four clients with the largest requests there are, each text of the longest kind, of blanks alone."""
+    """Four clients with requests of the maximum size, made of maximum-length texts of blanks."""
     texts = [" " * MAX_TEXT_BYTES] * (MAX_REQUEST_BYTES // MAX_TEXT_BYTES)
     sent, expected = request(infer_bytes(texts)), [target.blank_class_id] * len(texts)
     with ThreadPoolExecutor(4) as pool:
@@ -116,7 +114,7 @@ def large_blanks(target: Target, seconds: float) -> Counter:
 
 
 def gzip_bomb(target: Target, seconds: float) -> Counter:
-    """A small compressed body that unpacks to a large one, which Triton does before any limit applies."""
+    """A small compressed body; Triton unpacks it to 200 MiB before any limit applies."""
     body = gzip.compress(b'{"inputs": [{"name": "TEXT", "data": ["' + b"a" * UNPACKED_BYTES + b'"]}]}', 6)
     return repeat(lambda: exchange(target, request(body, "Content-Encoding: gzip\r\n"), []), seconds, 3)
 
@@ -128,14 +126,14 @@ def one_byte_chunks(target: Target, seconds: float) -> Counter:
 
 
 def deep_json(target: Target, seconds: float) -> Counter:
-    """Lists in lists, and objects in objects."""
+    """Nested lists, and nested objects."""
     bodies = [b'{"TEXT": ' + b"[" * DEPTH + b"]" * DEPTH + b"}", b'{"a":' * DEPTH + b"1" + b"}" * DEPTH]
     turns = iter(range(1_000_000))
     return repeat(lambda: exchange(target, request(bodies[next(turns) % 2], path=GENERATE), []), seconds, 20)
 
 
 def slow_clients(target: Target, seconds: float) -> Counter:
-    """A byte a second on many connections, half of them from the first byte on, half from the body on."""
+    """One byte a second on many connections, half of them from the first byte, half from the body."""
     sent = request(infer_bytes([target.text]))
     body_at = sent.index(b"\r\n\r\n") + 4
     turns = min(round(seconds), len(sent) - body_at)
@@ -146,7 +144,7 @@ def slow_clients(target: Target, seconds: float) -> Counter:
             connection.sendall(sent[:begin])
         for turn in range(turns):
             for connection, begin in zip(connections, begins):
-                with contextlib.suppress(ConnectionError):  # those that were refused by then
+                with contextlib.suppress(ConnectionError):  # refused already
                     connection.sendall(sent[begin + turn : begin + turn + 1])
             time.sleep(1)
         return Counter(
@@ -156,9 +154,9 @@ def slow_clients(target: Target, seconds: float) -> Counter:
 
 
 def last_words(target: Target, connection: socket.socket, rest: bytes, may_be_refused: bool) -> str:
-    """Send the rest of a request; what became of it.
+    """Send the rest of a request; returns the outcome.
 
-    may_be_refused: to a request whose first line comes in pieces Triton 2.51 says 404 or 405, and then closes.
+    may_be_refused: Triton 2.51 answers 404 or 405 to a request whose first line comes in pieces, and closes.
     """
     try:
         with contextlib.suppress(ConnectionError):
@@ -174,7 +172,7 @@ def last_words(target: Target, connection: socket.socket, rest: bytes, may_be_re
 
 
 def idle_connections(target: Target, seconds: float) -> Counter:
-    """So many that say nothing; then each is asked something once, a few of them at a time."""
+    """Open IDLE_CONNECTIONS without a request; then send one request on every fortieth."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = IDLE_CONNECTIONS + 200
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(wanted, hard)), hard))
@@ -197,7 +195,7 @@ def idle_connections(target: Target, seconds: float) -> Counter:
 
 
 def hang_ups(target: Target, seconds: float) -> Counter:
-    """Half a request, or a whole one whose answer nobody waits for. The server must not mind."""
+    """Clients that close after half a request, or after a whole one without reading the answer."""
     rng, sent = random.Random(3), request(infer_bytes([target.text]))
 
     def one() -> str:
@@ -210,7 +208,7 @@ def hang_ups(target: Target, seconds: float) -> Counter:
 
 
 def pipelining(target: Target, seconds: float) -> Counter:
-    """Many requests on one connection before the first is answered: so many answers, in order, each of its own text."""
+    """PIPELINED requests on one connection before the first answer. The answers must come in order."""
     one, other = request(infer_bytes([target.text])), request(infer_bytes([target.text, ""]))
     expected = [[target.class_id], [target.class_id, target.blank_class_id]] * (PIPELINED // 2)
 
@@ -231,7 +229,7 @@ def pipelining(target: Target, seconds: float) -> Counter:
 
 
 def grpc_cancellations(target: Target, seconds: float) -> Counter:
-    """Calls whose deadline is near, and calls that are cancelled on the way."""
+    """Calls with a short deadline, and calls cancelled in flight."""
     rng = random.Random(5)
     outputs = [triton.InferRequestedOutput("CLASS_ID")]
     gone = ("DEADLINE_EXCEEDED", "CANCELLED")

@@ -1,8 +1,8 @@
-"""Requests that should never have been sent, each with its one defined answer.
+"""Bad requests, each with its one defined answer.
 
-The tests send every one of them and the soak benchmark mixes them into its traffic. Status 500 appears only where
-Triton's own HTTP frontend gives it, for JSON that it cannot parse: that happens before any model is asked, and no
-setting changes it (triton-inference-server/server, issue 8762 and pull request 8773, still open in May 2026).
+The tests send each of them; the soak mixes them into its traffic. Status 500 is Triton's, for JSON that its HTTP
+frontend cannot parse, before any model is involved. No setting changes it (triton-inference-server/server, issue 8762
+and pull request 8773, still open in May 2026).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ MAX_TEXT_BYTES, MAX_REQUEST_BYTES = 1 << 17, 1 << 20
 
 @dataclass(frozen=True)
 class Hostile:
-    """status: the answer's HTTP status; says: what its body must contain: value and limit, where there are any.
+    """status: of the answer. says: text that its body must contain.
 
-    elsewhere: status and words of NVIDIA's C++ backend, which cannot refuse one request of a batch.
+    elsewhere: status and text of NVIDIA's C++ backend, which cannot refuse one request of a batch.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Hostile:
     elsewhere: tuple[int, str] | None = None
 
     def is_answered_by(self, status: int, body: str, *, embedded: bool = True) -> bool:
-        """Whether this is the one defined answer. embedded: whether the Python-based backend gives it."""
+        """Whether this is the defined answer. embedded: the Python-based backend runs."""
         expected, says = (self.status, self.says) if embedded or not self.elsewhere else self.elsewhere
         return status == expected and says in body
 
 
-# A row that cannot be looked up has an answer of its own there; a batch that cannot be computed has none.
+# NVIDIA's backend: class id -1 for a row with a bad token id; an error for a batch that it cannot compute.
 NO_CLASS, NO_ANSWER = (200, '"data":[-1]'), (500, "PyTorch execute failure")
 
 

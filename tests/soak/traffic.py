@@ -1,4 +1,4 @@
-"""Mixed valid and hostile traffic on the ensemble; every single answer is judged by what plain Hugging Face gives."""
+"""Valid and hostile traffic on the ensemble; every answer is compared with Hugging Face's."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ HOSTILE_SHARE, LIST_SHARE = 0.08, 0.05
 
 @dataclass
 class Findings:
-    """What happened; shared by all threads, changed under the lock.
+    """Results; shared by all threads, changed under the lock.
 
-    counts: requests by what they were worth, and the texts that were answered.
-    examples: how often what was not as it should be was seen, by its kind, each with one in full.
-    window_until: requests may fail until then, in monotonic seconds, because a process was killed or stopped.
+    counts: requests by verdict, and the number of answered texts.
+    examples: number and first example of each kind of failure.
+    window_until: end of the recovery window, in monotonic seconds; requests may fail until then.
     """
 
     counts: Counter = field(default_factory=Counter)
@@ -38,7 +38,7 @@ class Findings:
     window_until: float = 0.0
 
     def note(self, what: str, example: str = "", texts: int = 0, kind: str = "") -> None:
-        """example: in full. kind: what it has in common with others, by default all of it."""
+        """kind: groups examples; by default the example."""
         with self.lock:
             self.counts["sent"] += 1
             self.counts[what] += 1
@@ -51,7 +51,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What may be sent, with what must come back. embedded: whether the Python-based backend answers."""
+    """Requests and their expected answers. embedded: the Python-based backend runs."""
 
     texts: list[str]
     class_ids: dict[str, int]
@@ -60,9 +60,9 @@ class Traffic:
 
 
 def make_traffic(model: str, max_length: int, embedded: bool) -> Traffic:
-    """Texts with Hugging Face's class ids, one text at a time, and every hostile request but the largest.
+    """Texts with Hugging Face's class ids, computed one by one, and every hostile request but the largest.
 
-    The empty text has a class id too and is not among the texts: a text of blanks must get the same.
+    The empty text is not sent; its class id is the expected one for a text of blanks.
     """
     from build_scripts.convert.checkpoint import load
     from build_scripts.convert.gate_texts import HOSTILE_TEXTS
@@ -144,7 +144,7 @@ def ask(connection: http.client.HTTPConnection, traffic: Traffic, findings: Find
 
 
 def class_ids(body: str | bytes) -> list[int] | None:
-    """What an answer of either endpoint says; None if it says nothing, so that it is judged wrong and ends nobody."""
+    """Class ids of an answer of either endpoint; None if it has none."""
     try:
         answer = json.loads(body)
         if "outputs" in answer:
@@ -164,9 +164,9 @@ def send(connection: http.client.HTTPConnection, path: str, body: bytes, headers
 def judge(
     findings: Findings, name: str, path: str, status: int, body: str, right: bool, good: str, texts: int = 0
 ) -> None:
-    """`generate` says 400 where `infer` says 500 or 503 (Triton 2.51), so there a 400 may be the server's fault too.
+    """Note a verdict. `generate` says 400 where `infer` says 500 or 503 (Triton 2.51), so its 400 counts as failed.
 
-    Findings of a kind have endpoint, status and words in common, but for the numbers in them; hostile ones, their name.
+    Findings of one kind share endpoint, status and text without numbers.
     """
     servers = status >= 500 or (path == GENERATE and status == 400)
     if right:

@@ -11,12 +11,11 @@ from tests.support.http_stand_in import Reply, Request, StandIn
 class Recorder(StandIn):
     """Answers after 10 ms.
 
-    meeting: the first answers wait until this many requests have come, at most `patience` seconds, so that a busy
-    machine cannot keep them apart.
+    meeting: the first answers wait until this many requests have come, so that a busy machine cannot keep them apart.
     """
 
-    def __init__(self, status: int = 200, meeting: int = 1, patience: float = 10.0):
-        self.status, self.meeting, self.patience = status, meeting, patience
+    def __init__(self, status: int = 200, meeting: int = 1):
+        self.status, self.meeting = status, meeting
         self.bodies: list[str] = []
         self.at_once = self.most_at_once = 0
         self.lock, self.all_came = threading.Lock(), threading.Event()
@@ -29,7 +28,7 @@ class Recorder(StandIn):
             self.most_at_once = max(self.most_at_once, self.at_once)
             if len(self.bodies) >= self.meeting:
                 self.all_came.set()
-        self.all_came.wait(self.patience)
+        self.all_came.wait(60)
         time.sleep(0.01)
         with self.lock:
             self.at_once -= 1
