@@ -67,5 +67,5 @@ def test_the_fingerprint_covers_everything_that_a_build_imports():
     found = loaded_by("from build_scripts.convert import checkpoint, verified_file")
     files = {name for name in found if not name.endswith("__init__.py")}
     covered = {str(path.relative_to(OURS)) for path in ingredient_modules()}
-    assert "graph/packed_bert.py" in files
+    assert "graph/packed_encoder.py" in files
     assert files <= covered, files - covered

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from build_scripts.graph.parts import BertParts, EncoderLayer
+from build_scripts.graph.parts import EncoderLayer, EncoderParts
 
 
-def classifier_flops(parts: BertParts, lengths: Sequence[int]) -> int:
+def classifier_flops(parts: EncoderParts, lengths: Sequence[int]) -> int:
     """Operations for texts of `lengths` tokens each."""
     tokens = sum(lengths)
     projection = parts.embedding_projection
     embedding = 0 if projection is None else linear(projection) * tokens
     layers = sum(full_layer(layer, lengths) for layer in parts.layers[:-1])
-    last = first_token_layer(parts.layers[-1], parts.num_attention_heads, lengths)
+    last = first_token_layer(parts.layers[-1], parts.heads, lengths)
     head = (linear(parts.head_dense) + linear(parts.classifier)) * len(lengths)
     return embedding + layers + last + head
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from build_scripts.convert.architectures import bert_parts
 from build_scripts.convert.checkpoint import Checkpoint
+from build_scripts.convert.families import encoder_parts
 from build_scripts.convert.traced import BATCH_MODES, BatchMode, device_constants, traced_logits
 from build_scripts.core.errors import ServingError
 from build_scripts.graph.classifier import TextClassifier
-from build_scripts.graph.packed_bert import PackedBert
-from build_scripts.graph.parts import BertParts
+from build_scripts.graph.packed_encoder import PackedEncoder
+from build_scripts.graph.parts import EncoderParts
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -25,7 +25,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Graph:
     """What computes the logits: the packed graph of `parts`; without parts the traced forward in `batch_mode`."""
 
-    parts: BertParts | None = None
+    parts: EncoderParts | None = None
     batch_mode: BatchMode = BATCH_MODES[0]
 
     @property
@@ -38,7 +38,7 @@ class Graph:
 
 def graphs(checkpoint: Checkpoint) -> list[Graph]:
     """The graphs to try, the fastest first."""
-    parts = bert_parts(checkpoint.model, checkpoint.token_types)
+    parts = encoder_parts(checkpoint.model, checkpoint.token_types)
     return ([] if parts is None else [Graph(parts)]) + [Graph(batch_mode=mode) for mode in BATCH_MODES]
 
 
@@ -65,7 +65,7 @@ def export(checkpoint: Checkpoint, graph: Graph, precision: str, path: Path) -> 
 
 def _classifier(checkpoint: Checkpoint, graph: Graph, dtype: torch.dtype) -> TextClassifier:
     if graph.parts is not None:
-        logits: nn.Module = PackedBert(graph.parts, dtype)
+        logits: nn.Module = PackedEncoder(graph.parts, dtype)
     else:
         logits = traced_logits(
             checkpoint.model,

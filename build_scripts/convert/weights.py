@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
-from build_scripts.convert import checkpoint_files
+from build_scripts.convert import checkpoint_files, config_traps
 from build_scripts.convert.error_guard import first_line
 from build_scripts.core.errors import ServingError
 from build_scripts.core.options import LONGEST_MAX_LENGTH
@@ -41,6 +41,7 @@ def load_config(path: Path) -> PretrainedConfig:
             f"{path}/config.json has a quantization_config: the weights are quantised, which only the library that "
             "quantised them can read; save the classifier unquantised (dequantize() and save_pretrained)"
         )
+    config_traps.settle(config, path)
     for name, value in FORWARD_FLAGS.items():
         setattr(config, name, value)
     return config

@@ -56,8 +56,9 @@ class PackedLinear(nn.Module):
 
     @staticmethod
     def of(linear: nn.Linear, dtype: torch.dtype, activation: str = "none") -> "PackedLinear":
-        """Convert a plain layer."""
-        return PackedLinear(linear.weight, linear.bias, dtype=dtype, activation=activation)
+        """Convert a plain layer. A missing bias becomes zeros, which cost nothing measurable."""
+        bias = torch.zeros(linear.out_features) if linear.bias is None else linear.bias
+        return PackedLinear(linear.weight, bias, dtype=dtype, activation=activation)
 
     @staticmethod
     def kernels() -> tuple[bool, bool]:
@@ -136,35 +137,3 @@ class PackedLinear(nn.Module):
         self.packed = False
         self.fp16_weight = None
         self.pack()
-
-
-class Norm(nn.Module):
-    """LayerNorm over the last dimension, in the dtype of the activations.
-
-    weight, bias: (hidden,). With fp16 weights the file holds them in fp32; they become fp16 on devices other than CPUs.
-    """
-
-    fp16: Final[bool]
-    eps: Final[float]
-
-    def __init__(self, norm: nn.LayerNorm, dtype: torch.dtype):
-        super().__init__()
-        self.fp16 = dtype == torch.float16
-        self.eps = norm.eps
-        self.weight = norm.weight.detach().to(torch.float32 if self.fp16 else dtype)
-        self.bias = norm.bias.detach().to(self.weight.dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-
-    @torch.jit.export
-    def __getstate__(self) -> tuple[Tensor, Tensor, bool]:
-        if self.fp16:
-            return self.weight.float(), self.bias.float(), self.training
-        return self.weight, self.bias, self.training
-
-    @torch.jit.export
-    def __setstate__(self, state: tuple[Tensor, Tensor, bool]) -> None:
-        self.weight, self.bias, self.training = state
-        if self.fp16 and self.weight.device.type != "cpu":
-            self.weight, self.bias = self.weight.half(), self.bias.half()

@@ -6,6 +6,7 @@ Dropping the padding is the technique of flash-attention's `unpad_input`. Bucket
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -13,10 +14,14 @@ class Packed(NamedTuple):
     """The real tokens of a batch or of a part of a batch, texts sorted from long to short.
 
     ids, positions: (T,) int64. lengths: (texts,) int64. order: (texts,) int64, the batch row of each text.
+    types: (T,) int64, token types; empty if there is one type only.
+    hidden: (T,) bool, tokens that no other token sees; empty if there are none, see unpad_input.
     """
 
     ids: Tensor
     positions: Tensor
+    types: Tensor
+    hidden: Tensor
     lengths: Tensor
     order: Tensor
 
@@ -43,18 +48,25 @@ class Bucket(NamedTuple):
     bias: Tensor
 
 
-def unpad_input(input_ids: Tensor, attention_mask: Tensor, skipped_position_id: int, second_from: int = 0) -> Packed:
+def unpad_input(
+    input_ids: Tensor, attention_mask: Tensor, skipped_position_id: int, token_types: bool, distances: bool
+) -> Packed:
     """Gather the real tokens: (batch, max_length) -> (T,). Every text has at least one token, its first.
 
-    second_from: offset of the positions of a pair's second text (mask value 2); 0 for a checkpoint without token types.
+    token_types: a mask value of 2 means type 1, the second text of a pair.
+    distances: the graph depends on distances between tokens. A gap in a row's mask then stays, as hidden tokens.
     """
     real = attention_mask != 0
     real[:, 0] = True
+    shown = real
+    if distances:
+        column = torch.arange(real.size(1), device=real.device)
+        real = column <= (column * real).amax(1, keepdim=True)
     lengths = real.sum(1)
     order = lengths  # unused for a batch of one
     if input_ids.size(0) > 1:
         lengths, order = lengths.sort(0, descending=True)
-        input_ids, attention_mask, real = input_ids[order], attention_mask[order], real[order]
+        input_ids, attention_mask, real, shown = input_ids[order], attention_mask[order], real[order], shown[order]
     flat = real.reshape(-1).nonzero().squeeze(1)
     ids = input_ids.reshape(-1)[flat]
     positions = flat if input_ids.size(0) == 1 else flat % input_ids.size(1)
@@ -62,9 +74,14 @@ def unpad_input(input_ids: Tensor, attention_mask: Tensor, skipped_position_id: 
         # fairseq numbering: a literal padding token gets the padding position and does not advance the count.
         counted = input_ids != skipped_position_id
         positions = (counted.cumsum(1) * counted).reshape(-1)[flat] + skipped_position_id
-    if second_from > 0:
-        positions = positions + (attention_mask.reshape(-1)[flat] == 2) * second_from
-    return Packed(ids, positions, lengths, order)
+    nothing = flat[:0]
+    types = (attention_mask.reshape(-1)[flat] == 2).long() if token_types else nothing
+    hidden = nothing.to(torch.bool)
+    if distances:
+        gaps = shown.reshape(-1)[flat].logical_not()
+        if bool(gaps.any()):
+            hidden = gaps
+    return Packed(ids, positions, types, hidden, lengths, order)
 
 
 def parts_of(packed: Packed) -> list[Packed]:
@@ -84,9 +101,20 @@ def parts_of(packed: Packed) -> list[Packed]:
             tokens.append(0)
         texts[-1] += 1
         tokens[-1] += length
-    ids, positions = packed.ids.split(tokens), packed.positions.split(tokens)
-    lengths, order = packed.lengths.split(texts), packed.order.split(texts)
-    return [Packed(ids[part], positions[part], lengths[part], order[part]) for part in range(len(texts))]
+    parts: list[Packed] = []
+    text = token = 0
+    for some, size in zip(texts, tokens):
+        ids, positions = packed.ids.narrow(0, token, size), packed.positions.narrow(0, token, size)
+        types, hidden = cut(packed.types, token, size), cut(packed.hidden, token, size)
+        lengths, order = packed.lengths.narrow(0, text, some), packed.order.narrow(0, text, some)
+        parts.append(Packed(ids, positions, types, hidden, lengths, order))
+        text, token = text + some, token + size
+    return parts
+
+
+def cut(x: Tensor, start: int, size: int) -> Tensor:
+    """A range of rows; an empty tensor stays empty."""
+    return x if x.size(0) == 0 else x.narrow(0, start, size)
 
 
 def round_up(rows: int) -> int:
@@ -103,6 +131,13 @@ def round_up(rows: int) -> int:
     return (rows + step - 1) // step * step
 
 
+def add_rows(x: Tensor, spare: int) -> Tensor:
+    """Append rows of zeros, see round_up: (rows, …) -> (rows + spare, …)."""
+    if spare == 0:
+        return x
+    return F.pad(x, [0, spare] if x.dim() == 1 else [0, 0, 0, spare])
+
+
 def attention_width(longest: int) -> int:
     """Padded length of a bucket's texts in attention, if their lengths differ.
 
@@ -113,10 +148,10 @@ def attention_width(longest: int) -> int:
     return max(16, (longest + step - 1) // step * step)
 
 
-def plan_buckets(lengths: Tensor, heads: int, dtype: torch.dtype) -> list[Bucket]:
+def plan_buckets(lengths: Tensor, hidden: Tensor, heads: int, dtype: torch.dtype) -> list[Bucket]:
     """Group texts of similar length, sorted from long to short.
 
-    lengths: (batch,) int64. A text joins a bucket if it has 70 % of the longest length, or at most 8 tokens less.
+    lengths, hidden: as in Packed. A text joins a bucket if it has 70 % of the longest length, or at most 8 tokens less.
     On a CPU a bucket has at most the attention scores of one text of 512 tokens. glibc maps larger blocks afresh on
     every call, which made 16 texts of 512 tokens 1.4 times slower in bf16.
     """
@@ -137,7 +172,7 @@ def plan_buckets(lengths: Tensor, heads: int, dtype: torch.dtype) -> list[Bucket
             tokens += seqlens[end]
             end += 1
         texts = end - first_text
-        if tokens == texts * longest:
+        if tokens == texts * longest and hidden.size(0) == 0:
             bucket = Bucket(first_text, texts, first_token, tokens, longest, True, unused, unused, unused, unused)
         else:
             longest = attention_width(longest)
@@ -151,8 +186,11 @@ def plan_buckets(lengths: Tensor, heads: int, dtype: torch.dtype) -> list[Bucket
             heads_of = (tokens_of.unsqueeze(1) * 3 + third) * heads + head.view(-1, 1)
             places = real.reshape(-1).nonzero()
             places_of = (torch.div(places, longest, rounding_mode="floor") * heads + head) * longest + places % longest
+            unseen = real.logical_not()
+            if hidden.size(0) > 0:
+                unseen = unseen | hidden.narrow(0, first_token, tokens)[tokens_of]
             bias = torch.zeros(texts, 1, 1, longest, dtype=dtype, device=device).masked_fill_(
-                real.logical_not().view(texts, 1, 1, longest), -10000.0
+                unseen.view(texts, 1, 1, longest), -10000.0
             )
             bucket = Bucket(
                 first_text, texts, first_token, tokens, longest, False,

@@ -15,8 +15,8 @@ from build_scripts.benchmarks import bench, bench_report
 from build_scripts.benchmarks.bench_report import Workload
 from build_scripts.benchmarks.flops import classifier_flops
 from build_scripts.benchmarks.runtimes import PEAK_SHAPE
-from build_scripts.convert.architectures import bert_parts
-from build_scripts.graph.packed_bert import PackedBert
+from build_scripts.convert.families import encoder_parts
+from build_scripts.graph.packed_encoder import PackedEncoder
 from build_scripts.graph.packed_linear import PackedLinear
 
 
@@ -25,8 +25,8 @@ from build_scripts.graph.packed_linear import PackedLinear
 def test_flops_match_torchs_counter(subject, monkeypatch, kind, lengths):
     # Equal lengths whose sum needs no rounding: the graph computes no padding, so torch counts useful products only.
     monkeypatch.setattr(PackedLinear, "pack", lambda self: None)  # torch does not count oneDNN's own operators
-    parts = bert_parts(subject(kind).model)
-    graph = PackedBert(parts, torch.float32)
+    parts = encoder_parts(subject(kind).model)
+    graph = PackedEncoder(parts, torch.float32)
     ids = torch.full((len(lengths), 128), 5)
     mask = (torch.arange(128) < torch.tensor(lengths)[:, None]).long()
     with FlopCounterMode(display=False) as counter, torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
@@ -35,7 +35,7 @@ def test_flops_match_torchs_counter(subject, monkeypatch, kind, lengths):
 
 
 def test_flops_of_a_mixed_batch_are_the_sum_of_its_texts(subject):
-    parts = bert_parts(subject("bert").model)
+    parts = encoder_parts(subject("bert").model)
     assert classifier_flops(parts, [3, 50, 20]) == sum(classifier_flops(parts, [length]) for length in (3, 50, 20))
 
 

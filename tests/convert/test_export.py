@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from build_scripts.convert.architectures import bert_parts
-from build_scripts.graph import packed_bert, packed_linear
-from build_scripts.graph.packed_bert import PackedBert
+from build_scripts.convert.families import encoder_parts
+from build_scripts.graph import packed_encoder, packed_linear
+from build_scripts.graph.packed_encoder import PackedEncoder
 from build_scripts.graph.packed_linear import PackedLinear
 from build_scripts.graph.packing import Bucket, Packed
 from tests.support.token_batches import MAX_LOGIT_ERROR, batch, eager
@@ -32,7 +32,7 @@ class OneBucket:
         self.tokens = packed.ids.size(0)
         return [packed]
 
-    def plan_buckets(self, lengths: Tensor, heads: int, dtype: torch.dtype) -> list[Bucket]:
+    def plan_buckets(self, lengths: Tensor, _hidden: Tensor, heads: int, dtype: torch.dtype) -> list[Bucket]:
         texts, longest = lengths.size(0), lengths.max().item()  # int() would ask for a number now
         torch._check(longest >= 1)
         own = lengths.unsqueeze(1)
@@ -53,10 +53,10 @@ class OneBucket:
 def test_the_graph_without_its_planning_is_exported_and_equals_hugging_face(subject, monkeypatch, kind):
     own = subject(kind)
     monkeypatch.setattr(PackedLinear, "kernels", staticmethod(lambda: (False, False)))
-    graph = PackedBert(bert_parts(own.model), torch.float32).eval()
+    graph = PackedEncoder(encoder_parts(own.model), torch.float32).eval()
     plan = OneBucket()
-    monkeypatch.setattr(packed_bert, "parts_of", plan.parts_of)
-    monkeypatch.setattr(packed_bert, "plan_buckets", plan.plan_buckets)
+    monkeypatch.setattr(packed_encoder, "parts_of", plan.parts_of)
+    monkeypatch.setattr(packed_encoder, "plan_buckets", plan.plan_buckets)
     monkeypatch.setattr(packed_linear, "round_up", lambda rows: rows)
     texts, width = torch.export.Dim("texts", min=2, max=64), torch.export.Dim("width", min=2, max=128)
     dynamic = {0: texts, 1: width}
@@ -71,7 +71,7 @@ def test_the_planning_is_what_cannot_be_exported(subject, monkeypatch):
     """When this fails, torch has learned it: the text above, and the docs, promise too little."""
     own = subject("bert")
     monkeypatch.setattr(PackedLinear, "kernels", staticmethod(lambda: (False, False)))
-    graph = PackedBert(bert_parts(own.model), torch.float32).eval()
+    graph = PackedEncoder(encoder_parts(own.model), torch.float32).eval()
     dynamic = {0: torch.export.Dim("texts", min=2, max=64), 1: torch.export.Dim("width", min=2, max=128)}
     with torch.no_grad(), pytest.raises(Exception, match="data-dependent") as error:
         torch.export.export(graph, batch(own, [5, 20, 9]), dynamic_shapes=(dynamic, dynamic), strict=False)

@@ -84,7 +84,7 @@ def test_near_tie_has_a_margin_below_a_hundredth(margin, wrong):
     assert (found.wrong, found.near_ties) == (wrong, 1 - wrong)
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "albert"])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "megatron-bert"])
 def test_reference_is_plain_hugging_face(subject, kind):
     own = subject(kind)
     found = reference(own.checkpoint, TEXTS).probabilities
@@ -219,7 +219,7 @@ def test_refuses_a_requested_precision_that_fails(subject, measured, tmp_path):
     assert chosen(subject, "auto", tmp_path).chosen.precision == "fp32"
 
 
-@pytest.mark.parametrize("kind", ["bert-chinese", "albert"])
+@pytest.mark.parametrize("kind", ["bert-chinese", "megatron-bert"])
 def test_build_compares_every_calibration_text(subject, tmp_path, kind):
     calibration = tmp_path / "texts.txt"
     calibration.write_text("\n\n".join(HEADLINES[:20]), encoding="utf-8")

@@ -92,7 +92,7 @@ def test_columns_beyond_the_positions_are_refused_if_they_count(subject, kind):
 
 
 @pytest.mark.parametrize(("ids_width", "mask_width"), [(8, 9), (9, 8), (8, 0), (0, 8), (0, 0)])
-@pytest.mark.parametrize("kind", ["bert", "albert"])
+@pytest.mark.parametrize("kind", ["bert", "megatron-bert"])
 def test_inputs_of_different_widths_are_never_answered(subject, kind, ids_width, mask_width):
     ids = torch.full((2, ids_width), 5)
     mask = torch.ones((2, mask_width), dtype=torch.int64)
@@ -104,7 +104,7 @@ def test_inputs_of_different_widths_are_never_answered(subject, kind, ids_width,
         answers(subject(kind).exported, ids, mask)
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "albert"])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "megatron-bert"])
 def test_multi_label_probabilities_are_sigmoids(subject, kind):
     own = subject(kind, multi_label=True)
     ids, mask = batch(own, [5, 60, 17], width=64)
@@ -128,7 +128,7 @@ any_rows = st.tuples(st.integers(1, 140), st.integers(1, 4)).flatmap(
 
 @settings(max_examples=60, deadline=None)
 @given(rows=any_rows)
-@pytest.mark.parametrize("kind", ["bert", "albert"])
+@pytest.mark.parametrize("kind", ["bert", "megatron-bert"])
 def test_any_integers_are_answered_or_refused_row_by_row(subject, kind, rows):
     own = subject(kind)
     ids, mask = torch.tensor(rows).unbind(2)

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from build_scripts.graph.packing import Packed, attention_width, parts_of, plan_buckets, round_up, unpad_input
 
+NO_GAPS = torch.empty(0, dtype=torch.bool)
 LENGTHS = st.lists(st.one_of(st.integers(1, 40), st.integers(1, 512)), min_size=1, max_size=64)
 
 
 def packed(lengths: list[int], device: str = "cpu") -> Packed:
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     ids = torch.arange(mask.numel()).view(mask.shape)  # each its own, so that none can stand for another
-    return Packed(*(tensor.to(device) for tensor in unpad_input(ids, mask.long(), -1)))
+    return Packed(*(tensor.to(device) for tensor in unpad_input(ids, mask.long(), -1, False, False)))
 
 
 @given(LENGTHS)
@@ -53,7 +54,7 @@ def test_other_devices_compute_the_whole_batch_at_once():
 def test_the_buckets_hold_every_token_once_and_few_scores(lengths):
     ordered = torch.tensor(sorted(lengths, reverse=True))
     text, token = 0, 0
-    for bucket in plan_buckets(ordered, 2, torch.float32):
+    for bucket in plan_buckets(ordered, NO_GAPS, 2, torch.float32):
         own = ordered[text : text + bucket.texts]
         assert (bucket.first_text, bucket.first_token, bucket.tokens) == (text, token, own.sum())
         assert bucket.texts == 1 or bucket.texts * own[0] ** 2 <= 512 * 512
@@ -80,7 +81,7 @@ def test_the_buckets_hold_every_token_once_and_few_scores(lengths):
 )
 def test_a_bucket_ends_where_a_text_is_much_shorter_or_its_scores_are_too_many(lengths, texts):
     """70 % of the longest or 8 tokens less still join it; two texts of 362 tokens have fewer scores than one of 512."""
-    assert [bucket.texts for bucket in plan_buckets(torch.tensor(lengths), 2, torch.float32)] == texts
+    assert [bucket.texts for bucket in plan_buckets(torch.tensor(lengths), NO_GAPS, 2, torch.float32)] == texts
 
 
 def test_attention_is_as_wide_as_the_longest_text_and_no_wider_than_the_next_step():

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from build_scripts.convert.export import export, graphs
+from build_scripts.convert.families import encoder_parts
 from build_scripts.convert.traced import device_constants
 from build_scripts.graph.packed_linear import PackedLinear
 from tests.support.checkpoints import KINDS, PACKED_KINDS
@@ -127,7 +128,7 @@ def test_everything_is_computed_where_the_inputs_are(subject, kind, precision):
     assert (probabilities - expected.softmax(1)).abs().max() < {"fp32": 1e-4, "bf16": 0.05, "fp16": 0.01}[precision]
 
 
-@pytest.mark.parametrize("kind", ["bert", "albert"])
+@pytest.mark.parametrize("kind", ["bert", "megatron-bert"])
 def test_refusing_a_row_happens_on_the_device_too(subject, kind):
     own = subject(kind)
     ids, mask = inputs(own)
@@ -227,9 +228,11 @@ def tensors(path: Path) -> list[bytes]:
 
 @pytest.mark.parametrize("kind", PACKED_KINDS)
 def test_the_file_holds_plain_weights_once(subject, kind):
-    """A packed copy would double the size, and would be worth nothing on another CPU. Positions: once a token type."""
+    """Packed copies would double it, for one CPU only. Positions: once per token type; distances: once per layer."""
     own = subject(kind)
     checkpoint = sum(4 * parameter.numel() for parameter in own.model.parameters())
+    tables = [layer.distances for layer in encoder_parts(own.model).layers if layer.distances is not None]
+    checkpoint += sum(4 * (table.keys.numel() + table.queries.numel()) for table in tables)
     if own.checkpoint.token_types == 2:
         checkpoint += 4 * own.model.base_model.embeddings.position_embeddings.weight.numel()
     stored = {precision: sum(map(len, tensors(own.file(precision)))) for precision in PRECISIONS}

@@ -116,7 +116,7 @@ def test_pairs_and_single_texts_of_many_clients(default_server, default_oracle: 
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("kind", ["bert-chinese", "roberta", "albert"])
+@pytest.mark.parametrize("kind", ["bert-chinese", "roberta", "megatron-bert"])
 def test_other_checkpoints_through_the_real_server(kind, subject, tmp_path):
     with server_of(subject, kind, tmp_path) as (server, oracle, labels):
         texts = varied_texts(200, seed=3)

@@ -20,11 +20,12 @@ from transformers import PreTrainedTokenizerBase
 from build_scripts.releases.default_model import headlines
 
 PACKED_KINDS = ("bert", "bert-chinese", "roberta", "xlm-roberta", "camembert", "electra", "ernie", "distilbert")
-FALLBACK_KINDS = ("albert", "deberta-v2", "mpnet", "modernbert")
+PACKED_KINDS = (*PACKED_KINDS, "modernbert", "albert", "deberta-v2", "mpnet")
+FALLBACK_KINDS = ("megatron-bert", "rembert")
 # "bart" is not among them: it answers one text at a time only.
 KINDS = PACKED_KINDS + FALLBACK_KINDS
 # `make check` takes the others, and the zoo, which has each of these once: a test of one of them is slow.
-LIKE_ANOTHER = tuple(kind for kind in KINDS if kind not in ("bert", "bert-chinese", "roberta", "albert"))
+LIKE_ANOTHER = tuple(kind for kind in KINDS if kind not in ("bert", "bert-chinese", "roberta", "megatron-bert"))
 
 CHINESE_LABELS = ["财经", "房产", "股票", "教育", "科技", "社会", "时政", "体育", "游戏", "娱乐"]
 HAN = [chr(code) for code in range(0x4E00, 0x4E00 + 400)]
@@ -73,6 +74,8 @@ def draw_weights(model: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
+            if not parameter.requires_grad:  # computed, not trained: RoFormer's positions
+                continue
             is_scale = "norm" in name.lower() and name.endswith("weight")
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator) + float(is_scale))
 
@@ -101,6 +104,10 @@ def make_config(kind: str, tokenizer: PreTrainedTokenizerBase, max_positions: in
     match kind:
         case "bert" | "bert-chinese":
             return transformers.BertConfig(**common)
+        case "megatron-bert":
+            return transformers.MegatronBertConfig(**common)
+        case "rembert":
+            return transformers.RemBertConfig(**common, input_embedding_size=16)
         case "roberta":
             return transformers.RobertaConfig(**fairseq)
         case "xlm-roberta":
@@ -147,7 +154,7 @@ def make_tokenizer(kind: str, max_length: int) -> PreTrainedTokenizerBase:
     match kind:
         case "bert-chinese":
             return transformers.BertTokenizer(vocab=chinese_vocabulary(), **size)
-        case "bert" | "electra" | "ernie" | "distilbert":
+        case "bert" | "electra" | "ernie" | "distilbert" | "megatron-bert" | "rembert":
             return transformers.BertTokenizer(vocab=word_pieces(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")), **size)
         case "mpnet":
             vocabulary = word_pieces(("<s>", "<pad>", "</s>", "[UNK]", "<mask>"))

@@ -65,9 +65,24 @@ class Row:
 
 
 # Settings that make another layout of a family; other ones only keep it small.
-TOLD = ("hidden_act", "is_decoder", "relative_attention", "num_hidden_layers", "pad_token_id")
+TOLD = (
+    "hidden_act",
+    "is_decoder",
+    "relative_attention",
+    "num_hidden_layers",
+    "pad_token_id",
+    "classifier_pooling",
+    "pos_att_type",
+    "conv_kernel_size",
+    "use_sliding_window",
+    "rotary_value",
+    "type_vocab_size",
+)
 
 # Sizes by names of their own.
+DISENTANGLED = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+CONVOLUTION = {"conv_kernel_size": 3, "conv_act": "gelu"}
+ONE_THETA = {"global_rope_theta": 10_000.0, "local_rope_theta": 10_000.0}
 PERCEIVER = {
     "d_latents": 32, "num_latents": 8, "num_blocks": 1, "num_self_attends_per_block": 2,
     "num_self_attention_heads": 4, "num_cross_attention_heads": 4,
@@ -93,15 +108,34 @@ ROWS = [
     Row("layoutlm", PACKED),
     Row("bert", PADDED, config={"is_decoder": True}),
     Row("bert", PADDED, config={"num_hidden_layers": 0}),
-    Row("albert", PADDED, "albert"),
     Row("deberta", PADDED, "roberta", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
-    Row("deberta-v2", PADDED, "deberta-v2", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
-    Row("albert", PADDED, "spiece.model"),
-    Row("deberta-v2", PADDED, "spm.model", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
-    Row("mpnet", PADDED, "mpnet"),
-    Row("modernbert", PADDED, "modernbert"),
+    Row("modernbert", PACKED, "modernbert", {"local_attention": 16, "classifier_pooling": "cls"}),
+    Row("modernbert", PACKED, "modernbert", {"local_attention": 16, "classifier_pooling": "mean", **ONE_THETA}),
+    Row("deberta-v2", PACKED, "deberta-v2", {**DISENTANGLED, "position_buckets": 16, "position_biased_input": False}),
+    Row("deberta-v2", PACKED, "spm.model", {**DISENTANGLED, "max_relative_positions": 40, "type_vocab_size": 2}),
+    Row("deberta-v2", PACKED, "deberta-v2", {**DISENTANGLED, "pos_att_type": ["c2p"], **CONVOLUTION}),
+    Row("deberta-v2", PACKED, "deberta-v2", {**DISENTANGLED, "pos_att_type": ["p2c"], "share_att_key": True}),
+    Row("deberta-v2", PACKED, "deberta-v2", {"relative_attention": False}),
+    Row("eurobert", PACKED, "modernbert", {"classifier_pooling": "bos"}),
+    Row("eurobert", PACKED, "modernbert", {"classifier_pooling": "mean"}),
+    Row("eurobert", PACKED, "modernbert", {"classifier_pooling": "late"}),
+    Row("gte", PACKED, "xlm-roberta"),
+    Row("gte", PACKED, config={"type_vocab_size": 0}),
+    Row("nomic_bert", PACKED),
+    Row("jina_embeddings_v3", PACKED, "xlm-roberta"),
+    Row("albert", PACKED, "albert"),
+    Row("albert", PACKED, "spiece.model", {"num_hidden_groups": 2, "num_hidden_layers": 4}),
+    Row("mpnet", PACKED, "mpnet"),
+    Row("roformer", PACKED),
+    Row("roformer", PADDED, config={"rotary_value": True}),
+    Row("ultrabert", PACKED, "modernbert", {"sliding_window": 8, "classifier_pooling": "cls"}),
+    Row("llama", PACKED, "bytes"),
+    # Its tokenizer's class adds a token.
+    Row("qwen2", PACKED, "bytes", {"vocab_size": 512}),
+    Row("qwen3", PACKED, "bytes"),
+    Row("qwen3", PACKED, "bytes", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
+    Row("gemma", PACKED, "bytes"),
     Row("rembert", PADDED),
-    Row("roformer", PADDED),
     Row("megatron-bert", PADDED),
     Row("ibert", PADDED, "roberta"),
     Row("mra", PADDED, "roberta"),
@@ -111,11 +145,6 @@ ROWS = [
     Row("gpt2", ALONE, "bytes", {"pad_token_id": None}),
     Row("gpt_neox", PADDED, "bytes"),
     Row("opt", PADDED, "bytes"),
-    Row("llama", PADDED, "bytes"),
-    # Its tokenizer's class adds a token.
-    Row("qwen2", PADDED, "bytes", {"vocab_size": 512}),
-    Row("qwen3", PADDED, "bytes"),
-    Row("gemma", PADDED, "bytes"),
     Row("bart", ALONE, "roberta"),
     Row("mbart", ALONE, "roberta"),
     Row("t5", ALONE, "roberta", {"decoder_start_token_id": 1}),

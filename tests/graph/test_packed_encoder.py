@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from typing import ClassVar
 
 import pytest
@@ -13,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from build_scripts.convert.architectures import bert_parts
+from build_scripts.convert.families import encoder_parts
 from build_scripts.graph.packed_linear import runs_fbgemm
 from tests.support.checkpoints import FALLBACK_KINDS, KINDS, PACKED_KINDS
 from tests.support.texts import PAIRS, VARIED
@@ -83,7 +81,7 @@ def test_other_configurations_equal_hugging_face(subject, options):
                                   "tanh", "sigmoid", "leaky_relu", "relu2", "relu6", "linear"])  # fmt: skip
 def test_every_activation_with_a_name_is_packed_and_equals_hugging_face(subject, kind, name):
     own = subject(kind, **{"activation" if kind == "distilbert" else "hidden_act": name})
-    assert bert_parts(own.checkpoint.model) is not None
+    assert encoder_parts(own.checkpoint.model) is not None
     assert_equals_hugging_face(own, *batch(own, [5, 128, 17, 17, 1]))
 
 
@@ -132,18 +130,6 @@ def test_a_padding_token_in_the_text_itself_equals_hugging_face(subject, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_pairs_and_single_texts_in_one_batch_equal_hugging_face(subject, kind):
     assert_pairs_equal_hugging_face(subject(kind))
-
-
-@pytest.mark.slow
-def test_a_traced_graph_is_given_token_types_too(subject, tmp_path):
-    directory = shutil.copytree(subject("albert").directory, tmp_path / "albert")
-    (directory / "exported.fp32.pt").unlink(missing_ok=True)
-    config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-    config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
-    (directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    own = type(subject("albert"))(directory)
-    assert (own.checkpoint.token_types, subject("albert").checkpoint.token_types) == (2, 1)
-    assert_pairs_equal_hugging_face(own)
 
 
 def assert_pairs_equal_hugging_face(own) -> None:

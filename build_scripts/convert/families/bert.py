@@ -1,44 +1,26 @@
-"""Name the parts of a BERT-shaped checkpoint, whatever its Hugging Face class calls them.
-
-`bert_parts` reads BERT, RoBERTa, XLM-R, CamemBERT, data2vec-text, ELECTRA, ERNIE, LayoutLM (without boxes) and
-DistilBERT into one plain structure, from which `packed_bert` builds the padding-free graph. Anything else gives None:
-the caller then uses Hugging Face's own forward. Nothing is computed here.
-"""
+"""BERT, RoBERTa, XLM-R, CamemBERT, data2vec-text, ELECTRA, ERNIE, LayoutLM (without boxes) and DistilBERT."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from build_scripts.convert.families.common import norm_of
 from build_scripts.graph.activations import plain_name
-from build_scripts.graph.parts import BertParts, EncoderLayer
+from build_scripts.graph.parts import EncoderLayer, EncoderParts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Classes whose encoder is modeling_bert's, module for module.
-BERT_LAYOUT = {"bert", "roberta", "xlm-roberta", "camembert", "data2vec-text", "electra", "ernie", "layoutlm"}
+LAYOUT = ("bert", "roberta", "xlm-roberta", "camembert", "data2vec-text", "electra", "ernie", "layoutlm")
 # Of these, the ones that number positions from the padding id on, as fairseq did.
 FAIRSEQ_POSITIONS = {"roberta", "xlm-roberta", "camembert", "data2vec-text"}
 
 
-def bert_parts(model: PreTrainedModel, token_types: int = 1) -> BertParts | None:
-    """The parts of a loaded `AutoModelForSequenceClassification`, or None if it is not BERT-shaped.
-
-    token_types: 1, or more if its tokenizer tells the tokens of a pair's second text from those of the first.
-    """
-    model_type = model.config.model_type
-    if model_type == "distilbert":
-        return _distilbert_parts(model)
-    if model_type in BERT_LAYOUT:
-        return _bert_layout_parts(model, model_type, token_types)
-    return None
-
-
-def _bert_layout_parts(model: PreTrainedModel, model_type: str, token_types: int) -> BertParts | None:
-    config, base = model.config, model.base_model
+def parts(model: PreTrainedModel, token_types: int) -> EncoderParts | None:
+    config, base, model_type = model.config, model.base_model, model.config.model_type
     plain = (
         plain_name(config.hidden_act) != ""
-        and getattr(config, "position_embedding_type", "absolute") in (None, "absolute")
         and not getattr(config, "is_decoder", False)
         and not getattr(config, "add_cross_attention", False)
         and len(base.encoder.layer) > 0
@@ -58,11 +40,12 @@ def _bert_layout_parts(model: PreTrainedModel, model_type: str, token_types: int
     else:
         head_dense, classifier = model.classifier.dense, model.classifier.out_proj
         head_activation = "gelu" if model_type == "electra" else "tanh"
-    return BertParts(
+    head_size = config.hidden_size // config.num_attention_heads
+    return EncoderParts(
         word_embeddings=embeddings.word_embeddings.weight,
         position_embeddings=embeddings.position_embeddings.weight + constant,
         skipped_position_id=embeddings.padding_idx if model_type in FAIRSEQ_POSITIONS else -1,
-        embedding_norm=embeddings.LayerNorm,
+        embedding_norm=norm_of(embeddings.LayerNorm),
         embedding_projection=getattr(base, "embeddings_project", None),
         layers=[
             EncoderLayer(
@@ -70,14 +53,16 @@ def _bert_layout_parts(model: PreTrainedModel, model_type: str, token_types: int
                 key=layer.attention.self.key,
                 value=layer.attention.self.value,
                 attention_output=layer.attention.output.dense,
-                attention_norm=layer.attention.output.LayerNorm,
+                attention_norm=norm_of(layer.attention.output.LayerNorm),
                 intermediate=layer.intermediate.dense,
                 output=layer.output.dense,
-                output_norm=layer.output.LayerNorm,
+                output_norm=norm_of(layer.output.LayerNorm),
+                scale=head_size**-0.5,
             )
             for layer in base.encoder.layer
         ],
-        num_attention_heads=config.num_attention_heads,
+        heads=config.num_attention_heads,
+        key_value_heads=config.num_attention_heads,
         activation=plain_name(config.hidden_act),
         head_dense=head_dense,
         head_activation=head_activation,
@@ -85,30 +70,30 @@ def _bert_layout_parts(model: PreTrainedModel, model_type: str, token_types: int
     )
 
 
-def _distilbert_parts(model: PreTrainedModel) -> BertParts | None:
+def distilbert_parts(model: PreTrainedModel, _token_types: int) -> EncoderParts | None:
     config, base = model.config, model.distilbert
     if not plain_name(config.activation) or not base.transformer.layer:
         return None
-    return BertParts(
+    return EncoderParts(
         word_embeddings=base.embeddings.word_embeddings.weight,
         position_embeddings=base.embeddings.position_embeddings.weight[None],
-        skipped_position_id=-1,
-        embedding_norm=base.embeddings.LayerNorm,
-        embedding_projection=None,
+        embedding_norm=norm_of(base.embeddings.LayerNorm),
         layers=[
             EncoderLayer(
                 query=layer.attention.q_lin,
                 key=layer.attention.k_lin,
                 value=layer.attention.v_lin,
                 attention_output=layer.attention.out_lin,
-                attention_norm=layer.sa_layer_norm,
+                attention_norm=norm_of(layer.sa_layer_norm),
                 intermediate=layer.ffn.lin1,
                 output=layer.ffn.lin2,
-                output_norm=layer.output_layer_norm,
+                output_norm=norm_of(layer.output_layer_norm),
+                scale=(config.dim // config.n_heads) ** -0.5,
             )
             for layer in base.transformer.layer
         ],
-        num_attention_heads=config.n_heads,
+        heads=config.n_heads,
+        key_value_heads=config.n_heads,
         activation=plain_name(config.activation),
         head_dense=model.pre_classifier,
         head_activation="relu",
