@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from build_scripts.graph.packed_encoder import reads_first_tokens_only
 from build_scripts.graph.parts import EncoderLayer, EncoderParts
 
 
@@ -17,10 +18,12 @@ def classifier_flops(parts: EncoderParts, lengths: Sequence[int]) -> int:
     tokens = sum(lengths)
     projection = parts.embedding_projection
     embedding = 0 if projection is None else linear(projection) * tokens
-    layers = sum(full_layer(layer, lengths) for layer in parts.layers[:-1])
-    last = first_token_layer(parts.layers[-1], parts.heads, lengths)
-    head = (linear(parts.head_dense) + linear(parts.classifier)) * len(lengths)
-    return embedding + layers + last + head
+    one_token = reads_first_tokens_only(parts)
+    layers = sum(full_layer(layer, lengths) for layer in (parts.layers[:-1] if one_token else parts.layers))
+    last = first_token_layer(parts.layers[-1], parts.heads, lengths) if one_token else 0
+    every_token = 0 if parts.token_dense is None else linear(parts.token_dense) * tokens
+    head = (0 if parts.head_dense is None else linear(parts.head_dense)) + linear(parts.classifier)
+    return embedding + layers + last + every_token + head * len(lengths)
 
 
 def linear(layer) -> int:
@@ -29,14 +32,19 @@ def linear(layer) -> int:
 
 
 def full_layer(layer: EncoderLayer, lengths: Sequence[int]) -> int:
-    """Every token attends to every token of its text: scores and weighted sum, `hidden` wide over all heads."""
-    products = (layer.query, layer.key, layer.value, layer.attention_output, layer.intermediate, layer.output)
-    attention = sum(2 * 2 * length * length * layer.query.out_features for length in lengths)
-    return sum(map(linear, products)) * sum(lengths) + attention
+    """Every token attends to every token within the window: scores and weighted sum, over all heads."""
+    seen = 2 * layer.window + 1 if layer.window else max(lengths)
+    attention = sum(2 * 2 * length * min(length, seen) * layer.query.out_features for length in lengths)
+    return sum(map(linear, products(layer))) * sum(lengths) + attention
+
+
+def products(layer: EncoderLayer) -> list:
+    """The linear layers."""
+    gate = [] if layer.gate is None else [layer.gate]
+    return [layer.query, layer.key, layer.value, layer.attention_output, *gate, layer.intermediate, layer.output]
 
 
 def first_token_layer(layer: EncoderLayer, heads: int, lengths: Sequence[int]) -> int:
     """One query a text. The graph computes no keys and values: each head reads the hidden states."""
-    products = (layer.query, layer.key, layer.value, layer.attention_output, layer.intermediate, layer.output)
     attention = 2 * 2 * heads * layer.query.in_features * sum(lengths)
-    return sum(map(linear, products)) * len(lengths) + attention
+    return sum(map(linear, products(layer))) * len(lengths) + attention
