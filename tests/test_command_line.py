@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 
@@ -10,8 +11,9 @@ import pytest
 
 from build_scripts import __version__
 from build_scripts.__main__ import COMMANDS
-from build_scripts.core.command_line import USAGE, run_one_of
-from build_scripts.core.options import OPTIONS
+from build_scripts.core.command_line import USAGE, command, run_one_of
+from build_scripts.core.command_line import run as run_command
+from build_scripts.core.options import OPTIONS, VARIABLE_PREFIX
 from build_scripts.core.paths import PROJECT
 
 MAKEFILE = (PROJECT / "Makefile").read_text(encoding="utf-8")
@@ -61,6 +63,62 @@ def test_an_unknown_command_is_refused_with_those_that_exist(capsys):
 def test_the_version_is_printed(capsys):
     assert run_one_of(COMMANDS.values(), ["--version"]) == 0
     assert capsys.readouterr().out == f"{__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "variable", "value", "said"),
+    [
+        ("health", "HTTP_PORT", "abc", "HTTP_PORT=abc: expected a whole number"),
+        ("health", "HTTP_PORT", "99999", "HTTP_PORT=99999 is no port; expected a number from 1 to 65535"),
+        ("health", "TIMEOUT", "-1", "TIMEOUT=-1: expected 0 or more"),
+        ("health", "LIVE", "perhaps", "LIVE=perhaps: expected 1 or 0"),
+        ("serve", "DRAIN", "nan", "DRAIN=nan: expected 0 or more"),
+        ("tune", "SECONDS_PER_LEVEL", "soon", "SECONDS_PER_LEVEL=soon: expected a number"),
+    ],
+)
+def test_rejects_bad_value_in_one_line(command, variable, value, said, monkeypatch, capsys):
+    monkeypatch.setenv(VARIABLE_PREFIX + variable, value)
+    assert run_command(COMMANDS[command], []) == 1
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_a_flag_wins_over_its_variable_and_an_empty_variable_means_the_default(monkeypatch):
+    monkeypatch.setenv("TRITON_TC_HTTP_PORT", "9000")
+    monkeypatch.setenv("TRITON_TC_TIMEOUT", "")
+    monkeypatch.setenv("TRITON_TC_LIVE", "1")
+    health = COMMANDS["health"]
+    assert health.arguments("", []) == {
+        "url": "",
+        "host": "127.0.0.1",
+        "http_port": 9000,
+        "timeout": 2.0,
+        "live": True,
+        "name": "",
+    }
+    assert health.arguments("", ["--http-port", "9001"])["http_port"] == 9001
+
+
+def test_an_interrupted_command_prints_no_traceback(capsys):
+    @command("an example")
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    assert run_command(interrupted, []) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_a_reader_that_has_gone_ends_a_command_quietly():
+    code = """
+from build_scripts.core.command_line import command, run
+@command("an example")
+def much() -> None:
+    for _ in range(100_000):
+        print("a line")
+raise SystemExit(run(much, []))
+"""
+    shell = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | head -1"
+    done = run("bash", "-c", f"set -o pipefail; {shell}")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "a line\n", "")
 
 
 def test_help_loads_nothing_heavy():
