@@ -1,6 +1,6 @@
-"""From what MODEL says to a directory: a checkpoint on this disk, or one that is downloaded from the hub.
+"""Find the directory of the checkpoint that MODEL names: on this disk, or downloaded from the hub.
 
-A download takes what a build reads and nothing else: no other framework's weights, no training state, no second copy.
+A download takes only the files that a build reads: no other framework's weights, no training state, no second copy.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from huggingface_hub.errors import HFValidationError
 from build_scripts.core.errors import ServingError
 
 HUB_TIMEOUT_S = 10.0
-# Of a repository's own folder only: what lies in checkpoint-500/ or onnx/ is another model, or the same once more.
+# Top folder only: checkpoint-500/ or onnx/ hold another model, or a second copy.
 TEXT_FILES = ("*.json", "*.txt", "*.model")
-# The kinds of weights that are read, the better first.
+# Weight files in order of preference.
 SAFETENSORS = ("model.safetensors", "model-*-of-*.safetensors")
 PICKLED = ("pytorch_model.bin", "pytorch_model-*-of-*.bin")
 
@@ -29,7 +29,7 @@ def resolve(model: str) -> Path:
     try:
         path = Path(model).expanduser()
         exists = path.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a user that is not there, a NUL
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, an unknown user, a NUL
         raise ServingError(f"MODEL={model}: {error}; expected a Hugging Face checkpoint directory") from error
     if path.is_dir():
         return path
@@ -50,18 +50,18 @@ def resolve(model: str) -> Path:
 def download(name: str, revision: str | None = None) -> Path:
     """The local copy of a hub repository. revision: a branch, a tag or a commit."""
     try:
-        # Not list_repo_files, which waits for a hub that is not there, at length.
+        # Not list_repo_files, which has no timeout for an unreachable hub.
         siblings = HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S).siblings or []
         wanted = needed([sibling.rfilename for sibling in siblings])
     except HFValidationError:
         raise
-    except Exception:  # each HTTP library has errors of its own; an earlier download may do, or says what is wrong
+    except Exception:  # HTTP libraries raise various types; the download below uses the cache, or reports the error
         wanted = [*TEXT_FILES, *SAFETENSORS, *PICKLED]
     return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
 
 
 def needed(files: list[str]) -> list[str]:
-    """Of the files of a repository, those that a build reads."""
+    """The files of a repository that a build reads."""
     own = [file for file in files if "/" not in file]
     weights = [matching(own, SAFETENSORS), matching(own, PICKLED)]
     chosen = next((some for some in weights if some), [])

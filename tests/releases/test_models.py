@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build_scripts.core.errors import ServingError
 from build_scripts.core.names import Models
+from build_scripts.core.paths import PROJECT
 from build_scripts.releases import store
 from build_scripts.releases.models import RELEASE_PARAMETER, damaged_file, serving_models
 from build_scripts.releases.package import package
@@ -145,3 +147,15 @@ def test_a_package_with_another_file_is_refused_in_one_line(tiny_repository, tmp
 def test_nothing_is_served_before_something_is_built(tmp_path):
     with pytest.raises(ServingError, match="holds no built release; run `make repo"):
         serving_models(tmp_path, tmp_path / "run")
+
+
+def test_serving_imports_nothing_that_builds():
+    """An image that serves a package has no torch for the launcher, no transformers and no tqdm."""
+    code = """
+import sys
+import build_scripts.serving.keep.supervisor, build_scripts.serving.serve, build_scripts.serving.doctor
+print(*(name for name in sys.modules if name.startswith(("build_scripts.convert", "build_scripts.graph"))))
+print(*{"tqdm", "torch", "transformers", "rich", "build_scripts.releases.pipeline"} & sys.modules.keys())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

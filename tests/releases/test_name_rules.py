@@ -1,4 +1,4 @@
-"""Several classifiers in one repository: each has its own models, made of the same sources, and its own releases."""
+"""Several classifiers in one repository: each has its own models and releases, made of the same sources."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def config(repository: Path, model: str) -> ModelConfig:
 
 
 @pytest.mark.parametrize("name", ["text_classifier", "sentiment", "a", "Topic_2", "x" * 64, "text", f"a{ID}_x"])
-def test_names_that_may_be_given(name):
+def test_accepted_names(name):
     assert check_name(name) == name
 
 
@@ -51,7 +51,7 @@ def test_names_that_may_be_given(name):
         *(f"text_classifier_{ID}", f"sentiment_{ID}", "abcdefabcdef"),
     ],
 )
-def test_names_that_are_refused_in_one_line(name):
+def test_refused_names(name):
     with pytest.raises(ServingError, match="cannot be a classifier's name; expected a letter") as refusal:
         check_name(name)
     assert "\n" not in str(refusal.value).replace(name, "")
@@ -61,8 +61,8 @@ PARTS = st.sampled_from(["tokenizer", "classifier", "text_classifier", "text", "
 
 
 @given(st.sets(st.lists(PARTS, min_size=1, max_size=4).map("".join), min_size=2))
-def test_no_two_classifiers_have_a_model_of_one_name_or_a_releases_candidate(given_names):
-    """However their names are put together."""
+def test_model_names_never_collide(given_names):
+    """For any combination of classifier names, candidates included."""
     loaded = []
     for name in given_names | {"text_classifier"}:
         try:
@@ -75,7 +75,7 @@ def test_no_two_classifiers_have_a_model_of_one_name_or_a_releases_candidate(giv
 
 
 @pytest.mark.slow
-def test_the_first_name_needs_no_default(subject, tmp_path):
+def test_first_name_needs_no_default(subject, tmp_path):
     repository = tmp_path / "repository"
     options = BuildOptions(str(subject("bert").directory), precision="fp32", repository=repository, name="sentiment")
     built = build(options)
@@ -87,7 +87,7 @@ def test_the_first_name_needs_no_default(subject, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_name_changes_nothing_of_the_others(subject, tiny_repository, tmp_path):
+def test_new_name_leaves_others_alone(subject, tiny_repository, tmp_path):
     repository = shutil.copytree(tiny_repository, tmp_path / "repository", symlinks=True)
     before = snapshot(repository)
     build(BuildOptions(str(subject("bert").directory), precision="fp32", repository=repository, name="sentiment"))
@@ -99,8 +99,8 @@ def test_a_name_changes_nothing_of_the_others(subject, tiny_repository, tmp_path
 
 
 @pytest.mark.slow
-def test_the_tokenizers_package_is_on_the_disk_once(subject, tiny_repository, tmp_path):
-    """So that the processes of all classifiers share it in memory, too."""
+def test_tokenizers_package_is_stored_once(subject, tiny_repository, tmp_path):
+    """All classifiers' processes then share it in memory."""
     repository = shutil.copytree(tiny_repository, tmp_path / "repository", symlinks=True)
     for name in ("sentiment", "topic"):
         build(BuildOptions(str(subject("bert").directory), precision="fp32", repository=repository, name=name))
@@ -109,7 +109,7 @@ def test_the_tokenizers_package_is_on_the_disk_once(subject, tiny_repository, tm
     assert len({library.stat().st_ino for library in libraries}) == 1
 
 
-def test_the_configs_are_the_defaults_with_other_names(repository):
+def test_configs_are_the_defaults_with_other_names(repository):
     named_classifiers.add(repository, "topic")
     default, own = Models(), Models("topic")
     for model, new in zip(default.all, own.all):
@@ -124,7 +124,7 @@ def test_the_configs_are_the_defaults_with_other_names(repository):
         assert found == expected
 
 
-def test_a_change_of_the_source_comes_to_every_name_but_not_over_an_edit(repository):
+def test_source_changes_reach_every_unedited_config(repository):
     for name in ("sentiment", "topic"):
         fake_release(repository, "a", name)
         store.switch(repository, "a", name)
@@ -142,7 +142,7 @@ def test_a_change_of_the_source_comes_to_every_name_but_not_over_an_edit(reposit
         assert limits == {"tokenizer": "9", "tokenizer_sentiment": "9", "tokenizer_topic": "7"}
 
 
-def test_each_has_a_history_and_is_pruned_by_itself(repository):
+def test_each_has_its_own_history(repository):
     for name, ids in {"sentiment": "abcde", "topic": "xa"}.items():
         for release_id in ids:
             fake_release(repository, release_id, name)
@@ -154,7 +154,7 @@ def test_each_has_a_history_and_is_pruned_by_itself(repository):
     assert store.live_release(repository) is None
 
 
-def test_another_repository_gets_the_sources_and_no_other_names_models(repository, tmp_path, monkeypatch):
+def test_other_repository_gets_the_default_models_only(repository, tmp_path, monkeypatch):
     named_classifiers.add(repository, "topic")
     monkeypatch.setattr(sources, "SOURCE_REPOSITORY", repository)
     update_sources(tmp_path / "other")

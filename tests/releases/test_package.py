@@ -1,4 +1,4 @@
-"""A package survives what breaks a working repository: no links, nothing twice, nothing empty, the same bytes."""
+"""A package survives transfers: no links, nothing twice, nothing empty, the same bytes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def files_of(directory: Path) -> dict[str, bytes]:
     return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
 
 
-def test_it_has_ordinary_files_only_each_once_and_none_empty(models):
+def test_ordinary_files_each_once_none_empty(models):
     paths = list(models.rglob("*"))
     assert not [path for path in paths if path.is_symlink() or not (path.is_file() or path.is_dir())]
     assert not [path for path in paths if path.is_file() and (path.stat().st_size == 0 or path.stat().st_nlink > 1)]
@@ -47,7 +47,7 @@ def test_it_has_ordinary_files_only_each_once_and_none_empty(models):
     assert len(contents) == len(set(contents))
 
 
-def test_it_holds_every_model_with_its_version_and_what_the_release_holds(models, tiny_repository):
+def test_holds_every_model_and_the_release(models, tiny_repository):
     live = store.live_release(tiny_repository)
     for name in ("classifier", "tokenizer", "text_classifier"):
         written = (tiny_repository / name / "config.pbtxt").read_text(encoding="utf-8")
@@ -59,13 +59,13 @@ def test_it_holds_every_model_with_its_version_and_what_the_release_holds(models
     assert manifest.read_bytes() == (live / "manifest.json").read_bytes()
 
 
-def test_the_copied_package_comes_with_its_own_licence_and_bill_of_materials(models):
+def test_tokenizers_copy_has_licence_and_bill_of_materials(models):
     info = models / "tokenizer" / "1" / f"tokenizers-{version('tokenizers')}.dist-info"
     assert "License" in (info / "METADATA").read_text(encoding="utf-8")
     assert json.loads(next(info.glob("sboms/*.json")).read_bytes())["bomFormat"] == "CycloneDX"
 
 
-def test_the_checksums_are_those_of_all_files_and_a_changed_one_is_found(models, tmp_path):
+def test_checksums_find_a_changed_file(models, tmp_path):
     copy = shutil.copytree(models, tmp_path / "copy")
     check = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]
     assert subprocess.run(check, cwd=copy).returncode == 0
@@ -76,7 +76,7 @@ def test_the_checksums_are_those_of_all_files_and_a_changed_one_is_found(models,
     assert subprocess.run(check, cwd=copy, capture_output=True).returncode == 1
 
 
-def test_the_same_release_gives_the_same_bytes(packed, tiny_repository, tmp_path):
+def test_same_release_gives_same_bytes(packed, tiny_repository, tmp_path):
     moved = shutil.copytree(tiny_repository, tmp_path / "moved", symlinks=True)
     for path in moved.rglob("*"):
         os.utime(path, (1, 1), follow_symlinks=False)
@@ -91,7 +91,7 @@ def test_the_same_release_gives_the_same_bytes(packed, tiny_repository, tmp_path
 
 
 @pytest.mark.slow
-def test_another_build_of_the_same_checkpoint_gives_the_same_bytes(subject, tmp_path):
+def test_rebuild_gives_same_bytes(subject, tmp_path):
     """Built by another process, from another place, and measured anew."""
     digests = []
     for place in ("one", "two"):
@@ -106,7 +106,7 @@ def test_another_build_of_the_same_checkpoint_gives_the_same_bytes(subject, tmp_
 
 
 @pytest.mark.parametrize(("tar", "root"), [("model_repository.tar", "model_repository"), ("layer", "models")])
-def test_the_tar_and_the_images_layer_hold_the_directory_and_name_nobody(packed, models, tmp_path, tar, root):
+def test_tar_and_image_layer_are_anonymous_copies(packed, models, tmp_path, tar, root):
     if tar == "layer":
         blobs = packed.directory / "oci" / "blobs"
         manifest = json.loads((blobs / packed.digest.replace(":", "/")).read_bytes())
@@ -117,7 +117,7 @@ def test_the_tar_and_the_images_layer_hold_the_directory_and_name_nobody(packed,
     assert files_of(tmp_path / root) == files_of(models)
 
 
-def test_a_package_is_a_repository_whose_release_is_known_and_never_changes(models, tiny_repository):
+def test_package_is_never_changed(models, tiny_repository):
     built = require_release(tiny_repository)
     assert require_release(models).items() <= {**built, "checkpoint": Path(built["checkpoint"]).name}.items()
     before = files_of(models)
@@ -129,7 +129,7 @@ def test_a_package_is_a_repository_whose_release_is_known_and_never_changes(mode
 
 
 @pytest.mark.slow
-def test_it_carries_every_classifier_and_nothing_of_a_default_that_was_never_built(subject, tmp_path):
+def test_carries_every_built_classifier_only(subject, tmp_path):
     repository = tmp_path / "repository"
     for name in ("sentiment", "topic"):
         build(BuildOptions(str(subject("bert").directory), precision="fp32", repository=repository, name=name))
@@ -146,19 +146,19 @@ def test_it_carries_every_classifier_and_nothing_of_a_default_that_was_never_bui
         assert (models / f"tokenizer_{name}" / "1" / "tokenizers" / "tokenizers.abi3.so").is_file()
 
 
-def test_what_is_no_package_is_never_overwritten(tiny_repository, tmp_path):
+def test_never_overwrites_other_directories(tiny_repository, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(ServingError, match="holds something that is not a package"):
         package(tiny_repository, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_nothing_is_packed_before_something_is_built(tmp_path):
+def test_refuses_an_empty_repository(tmp_path):
     with pytest.raises(ServingError, match="make repo"):
         package(tmp_path, tmp_path / "package")
 
 
-def test_a_licence_of_another_version_is_not_passed_off_as_the_copys(tiny_repository, tmp_path, monkeypatch):
+def test_refuses_a_licence_of_another_version(tiny_repository, tmp_path, monkeypatch):
     monkeypatch.setattr("build_scripts.releases.package.distribution", lambda _: type("D", (), {"version": "0.1"}))
     with pytest.raises(ServingError, match=r"carries tokenizers .*, installed is 0\.1"):
         package(tiny_repository, tmp_path / "package")

@@ -1,4 +1,4 @@
-"""A model repository is always complete: built twice, built by two, killed at any moment, on a full disk."""
+"""A model repository is always complete: after repeated, concurrent and killed builds, and on a full disk."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def repository(tmp_path) -> Path:
     return tmp_path / "repository"
 
 
-def test_another_repository_is_complete_by_itself(tiny_repository, tmp_path):
+def test_moved_repository_is_complete(tiny_repository, tmp_path):
     moved = shutil.copytree(tiny_repository, tmp_path / "elsewhere", symlinks=True)
     assert assert_complete(moved) == assert_complete(tiny_repository)
     for name in ("text_classifier/config.pbtxt", "tokenizer/1/model.py", "classifier/config.pbtxt"):
@@ -71,7 +71,7 @@ def modification_times(repository: Path) -> dict[Path, int]:
 
 
 @pytest.mark.slow
-def test_a_config_that_was_edited_elsewhere_stays(forker, options, repository):
+def test_edited_config_stays(forker, options, repository):
     forker.run(*options, "--model-repository", repository)
     config = repository / "tokenizer" / "config.pbtxt"
     edited = config.read_text(encoding="utf-8").replace('"128"', '"64"')
@@ -84,7 +84,7 @@ def test_a_config_that_was_edited_elsewhere_stays(forker, options, repository):
     assert config.read_bytes() == (SOURCE_REPOSITORY / "tokenizer" / "config.pbtxt").read_bytes()
 
 
-def test_whatever_changes_the_result_makes_another_release(subject, tmp_path, monkeypatch):
+def test_fingerprint_covers_every_input(subject, tmp_path, monkeypatch):
     calibration = tmp_path / "texts.txt"
     calibration.write_text("one\n", encoding="utf-8")
     directory = make_checkpoint("bert", tmp_path / "checkpoint")
@@ -110,12 +110,12 @@ def test_whatever_changes_the_result_makes_another_release(subject, tmp_path, mo
 
 
 @pytest.mark.slow
-def test_a_second_build_waits_for_the_first(forker, options, repository):
+def test_second_build_waits(forker, options, repository):
     repository.mkdir()
     with (repository / store.BUILD_LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         child = forker.start(*options, "--model-repository", repository)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while "waiting for it" not in child.text():
             assert time.monotonic() < deadline, child.text()
             time.sleep(0.01)
@@ -127,7 +127,7 @@ def test_a_second_build_waits_for_the_first(forker, options, repository):
 
 
 @pytest.mark.slow
-def test_two_builds_at_once_both_succeed(forker, options, repository):
+def test_concurrent_builds_succeed(forker, options, repository):
     children = [
         forker.start(*options, "--max-length", length, "--model-repository", repository) for length in (32, 32, 64)
     ]
@@ -140,7 +140,7 @@ def test_two_builds_at_once_both_succeed(forker, options, repository):
 
 
 @pytest.mark.slow
-def test_a_killed_build_leaves_what_was_there_or_what_it_made(forker, options, tmp_path):
+def test_killed_build_leaves_old_or_new_release(forker, options, tmp_path):
     start = time.monotonic()
     forker.run(*options, "--max-length", 16, "--model-repository", tmp_path / "old")
     took = time.monotonic() - start
@@ -205,7 +205,7 @@ def test_a_build_goes_on_where_there_are_no_locks(subject, repository, monkeypat
     assert capsys.readouterr().out.startswith(f"{repository} cannot be locked (No locks available): run one build")
 
 
-def test_no_other_build_removes_a_release_before_it_is_live(subject, repository, monkeypatch):
+def test_concurrent_build_does_not_remove_new_release(subject, repository, monkeypatch):
     """Two builds, and the second runs whenever the first lets it; more releases are there than are kept."""
     locked, others = store.locked, iter([33, 34])
 
@@ -239,7 +239,7 @@ CAN_MOUNT = (
 
 @pytest.mark.skipif(not CAN_MOUNT, reason="unprivileged mount namespaces are not available here")
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_the_old_release_stays(options, tmp_path):
+def test_full_disk_is_one_line_and_keeps_old_release(options, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     with forking(tmp_path, "unshare", "-rm", "sh", "-c", MOUNT, str(disk)) as forker:

@@ -1,4 +1,4 @@
-"""Releases take turns in a repository, and its sources follow the project; no real model is needed for that."""
+"""Releases take turns in a repository; no real model is needed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def repository(tmp_path) -> Path:
     return tmp_path / "repository"
 
 
-def test_the_releases_that_were_live_last_are_kept(repository):
+def test_keeps_the_last_live_releases(repository):
     for name in "abcdef":
         fake_release(repository, name)
         go_live(repository, name)
@@ -34,7 +34,7 @@ def test_the_releases_that_were_live_last_are_kept(repository):
     assert [path.name for path in store.releases(repository)] == ["g", "d", "f"]
 
 
-def test_a_copy_has_the_same_history(repository, tmp_path):
+def test_copy_has_the_same_history(repository, tmp_path):
     for name in "cab":
         fake_release(repository, name)
         go_live(repository, name)
@@ -46,8 +46,8 @@ def test_a_copy_has_the_same_history(repository, tmp_path):
     assert store.history(copy) == ["b", "a", "c"]
 
 
-def test_a_release_is_on_the_disk_before_anything_leads_to_it(repository, monkeypatch):
-    """And so are the directories that a rename changed. A power cut cannot be tried here; the order can."""
+def test_release_is_flushed_before_it_is_live(repository, monkeypatch):
+    """So are renamed directories. The test checks the order of calls, as it cannot cut the power."""
     events: list[str] = []
     fsync, rename, replace = os.fsync, Path.rename, os.replace
 
@@ -79,7 +79,7 @@ def test_a_release_is_on_the_disk_before_anything_leads_to_it(repository, monkey
     assert "sync releases" in events[there:live]
 
 
-def test_a_reader_always_finds_a_live_release(repository):
+def test_reader_always_finds_a_live_release(repository):
     for name in "ab":
         fake_release(repository, name)
     store.switch(repository, "a")
@@ -101,7 +101,7 @@ def test_a_reader_always_finds_a_live_release(repository):
     assert set(found) == {"a", "b"}
 
 
-def test_what_is_half_removed_does_not_pass_for_a_release(repository, monkeypatch):
+def test_half_removed_release_does_not_count(repository, monkeypatch):
     for name in "abcd":
         fake_release(repository, name)
         go_live(repository, name)
@@ -120,7 +120,7 @@ def test_what_is_half_removed_does_not_pass_for_a_release(repository, monkeypatc
     assert leftovers(repository) == []
 
 
-def test_a_build_that_fails_leaves_nothing(repository):
+def test_failed_build_leaves_nothing(repository):
     with contextlib.suppress(ServingError), store.staged(repository, "a") as staging:
         (staging / store.MANIFEST).write_text("{}", encoding="utf-8")
         raise ServingError("the disk is full, say")

@@ -21,12 +21,15 @@ from build_scripts.core.names import ENSEMBLE, Models
 from build_scripts.core.options import BuildOptions
 from build_scripts.serving.client import text_input
 from tests.support.oracle import HuggingFace
-from tests.support.servers import RunningServer
+from tests.support.servers import RunningServer, wait_for
 
 # Both vocabularies know words of each, under different ids.
 TEXTS = ["stocks fall as banks report", "中文 and english", "字学一丁 a b c", "the school opens", "丁七万丈三上下不与"]
 IDS = [[2, 40, 41, 42, 3], [2, 99, 17, 3, 0]]
 TOLERANCE = 1e-3
+KINDS = ("keep-alive", "new connection", "gRPC", "classifier alone")
+# Timeout for an answer that takes milliseconds on an idle machine.
+ANSWER_LIMIT_S = 120.0
 
 
 class Release:
@@ -69,6 +72,15 @@ class Clients:
         for thread in self.threads:
             thread.start()
         return self
+
+    def await_answers(self, release: str) -> None:
+        """Wait until each kind of client has had another answer of a release."""
+        before = Counter(self.answers)
+        wait_for(
+            lambda: all(self.answers[kind, release] > before[kind, release] for kind in KINDS),
+            ANSWER_LIMIT_S,
+            f"no answer of {release}: {self.answers} {self.wrong}",
+        )
 
     def __exit__(self, *_: object) -> None:
         self.stop.set()

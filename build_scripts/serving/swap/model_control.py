@@ -28,6 +28,9 @@ PROBE_TEXTS = ["health", "", "中文 \U0001f642", "long " * 600]
 
 # While clients keep the server at its limit, it refuses these calls too: timeout and interval of the retries.
 OVERLOAD_LIMIT_S, ASK_AGAIN_S = 60.0, 0.05
+# Triton gives up a process that shows no life for a second while it starts. Without enough CPU that is too short, so
+# a load that ended with these words is repeated.
+STARVED, LOAD_ATTEMPTS = ("is not healthy", "Failed to obtain the health mutex"), 5
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,13 @@ class Control:
         read, and does not say so. A config that differs from the loaded one always makes it load.
         """
         as_json = MessageToJson(config, preserving_proto_field_name=True) if config is not None else None
-        self._call(self.client.load_model, model, headers=self.headers, config=as_json)
+        for attempt in range(1, LOAD_ATTEMPTS + 1):
+            try:
+                self._call(self.client.load_model, model, headers=self.headers, config=as_json)
+                return
+            except ServingError as error:
+                if attempt == LOAD_ATTEMPTS or not any(words in str(error) for words in STARVED):
+                    raise
 
     def unload(self, model: str) -> None:
         """Requests in flight are answered first. It is no error if the model is not loaded."""

@@ -28,7 +28,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,13 +183,9 @@ def settle(control: Control, repository: Path, models: Models, release_id: str, 
         raise ServingError(f"the server was restarted, with release {found.release}")
     directory = store.releases_directory(repository, name) / release_id
     put_together(repository, name, directory, Path(control.state.staging))
-    with ThreadPoolExecutor() as pool:
-        loads = [
-            pool.submit(control.load, model, configured(repository, release_id, model))
-            for model in (models.tokenizer, models.classifier)
-        ]
-    for load in loads:
-        load.result()
+    # One after the other: two loads at once would take more of a busy machine from the requests.
+    for model in (models.tokenizer, models.classifier):
+        control.load(model, configured(repository, release_id, model))
     if control.state.caches:
         load_cached(control, repository, release_id, name)
     else:

@@ -1,4 +1,4 @@
-"""Releases in a running server, under load: no request fails, and every answer is of one release from end to end."""
+"""Releases in a running server under load: no request fails, and no answer mixes two releases."""
 
 from __future__ import annotations
 
@@ -30,9 +30,12 @@ from build_scripts.serving.swap.release import go_live, release, rollback
 from build_scripts.serving.swap.status import status
 from tests.support.checkpoints import make_checkpoint
 from tests.support.release_clients import TEXTS, TOLERANCE, Clients, Release
-from tests.support.servers import RunningServer, post, running, wait_for
+from tests.support.servers import RunningServer, embedded, post, running, wait_for
 
 pytestmark = pytest.mark.server
+
+# Timeout of what takes seconds on an idle machine.
+LIMIT_S = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +90,8 @@ def told(port: int) -> list[str]:
     return [line for line in status(port).splitlines() if not line.startswith("memory")]
 
 
-def test_a_mixture_would_be_noticed(releases):
-    """The tokenizer of one release with the classifier of the other gives answers that are neither's."""
+def test_clients_notice_a_mixture(releases):
+    """One release's tokenizer with the other's classifier gives answers of neither."""
     import torch
 
     for tokenizer, classifier in (releases.values(), reversed(releases.values())):
@@ -106,15 +109,15 @@ def test_releases_and_rollbacks_under_load(server, releases, port):
         for _ in range(2):
             release(releases["english"].options, port)
             assert answering(server, releases) == "english"
+            clients.await_answers("english")
             rollback(port)
             assert answering(server, releases) == "chinese"
+            clients.await_answers("chinese")
     assert clients.wrong == []
-    for kind in ("keep-alive", "new connection", "gRPC", "classifier alone"):
-        assert min(clients.answers[kind, name] for name in releases) > 50, clients.answers
     assert staged_models(port) == []
 
 
-def test_what_is_live_already_is_left_alone(server, releases, port, capsys):
+def test_live_release_is_left_alone(server, releases, port, capsys):
     before = {process.pid for process in server.family()}
     release(releases["chinese"].options, port)
     assert "live already, nothing to do" in capsys.readouterr().out
@@ -122,7 +125,7 @@ def test_what_is_live_already_is_left_alone(server, releases, port, capsys):
     assert {process.pid for process in server.family()} <= before
 
 
-def test_status_tells_the_server_from_the_disk(server, releases, port, repository):
+def test_status_tells_server_from_disk(server, releases, port, repository):
     """`make repo` switches the disk without telling the server."""
     english = build(BuildOptions(releases["english"].options.model, precision="fp32", repository=repository))
     lines = told(port)
@@ -135,7 +138,7 @@ def test_status_tells_the_server_from_the_disk(server, releases, port, repositor
     assert "on disk" not in status(port)
 
 
-def test_a_release_that_cannot_be_loaded_changes_nothing(server, releases, port, repository):
+def test_unloadable_release_changes_nothing(server, releases, port, repository):
     before, live = told(port), answering(server, releases)
     broken = releases_directory(repository) / "000000000000"
     shutil.copytree(live_release(repository), broken)
@@ -151,7 +154,7 @@ def test_a_release_that_cannot_be_loaded_changes_nothing(server, releases, port,
     assert staged_models(port) == []
 
 
-def test_an_interrupted_release_answers_consistently_and_is_completed_by_the_next(server, releases, port, monkeypatch):
+def test_next_release_completes_an_interrupted_one(server, releases, port, monkeypatch):
     other = "chinese" if answering(server, releases) == "english" else "english"
     load = Control.load
 
@@ -172,7 +175,7 @@ def test_an_interrupted_release_answers_consistently_and_is_completed_by_the_nex
     assert staged_models(port) == []
 
 
-def test_a_question_that_overload_refuses_is_asked_again(server, releases, port, monkeypatch):
+def test_retries_what_overload_refused(server, releases, port, monkeypatch):
     live = releases[answering(server, releases)]
     refused = InferenceServerException("overload: 128 requests wait", status="StatusCode.UNAVAILABLE")
     with Control(port) as control:
@@ -188,7 +191,7 @@ def test_a_question_that_overload_refuses_is_asked_again(server, releases, port,
     assert refusals == []
 
 
-def test_a_server_that_ends_in_the_middle_comes_back_with_one_release(server, releases, port, monkeypatch):
+def test_server_killed_during_release_returns_with_one(server, releases, port, monkeypatch):
     for one in releases.values():
         release(one.options, port)
 
@@ -199,7 +202,7 @@ def test_a_server_that_ends_in_the_middle_comes_back_with_one_release(server, re
         patch.setattr("build_scripts.serving.swap.release.await_stragglers", kill)
         with pytest.raises(ServingError, match="answered, but could not be completed"):
             rollback(port)
-    assert wait_until_healthy(server.http, 60).healthy
+    assert wait_until_healthy(server.http, LIMIT_S).healthy
     live = answering(server, releases)
     assert releases[live].options.model in status(port).splitlines()[1]
     release(releases[live].options, port)  # whatever it was, it cleans up
@@ -244,7 +247,7 @@ def test_model_control_over_grpc_needs_the_key(server, key):
                 call()
 
 
-def test_the_key_lies_in_a_file_of_its_owner_only(port):
+def test_key_file_is_private(port):
     from build_scripts.serving.keep.run_directory import STATE_FILE, run_directory
 
     assert (run_directory(port) / STATE_FILE).stat().st_mode & 0o777 == 0o600
@@ -265,12 +268,12 @@ def outputs_of(server: RunningServer, text: str, *names: str) -> set[str]:
     return {output["name"] for output in json.loads(answer)["outputs"]}
 
 
-def test_cached_answers_are_those_of_the_release_that_answers(releases, tmp_path):
-    """Every text was asked before, of both releases; then a classifier dies while all answers come from the cache."""
+def test_cache_keeps_releases_apart(releases, tmp_path):
+    """Both releases are asked the same texts. Then a classifier dies while the cache answers."""
     arguments = ["--model", releases["chinese"].options.model, "--precision", "fp32", "--cache", "16M"]
     with running(tmp_path / "repository", tmp_path / "output.txt", *arguments) as server:
         port = server.address.http_port
-        wait_for(lambda: "ready:" in server.said(), 60, server.said())
+        wait_for(lambda: "ready:" in server.said(), LIMIT_S, server.said())
         assert outputs_of(server, "news", "CLASS_ID") == {"CLASS_ID"}
         assert outputs_of(server, "news") == {"CLASS_ID", "PROBABILITIES", "TOKENS", "TRUNCATED"}
         assert cache_hits(server) == 1
@@ -282,19 +285,21 @@ def test_cached_answers_are_those_of_the_release_that_answers(releases, tmp_path
                 assert answering(server, releases) != name
                 change()
                 assert answering(server, releases) == name
-                wait_for(lambda: cache_hits(server) > 20, 30, server.said())
+                wait_for(lambda: cache_hits(server) > 0, LIMIT_S, server.said())
         assert clients.wrong == []
         assert len(staged_models(port)) == 1
+        if not embedded():
+            return  # tritonserver itself runs the classifier
         with contextlib.closing(clients.connect()) as connection:
-            # Those of earlier releases end in their own time.
+            # Processes of earlier releases may still be there.
             classifiers = [one for one in server.family() if "/classifier/1/" in " ".join(one.cmdline()[:2])]
             max(classifiers, key=lambda one: one.create_time()).send_signal(signal.SIGKILL)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + LIMIT_S
             while "restarting" not in server.said():  # cached answers do not hide what died
                 assert time.monotonic() < deadline, server.said()
                 with contextlib.suppress(OSError, http.client.HTTPException, AssertionError):
                     clients.infer_http("cached", connection, 0)
-        wait_for(lambda: "answering again" in server.said(), 60, server.said())
+        wait_for(lambda: "answering again" in server.said(), LIMIT_S, server.said())
         for _ in range(2):
             assert answering(server, releases) == "chinese"
         assert cache_hits(server) >= len(TEXTS)

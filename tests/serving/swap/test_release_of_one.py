@@ -1,4 +1,4 @@
-"""What a release does to the repository, and what it asks of the server; a stand-in answers for that."""
+"""What a release does to the repository and asks of the server, for which a stand-in answers."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def control(tmp_path) -> StandIn:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("back", [False, True], ids=["release", "rollback"])
-def test_a_release_of_one_leaves_the_others_links_releases_and_models_alone(control, monkeypatch, name, back):
+def test_release_leaves_other_classifiers_alone(control, monkeypatch, name, back):
     repository = control.state.repository
     others = [model for other in NAMES if other != name for model in Models(other).all]
     before = {model: snapshot(repository / model) for model in others}
@@ -91,7 +91,7 @@ def test_a_release_of_one_leaves_the_others_links_releases_and_models_alone(cont
     assert {path.name for path in control.state.staging.iterdir()} == {"log", *Models(name).all}
 
 
-def test_a_classifier_that_does_not_load_is_not_what_the_next_start_would_load(control, monkeypatch):
+def test_unloadable_classifier_does_not_stay_live(control, monkeypatch):
     def load(*_):
         raise ServingError("no such operator")
 

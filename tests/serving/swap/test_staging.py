@@ -1,4 +1,4 @@
-"""What a release must not load into a running server is refused before anything is loaded."""
+"""Refusals before a release loads anything into a running server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def repository(tmp_path) -> Path:
     return tmp_path
 
 
-def test_a_second_classifier_that_would_end_the_server_is_refused_in_one_line(repository):
+def test_refuses_a_config_that_would_end_the_server(repository):
     with (repository / "classifier" / "config.pbtxt").open("a") as config:
         config.write(SETTING)
     with pytest.raises(ServingError, match=r"sets INTER_OP_THREAD_COUNT.* with `make repo` and a restart") as refusal:
@@ -31,5 +31,5 @@ def test_a_second_classifier_that_would_end_the_server_is_refused_in_one_line(re
     refuse_what_ends_the_server(repository, Models(), embedded=True)
 
 
-def test_the_projects_own_classifier_may_be_loaded_twice(repository):
+def test_accepts_the_projects_config(repository):
     refuse_what_ends_the_server(repository, Models(), embedded=False)
