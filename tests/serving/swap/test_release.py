@@ -103,12 +103,26 @@ def test_clients_notice_a_mixture(releases):
             assert np.abs(mixed - classifier.expected[index]).max() > 10 * TOLERANCE
 
 
+def release_ids(server: RunningServer) -> set[str]:
+    """The ids that the loaded models tell."""
+    found = set()
+    for model in Models().all:
+        with urllib.request.urlopen(f"{server.http}/v2/models/{model}/config") as response:
+            found.add(json.load(response)["parameters"]["release"]["string_value"])
+    return found
+
+
+def test_every_model_tells_its_release(server, repository):
+    assert release_ids(server) == {live_release(repository).name}
+
+
 @pytest.mark.timeout(900)
-def test_releases_and_rollbacks_under_load(server, releases, port):
+def test_releases_and_rollbacks_under_load(server, releases, port, repository):
     with Clients(server, releases) as clients:
         for _ in range(2):
             release(releases["english"].options, port)
             assert answering(server, releases) == "english"
+            assert release_ids(server) == {live_release(repository).name}
             clients.await_answers("english")
             rollback(port)
             assert answering(server, releases) == "chinese"
