@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from build_scripts.convert.checkpoint import Checkpoint, Text
+from build_scripts.convert.varied_texts import lengths_around, varied_pairs, varied_texts
 from build_scripts.core.errors import ServingError
-from build_scripts.core.paths import CALIBRATION
+from build_scripts.core.paths import CALIBRATION, CORPUS, UNSEEN
 from build_scripts.core.text_files import read_lines
 
 HOSTILE_TEXTS = [
@@ -35,6 +37,45 @@ PAIRS: list[Text] = [
 ]
 # Maximum number of special tokens to try; some tokenizers have hundreds, all alike.
 SPECIAL_TOKENS = 8
+# Generated texts of the gate.
+GENERATED = 240
+# Texts that no gate sees. Up to 2 of 650 may break a limit before the 95 % bound exceeds 1 %.
+HELD_OUT = 650
+# Pairs among the generated texts, for checkpoints that tell two texts apart.
+PAIR_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class GateTexts:
+    """A file passes by its answers to the ordinary and the hard texts. The held-out texts only bound what others lose.
+
+    own_texts: whether the held-out texts are the user's.
+    """
+
+    ordinary: list[Text]
+    hard: list[Text]
+    held_out: list[Text]
+    own_texts: bool = False
+
+
+def gate_texts(checkpoint: Checkpoint, texts: list[str], users: bool = False) -> GateTexts:
+    """The texts to compare on. texts: ordinary texts for the gate. users: whether they come from CALIBRATION.
+
+    A user's file that is long enough gives half of its texts to the held-out ones.
+    """
+    hard = hard_texts(checkpoint)
+    pair_share = PAIR_SHARE if any(isinstance(text, tuple) for text in hard) else 0.0
+    sentences = calibration_texts()
+    generated = [*_generated(sentences, GENERATED, pair_share, seed=1), *lengths_around(checkpoint, sentences)]
+    if users and len(texts) >= 2 * HELD_OUT:
+        return GateTexts([*texts[::2], *generated], hard, list(texts[1::2]), own_texts=True)
+    held_out = _generated([*calibration_texts(UNSEEN), *calibration_texts(CORPUS)], HELD_OUT, pair_share, seed=2)
+    return GateTexts([*texts, *generated], hard, held_out)
+
+
+def _generated(sentences: list[str], count: int, pair_share: float, seed: int) -> list[Text]:
+    pairs = round(pair_share * count)
+    return [*varied_texts(sentences, count - pairs, seed), *varied_pairs(sentences, pairs, seed + 100)]
 
 
 def calibration_texts(file: Path | None = None) -> list[str]:

@@ -34,6 +34,15 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Differences:
+    """Text by text, (texts,): whether the class id is wrong or a near tie decided otherwise, and the largest shift."""
+
+    wrong: torch.Tensor
+    near_tie: torch.Tensor
+    shift: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Parity:
     """Distance of a file from the reference. wrong: class ids that differ and are no near tie."""
 
@@ -61,6 +70,10 @@ def reference(checkpoint: Checkpoint, texts: Sequence[Text]) -> Reference:
 
 
 def measure(file: Path, checkpoint: Checkpoint, expected: Reference, device: str = "cpu") -> Parity:
+    return summed(differences(file, checkpoint, expected, device))
+
+
+def differences(file: Path, checkpoint: Checkpoint, expected: Reference, device: str = "cpu") -> Differences:
     """Run the file on the reference's texts, in batches of the BATCH_SIZES, padded to max_length.
 
     The first calls are the server's warm-up: rows of zeros with an empty mask, one and two of them.
@@ -82,14 +95,19 @@ def measure(file: Path, checkpoint: Checkpoint, expected: Reference, device: str
     return judge(expected.probabilities, torch.cat(ids), torch.cat(found))
 
 
-def judge(expected: torch.Tensor, class_ids: torch.Tensor, found: torch.Tensor) -> Parity:
+def judge(expected: torch.Tensor, class_ids: torch.Tensor, found: torch.Tensor) -> Differences:
     """expected, found: (texts, labels) probabilities; class_ids: (texts,). NaN counts as the largest error."""
     best = expected.topk(2, dim=1).values
     differs = class_ids != expected.argmax(1)
     near_tie = (best[:, 0] - best[:, 1]) < NEAR_TIE
+    shift = (found - expected).abs().nan_to_num(nan=1.0).amax(1)
+    return Differences(differs & ~near_tie, differs & near_tie, shift)
+
+
+def summed(found: Differences) -> Parity:
     return Parity(
-        texts=len(expected),
-        wrong=int((differs & ~near_tie).sum()),
-        near_ties=int((differs & near_tie).sum()),
-        max_probability_error=float((found - expected).abs().nan_to_num(nan=1.0).max()),
+        texts=len(found.shift),
+        wrong=int(found.wrong.sum()),
+        near_ties=int(found.near_tie.sum()),
+        max_probability_error=float(found.shift.max()),
     )

@@ -13,7 +13,8 @@ import torch
 
 from build_scripts.convert.checkpoint import Checkpoint, Text
 from build_scripts.convert.export import Graph, export, model_file
-from build_scripts.convert.parity import NEAR_TIE, PROBABILITY_LIMITS, Parity, Reference, measure, passes
+from build_scripts.convert.parity import NEAR_TIE, PROBABILITY_LIMITS, Parity, Reference, differences, measure, passes
+from build_scripts.convert.unseen import Unseen, unseen
 from build_scripts.core.errors import ServingError
 from build_scripts.core.machine import cpu_precisions
 
@@ -23,12 +24,18 @@ TIMED_ROUNDS = 7
 
 @dataclass(frozen=True)
 class Attempt:
-    """One precision, exported and measured. milliseconds: see `timings`."""
+    """One precision, exported and measured. milliseconds: see `timings`. unseen: None if fp32 was asked for."""
 
     precision: str
     parity: Parity
     milliseconds: float
     passed: bool
+    unseen: Unseen | None
+
+    @property
+    def eligible_for_auto(self) -> bool:
+        """fp32 needs no bound: it passed a limit that is 200 times as strict."""
+        return self.passed and (self.precision == "fp32" or self.unseen is None or self.unseen.within_promise)
 
 
 @dataclass(frozen=True)
@@ -43,12 +50,22 @@ class Choice:
         return {
             "precision": self.chosen.precision,
             "device": self.device,
+            "unseen": self.chosen.unseen and asdict(self.chosen.unseen),
             "attempts": [asdict(attempt) for attempt in self.attempts],
         }
 
 
-def choose_precision(checkpoint: Checkpoint, graph: Graph, asked: str, expected: Reference, directory: Path) -> Choice:
+def choose_precision(
+    checkpoint: Checkpoint,
+    graph: Graph,
+    asked: str,
+    expected: Reference,
+    held_out: Reference | None,
+    directory: Path,
+) -> Choice:
     """Export the graph in each precision, measure, choose. `directory` holds the fp32 file already.
+
+    held_out: texts that no gate has seen; their only use is the bounds, and with these the choice of `auto`.
 
     Raises ServingError if fp32 or the precision that was asked for does not answer like the reference.
     """
@@ -60,12 +77,27 @@ def choose_precision(checkpoint: Checkpoint, graph: Graph, asked: str, expected:
     files = {name: model_file(directory, name) for name in names}
     parities = {name: measure(file, checkpoint, expected, device) for name, file in files.items()}
     times = timings(files, checkpoint, expected.texts, device)
-    attempts = [Attempt(name, parities[name], times[name], passes(parities[name], name)) for name in names]
+    bounds = {name: _bounds(files[name], checkpoint, held_out, name, device) for name in names}
+    attempts = [
+        Attempt(name, parities[name], times[name], passes(parities[name], name), bounds[name]) for name in names
+    ]
     for attempt in attempts:
         if attempt.precision in ("fp32", asked) and not attempt.passed:
             raise ServingError(_refusal(checkpoint, attempt))
-    eligible = [attempt for attempt in attempts if attempt.passed and asked in ("auto", attempt.precision)]
+    eligible = [
+        attempt
+        for attempt in attempts
+        if (attempt.eligible_for_auto if asked == "auto" else attempt.precision == asked)
+    ]
     return Choice(min(eligible, key=lambda attempt: attempt.milliseconds), attempts, device)
+
+
+def _bounds(
+    file: Path, checkpoint: Checkpoint, held_out: Reference | None, precision: str, device: str
+) -> Unseen | None:
+    if held_out is None:
+        return None
+    return unseen(differences(file, checkpoint, held_out, device), PROBABILITY_LIMITS[precision])
 
 
 def native_precisions(device: str, graph: Graph) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from build_scripts.core.machine import cpu_precisions, has_gpu
 from build_scripts.core.options import BuildOptions
-from build_scripts.core.paths import CALIBRATION, OURS
+from build_scripts.core.paths import CALIBRATION, CORPUS, OURS, UNSEEN
 
 # A change to one of these changes what a build writes, or could. What prints and stores a release is not among them.
 INGREDIENTS = (OURS / "core", OURS / "graph", OURS / "convert")
@@ -26,10 +26,10 @@ def fingerprint(options: BuildOptions, source: Path) -> str:
     Where the checkpoint lies is not among them: a copy gives the same release.
     """
     digest = hashlib.sha256()
-    calibration = options.calibration or CALIBRATION
+    texts = [CALIBRATION, UNSEEN, CORPUS, *([options.calibration] if options.calibration else [])]
     directories = [source, options.tokenizer] if options.tokenizer else [source]
     files = [file for directory in directories for file in sorted(directory.iterdir()) if file.is_file()]
-    for path in [*files, *ingredient_modules(), calibration]:
+    for path in [*files, *ingredient_modules(), *texts]:
         digest.update(f"{path.name}:{path.stat().st_size}\n".encode())
         with path.open("rb") as file:
             while block := file.read(1 << 20):

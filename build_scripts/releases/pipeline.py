@@ -104,19 +104,21 @@ def _fill(staging: Path, options: BuildOptions, source: Path, release_id: str) -
     import torch
 
     from build_scripts.convert.checkpoint import load, serving_tokenizer, write_labels
-    from build_scripts.convert.gate_texts import calibration_texts
+    from build_scripts.convert.gate_texts import calibration_texts, gate_texts
     from build_scripts.convert.verified_file import write_verified
 
     print(f"reading the checkpoint {source}", flush=True)
     checkpoint = load(source, options.max_length, options.tokenizer)
     default = not (options.model or options.calibration)
     texts = [text for _, text in headlines("heldout")] if default else calibration_texts(options.calibration)
-    facts = write_verified(checkpoint, texts, options.precision, staging)
+    compared = gate_texts(checkpoint, texts, users=options.calibration is not None)
+    facts = write_verified(checkpoint, compared, options.precision, staging)
     serving_tokenizer(checkpoint).save(str(staging / "tokenizer.json"))
     write_labels(checkpoint.labels, staging / "labels.txt")
     copy_package(Path(tokenizers.__file__).parent, staging / "tokenizers", options.repository)
     measured = {
         "checkpoint": options.model or f"{DEFAULT_CHECKPOINT} ({source})",
+        "unseen": facts.pop("unseen"),
         "attempts": facts.pop("attempts"),
         "torch_threads": torch.get_num_threads(),
     }

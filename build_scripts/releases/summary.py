@@ -34,13 +34,23 @@ def verdict(attempt: dict, chosen: str) -> str:
     """The outcome of one precision."""
     if attempt["precision"] == chosen:
         return "chosen"
-    return "passed" if attempt["passed"] else "rejected"
+    if not attempt["passed"]:
+        return "rejected"
+    unseen = attempt["unseen"]
+    return "passed" if unseen is None or unseen["within_promise"] else "passed, but not safe enough for auto"
 
 
 def _attempt(attempt: dict, chosen: str) -> str:
-    parity = attempt["parity"]
+    parity, unseen = attempt["parity"], attempt["unseen"]
+    bounds = (
+        f"; of {unseen['texts']} unseen texts {unseen['changed']} change class id, {unseen['broken']} break a limit "
+        f"(95 % bounds: {unseen['changed_at_most']:.1%} and {unseen['broken_at_most']:.1%} of all texts; 99 % of them "
+        f"move by at most {unseen['shift_at_most']:.2g})"
+        if unseen
+        else ""
+    )
     return (
         f"{verdict(attempt, chosen)}: {parity['wrong']} of {parity['texts']} class ids differ from Hugging Face's "
         f"({parity['near_ties']} near ties aside), probabilities by at most "
-        f"{parity['max_probability_error']:.2g}; {attempt['milliseconds']:.1f} ms a batch of one or eight texts"
+        f"{parity['max_probability_error']:.2g}; {attempt['milliseconds']:.1f} ms a batch of one or eight texts{bounds}"
     )

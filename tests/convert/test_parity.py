@@ -11,8 +11,9 @@ import torch
 
 from build_scripts.convert import gate_texts, parity, precision
 from build_scripts.convert.export import Graph, export, graphs
-from build_scripts.convert.parity import Parity, judge, measure, passes, reference
+from build_scripts.convert.parity import Parity, measure, passes, reference, summed
 from build_scripts.convert.precision import choose_precision
+from build_scripts.convert.unseen import Unseen
 from build_scripts.core.errors import ServingError
 from build_scripts.core.options import BuildOptions
 from build_scripts.releases.pipeline import build
@@ -22,6 +23,12 @@ from tests.support.texts import HEADLINES, HOSTILE
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEXTS = [*HEADLINES[:12], *HOSTILE[:12]]
+
+
+def judge(expected: torch.Tensor, class_ids: torch.Tensor, found: torch.Tensor) -> Parity:
+    return summed(parity.judge(expected, class_ids, found))
+
+
 # Three texts: clear, near tie, clear.
 EXPECTED = torch.tensor([[0.7, 0.2, 0.1], [0.404, 0.4, 0.196], [0.1, 0.1, 0.8]])
 IDS = torch.tensor([0, 0, 2])
@@ -124,10 +131,12 @@ BAD = Parity(texts=10, wrong=1, near_ties=0, max_probability_error=0.3)
 def measured(monkeypatch):
     """measured(fp32=(parity, milliseconds), …): the results of this machine's precisions; nothing is exported."""
 
-    def set_results(**results: tuple[Parity, float]) -> None:
+    def set_results(unsafe: tuple[str, ...] = (), **results: tuple[Parity, float]) -> None:
         monkeypatch.setattr(precision, "cpu_precisions", lambda: list(results))
         monkeypatch.setattr(precision, "export", lambda *_: None)
         monkeypatch.setattr(precision, "measure", lambda file, *_: results[file.name.split(".")[1]][0])
+        monkeypatch.setattr(precision, "differences", lambda file, *_: file.name.split(".")[1])
+        monkeypatch.setattr(precision, "unseen", lambda name, _: Unseen(9, 0, 0, 0, 0, 0, name not in unsafe))
         monkeypatch.setattr(precision, "timings", lambda files, *_: {name: results[name][1] for name in files})
 
     return set_results
@@ -136,7 +145,8 @@ def measured(monkeypatch):
 def chosen(subject, asked: str, directory, packed: bool = True) -> precision.Choice:
     checkpoint = subject("bert").checkpoint
     graph = graphs(checkpoint)[0] if packed else Graph()
-    return choose_precision(checkpoint, graph, asked, parity.Reference([], EXPECTED), directory)
+    answers = parity.Reference([], EXPECTED)
+    return choose_precision(checkpoint, graph, asked, answers, answers, directory)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +166,17 @@ def test_auto_takes_the_fastest_passing_precision(subject, measured, tmp_path, r
     assert {attempt.precision: attempt.passed for attempt in choice.attempts} == {
         name: result is GOOD for name, (result, _) in results.items()
     }
+
+
+def test_auto_leaves_out_a_precision_whose_bound_breaks_the_promise(subject, measured, tmp_path):
+    measured(fp32=(GOOD, 9.0), fp16=(GOOD, 6.0), bf16=(GOOD, 5.0), unsafe=("bf16",))
+    assert chosen(subject, "auto", tmp_path).chosen.precision == "fp16"
+    assert chosen(subject, "bf16", tmp_path).chosen.precision == "bf16"  # the user's own choice passed the gate
+
+
+def test_auto_needs_no_bound_for_fp32(subject, measured, tmp_path):
+    measured(fp32=(GOOD, 9.0), bf16=(GOOD, 5.0), unsafe=("fp32", "bf16"))
+    assert chosen(subject, "auto", tmp_path).chosen.precision == "fp32"
 
 
 def test_single_text_weighs_as_much_as_a_batch(subject, monkeypatch):
@@ -229,7 +250,10 @@ def test_build_compares_every_calibration_text(subject, tmp_path, kind):
     manifest = read_manifest(built.release)
     attempts = {attempt["precision"]: attempt for attempt in manifest["attempts"]}
     assert attempts["fp32"]["passed"]
-    compared = 20 + len(gate_texts.hard_texts(subject(kind).checkpoint))
+    texts = gate_texts.gate_texts(subject(kind).checkpoint, HEADLINES[:20], users=True)
+    compared = len(texts.ordinary) + len(texts.hard)
+    assert all(attempt["unseen"]["texts"] == len(texts.held_out) for attempt in attempts.values())
+    assert manifest["unseen"] == attempts[manifest["precision"]]["unseen"]
     assert all(attempt["parity"]["texts"] == compared for attempt in attempts.values())
     assert attempts[manifest["precision"]]["passed"]
     labels = (built.release / "labels.txt").read_text(encoding="utf-8").splitlines()

@@ -8,16 +8,26 @@ from build_scripts.releases.pipeline import Built
 from build_scripts.releases.summary import print_build, verdict
 
 
+def attempt(precision: str, passed: bool = True, within_promise: bool | None = True) -> dict:
+    unseen = {
+        "texts": 650, "changed": 3, "changed_at_most": 0.0118, "broken": 8, "broken_at_most": 0.022,
+        "shift_at_most": 0.024, "within_promise": within_promise,
+    }  # fmt: skip
+    return {"precision": precision, "passed": passed, "unseen": None if within_promise is None else unseen}
+
+
 @pytest.mark.parametrize(
-    ("precision", "passed", "chosen", "said"),
+    ("tried", "chosen", "said"),
     [
-        ("bf16", True, "bf16", "chosen"),
-        ("fp32", True, "bf16", "passed"),
-        ("bf16", False, "fp32", "rejected"),
+        (attempt("bf16"), "bf16", "chosen"),
+        (attempt("fp32"), "bf16", "passed"),
+        (attempt("fp32", within_promise=None), "bf16", "passed"),
+        (attempt("bf16", passed=False), "fp32", "rejected"),
+        (attempt("bf16", within_promise=False), "fp32", "passed, but not safe enough for auto"),
     ],
 )
-def test_says_the_outcome_of_each_precision(precision, passed, chosen, said):
-    assert verdict({"precision": precision, "passed": passed}, chosen) == said
+def test_says_the_outcome_of_each_precision(tried, chosen, said):
+    assert verdict(tried, chosen) == said
 
 
 def test_prints_a_row_for_each_precision(tmp_path, monkeypatch, capsys):
@@ -30,8 +40,8 @@ def test_prints_a_row_for_each_precision(tmp_path, monkeypatch, capsys):
         "release": "0123", "checkpoint": "a", "architecture": "bert", "graph": "packed", "multi_label": False,
         "labels": ["no", "yes"], "max_length": 128, "precision": "fp32",
         "attempts": [
-            {"precision": "fp32", "passed": True, "milliseconds": 2.0, "parity": {**parity, "wrong": 0}},
-            {"precision": "bf16", "passed": False, "milliseconds": 1.0, "parity": parity},
+            {**attempt("fp32", within_promise=None), "milliseconds": 2.0, "parity": {**parity, "wrong": 0}},
+            {**attempt("bf16", passed=False, within_promise=False), "milliseconds": 1.0, "parity": parity},
         ],
     }  # fmt: skip
     monkeypatch.setenv("COLUMNS", "300")
@@ -40,6 +50,10 @@ def test_prints_a_row_for_each_precision(tmp_path, monkeypatch, capsys):
     said = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in lines if "│" in line}
     assert said["precision fp32"].startswith("chosen: 0 of 500 class ids differ")
     assert said["precision bf16"].startswith("rejected: 7 of 500 class ids")
+    assert (
+        "of 650 unseen texts 3 change class id, 8 break a limit (95 % bounds: 1.2% and 2.2%" in said["precision bf16"]
+    )
+    assert "unseen" not in said["precision fp32"]
     assert said["release"] == f"0123 of topic in {tmp_path / 'repository'}"
 
 
