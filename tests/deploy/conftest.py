@@ -22,8 +22,6 @@ from tests.support.deploy_tools import PATH, TOOLS, need, pip_as_here
 from tests.support.servers import wait_for
 
 START_LIMIT_S = 120.0
-# Kept between runs: a system of Debian's, which nobody changes.
-BASE = TOOLS / "base"
 # File of rules -> the component of deploy/kubernetes that holds them.
 RULES = {"rules.yaml": "monitoring", "edge-rules.yaml": "edge-monitoring"}
 
@@ -59,41 +57,58 @@ class Image:
     root: Path
 
 
-@pytest.fixture(scope="session")
-def base_system() -> Path:
-    """Debian 12 with most of what the Containerfile asks for, in place of the base image of a registry."""
+def debian(directory: Path, *packages: str) -> Path:
+    """A minimal Debian 12 with packages, in place of the base image of a registry. Kept between runs."""
     need("mmdebstrap", root=True)
-    if not (BASE / "complete").exists():
+    if not (directory / "complete").exists():
         TOOLS.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(BASE, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
         sources = run("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages").stdout.split()
-        packages = "ca-certificates,python3.11,libpython3.11"
-        run("mmdebstrap", "--variant=minbase", f"--include={packages}", "bookworm", BASE, *sources[:1])
-        (BASE / "complete").touch()
-    return BASE
+        included = f"--include={','.join(('ca-certificates', *packages))}"
+        run("mmdebstrap", "--variant=minbase", included, "bookworm", directory, *sources[:1])
+        (directory / "complete").touch()
+    return directory
 
 
 @pytest.fixture(scope="session")
-def image(packed, base_system, tmp_path_factory):
-    """deploy/Containerfile.embedded, built as it is on that base."""
+def context(packed, tmp_path_factory) -> Path:
+    """What a build copies from: a checkout made under umask 077."""
+    directory = tmp_path_factory.mktemp("context")
+    shutil.copytree(PROJECT / "deploy", directory / "deploy")
+    shutil.copytree(PROJECT / "build_scripts", directory / "build_scripts")
+    shutil.copy(PROJECT / ".dockerignore", directory)
+    shutil.copytree(packed.directory / "model_repository", directory / "build" / "package" / "model_repository")
+    for path in directory.rglob("*"):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def build(context, tmp_path_factory):
+    """build(name, base): the image of deploy/<name> on a base system that lies in a directory."""
     need("buildah", root=True)
     buildah = Buildah(tmp_path_factory.mktemp("images"))
-    context = tmp_path_factory.mktemp("context")
-    shutil.copytree(PROJECT / "deploy", context / "deploy")
-    shutil.copytree(PROJECT / "build_scripts", context / "build_scripts")
-    shutil.copy(PROJECT / ".dockerignore", context)
-    shutil.copytree(packed.directory / "model_repository", context / "build" / "package" / "model_repository")
-    base = buildah("from", "scratch")
-    buildah("add", "--quiet", base, base_system, "/")
-    buildah("commit", "--quiet", "--rm", base, "base")
-    buildah(
-        *("build", "--isolation", "chroot", "--format", "docker", *pip_as_here(), "--tag", "text-classifier"),
-        *("--build-arg", "BASE=localhost/base", "--file", context / "deploy" / "Containerfile.embedded", context),
-    )
-    config = json.loads(buildah("inspect", "--type", "image", "text-classifier"))["Docker"]["config"]
-    root = Path(buildah("mount", buildah("from", "text-classifier")))
-    yield Image(config, root)
+
+    def build_one(name: str, base: Path) -> Image:
+        container = buildah("from", "scratch")
+        buildah("add", "--quiet", container, base, "/")
+        buildah("commit", "--quiet", "--rm", container, f"base-{name.lower()}")
+        buildah(
+            *("build", "--isolation", "chroot", "--format", "docker", *pip_as_here(), "--tag", name.lower()),
+            *("--build-arg", f"BASE=localhost/base-{name.lower()}", "--build-arg", "RELEASE=one"),
+            *("--file", context / "deploy" / name, context),
+        )
+        config = json.loads(buildah("inspect", "--type", "image", name.lower()))["Docker"]["config"]
+        return Image(config, Path(buildah("mount", buildah("from", name.lower()))))
+
+    yield build_one
     shutil.rmtree(buildah.directory)
+
+
+@pytest.fixture(scope="session")
+def image(build) -> Image:
+    """deploy/Containerfile.embedded, built as it is on Debian 12 with most of what it asks for."""
+    return build("Containerfile.embedded", debian(TOOLS / "base", "python3.11", "libpython3.11"))
 
 
 @pytest.fixture(scope="session")
@@ -121,7 +136,7 @@ def start(image, network: Namespaces, tmp_path_factory):
 
 
 def await_well(container: Container) -> float:
-    """Seconds until the image's own health command says well."""
+    """Seconds until the image's own health command says that it is ready."""
 
     def well() -> bool:
         assert container.process.poll() is None, container.said()

@@ -89,14 +89,17 @@ def edge(served, tmp_path_factory):
     )
     text = text.replace("192.0.2.11:8001", f"127.0.0.1:{address.grpc_port}").replace(":8443", f"127.0.0.1:{https}")
     (directory / "haproxy.cfg").write_text(text.replace(":8405", f"127.0.0.1:{metrics}"), encoding="utf-8")
-    environment = {"CERTIFICATE": "service.pem", "ADMIN_SOCKET": "admin.sock", "PATH": PATH}
+    environment = {"CERTIFICATE": "service.pem", "ADMIN_SOCKET": str(directory / "admin.sock"), "PATH": PATH}
     with (directory / "output.txt").open("wb") as output:
         command = ["haproxy", "-db", "-f", "haproxy.cfg"]
         process = subprocess.Popen(command, cwd=directory, env=environment, stdout=output, stderr=output)
-    wait_for(lambda: listens(https), 60, (directory / "output.txt").read_text(encoding="utf-8"))
-    yield https, metrics
-    process.kill()
-    process.wait()
+    try:
+        wait_for(lambda: process.poll() is not None or listens(https), 60, "HAProxy does not listen")
+        assert process.poll() is None, (directory / "output.txt").read_text(encoding="utf-8")
+        yield https, metrics
+    finally:
+        process.kill()
+        process.wait()
 
 
 def hurried(rules: Path) -> list[str]:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,12 +98,25 @@ def namespaces(name: str = "tc") -> Iterator[Namespaces]:
 
 
 def specification(
-    root: Path, image: dict, namespace: str, *, models: Path | None, cpus: float, memory_mib: int
+    root: Path,
+    image: dict,
+    namespace: str,
+    *,
+    models: Path | None,
+    cpus: float,
+    memory_mib: int,
+    arguments: Sequence[str] | None,
+    system_calls: Sequence[str],
+    own_processes_only: bool,
 ) -> dict:
     """The OCI runtime configuration of a strict pod. image: the "config" of the image; cpus: 0 for no quota.
 
-    models: a package that is mounted over the image's own.
+    models: a package that is mounted over the image's own. arguments: in the place of the image's. system_calls: the
+    only ones allowed, if there are any. own_processes_only: hide the processes of other users in /proc.
     """
+    hidden = ["nosuid", "nodev", "noexec", *(["hidepid=2"] if own_processes_only else [])]
+    allowed = [{"names": list(system_calls), "action": "SCMP_ACT_ALLOW"}]
+    seccomp = {"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86_64"], "syscalls": allowed}
     tmpfs = ["nosuid", "nodev", "mode=1777"]
     bind = {"destination": "/models", "type": "bind", "source": str(models), "options": ["bind", "ro"]}
     limits: dict = {"memory": {"limit": memory_mib * MIB}, "pids": {"limit": 512}}
@@ -115,14 +128,14 @@ def specification(
         "root": {"path": str(root), "readonly": True},
         "process": {
             "user": {"uid": 1000, "gid": 1000},
-            "args": [*image["Entrypoint"], *image["Cmd"]],
+            "args": [*image["Entrypoint"], *(image["Cmd"] if arguments is None else arguments)],
             "env": image["Env"],
             "cwd": image["WorkingDir"],
             "noNewPrivileges": True,
             "capabilities": {name: [] for name in ("bounding", "effective", "inheritable", "permitted", "ambient")},
         },
         "mounts": [
-            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": hidden},
             {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
             {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": [*tmpfs, "noexec", "size=64m"]},
             {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": [*tmpfs, "noexec"]},
@@ -134,6 +147,7 @@ def specification(
             + [{"type": "network", "path": f"/run/netns/{namespace}"}],
             "cgroupsPath": f"/{namespace}",
             "resources": limits,
+            **({"seccomp": seccomp} if system_calls else {}),
             "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list"],
             "readonlyPaths": ["/proc/sys", "/proc/sysrq-trigger"],
         },
@@ -192,13 +206,26 @@ def start(
     models: Path | None = None,
     cpus: float = 0,
     memory_mib: int = 1536,
+    arguments: Sequence[str] | None = None,
+    system_calls: Sequence[str] = (),
+    own_processes_only: bool = False,
 ) -> Container:
     """A container of an image whose root lies in a directory, in the namespace `number`, not waited for."""
     namespace = network.add(number)
     bundle = work / namespace
     shutil.rmtree(bundle, ignore_errors=True)
     bundle.mkdir(parents=True)
-    config = specification(root, image, namespace, models=models, cpus=cpus, memory_mib=memory_mib)
+    config = specification(
+        root,
+        image,
+        namespace,
+        models=models,
+        cpus=cpus,
+        memory_mib=memory_mib,
+        arguments=arguments,
+        system_calls=system_calls,
+        own_processes_only=own_processes_only,
+    )
     (bundle / "config.json").write_text(json.dumps(config), encoding="utf-8")
     output = work / f"{namespace}.txt"
     state = work / "runc"

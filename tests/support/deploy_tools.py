@@ -1,4 +1,4 @@
-"""What tests/deploy runs beside the project: programs of Debian, and Python tools in environments of their own.
+"""What tests/deploy runs beside the project: programs of Debian, and Python tools in separate environments.
 
 `make test-deploy` installs them; a test that lacks one is skipped and says which.
 """
@@ -23,11 +23,12 @@ PROGRAMS = {
     "skopeo": "skopeo",
     "umoci": "umoci",
     "runc": "runc",
-    # debootstrap's work in a third of its time
+    # does debootstrap's work in a third of the time
     "mmdebstrap": "mmdebstrap",
     "haproxy": "haproxy",
     "nginx-light": "nginx",
     "prometheus": "promtool",
+    "docker-compose": "docker-compose",
     "iproute2": "ip",
     "openssl": "openssl",
     "curl": "curl",
@@ -35,8 +36,8 @@ PROGRAMS = {
     "zip": "zip",
     "unzip": "unzip",
 }
-# Environment -> what is installed in it. Each has what the project's own must not have, other versions of numpy and
-# protobuf above all.
+# Environment -> what is installed in it. The project's own environment must not have these: they need other versions of
+# numpy and protobuf.
 ENVIRONMENTS = {
     # KServe's own downloader, and an object store to download from
     "kserve": ["kserve-storage==0.21.0", "moto[server]==5.2.5"],
