@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -10,6 +11,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
@@ -203,7 +205,8 @@ def flood(served, stopped: threading.Event) -> list[threading.Thread]:
 
     def ask() -> None:
         while not stopped.is_set():
-            post(f"{served.http}{GENERATE}", {"TEXT": ["word " * 300] * 8})
+            with contextlib.suppress(httpx.HTTPError):  # on a busy machine a client may time out
+                post(f"{served.http}{GENERATE}", {"TEXT": ["word " * 300] * 8})
 
     clients = [threading.Thread(target=ask, daemon=True) for _ in range(160)]
     for client in clients:
