@@ -23,7 +23,8 @@ from build_scripts.core.errors import ServingError
 from build_scripts.core.names import CLASSIFIER, ENSEMBLE, TOKENIZER, Models
 from build_scripts.core.options import BuildOptions
 from build_scripts.releases.pipeline import build
-from build_scripts.releases.store import live_release, releases_directory
+from build_scripts.releases.files import digest
+from build_scripts.releases.store import MANIFEST, live_release, releases_directory
 from build_scripts.serving.keep.inference import wait_until_healthy
 from build_scripts.serving.swap.model_control import Control
 from build_scripts.serving.swap.release import go_live, release, rollback
@@ -157,6 +158,9 @@ def test_unloadable_release_changes_nothing(server, releases, port, repository):
     broken = releases_directory(repository) / "000000000000"
     shutil.copytree(live_release(repository), broken)
     (broken / "model.pt").write_bytes(b"no TorchScript")
+    manifest = json.loads((broken / MANIFEST).read_text(encoding="utf-8"))
+    manifest["files"]["model.pt"] = digest(broken / "model.pt")  # otherwise it would not even be loaded
+    (broken / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     with (
         Control(port) as control,
         pytest.raises(ServingError, match="is still live, 000000000000 could not be loaded: load failed"),
