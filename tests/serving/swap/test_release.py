@@ -22,8 +22,8 @@ from build_scripts.benchmarks.services import infer_body
 from build_scripts.core.errors import ServingError
 from build_scripts.core.names import CLASSIFIER, ENSEMBLE, TOKENIZER, Models
 from build_scripts.core.options import BuildOptions
-from build_scripts.releases.pipeline import build
 from build_scripts.releases.files import digest
+from build_scripts.releases.pipeline import build
 from build_scripts.releases.store import MANIFEST, live_release, releases_directory
 from build_scripts.serving.keep.inference import wait_until_healthy
 from build_scripts.serving.swap.model_control import Control
