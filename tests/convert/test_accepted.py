@@ -1,4 +1,4 @@
-"""Layouts that plain transformers answers and that are therefore served, with the same answers."""
+"""Checkpoint layouts that plain transformers accepts are served with the same answers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEXTS = ["a", "Plain words here", "one [SEP] two [PAD] three", "long " * 200]
 
 
 def answers(directory: Path, scratch: Path, texts: list[str]) -> torch.Tensor:
-    """What the built graph says of a batch."""
+    """The built file's probabilities for a batch."""
     checkpoint = load(directory)
     _, file = fp32_file(checkpoint, scratch)
     with torch.inference_mode():
@@ -64,7 +64,7 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.slow
-def test_a_layout_that_training_left_is_served_alike(name, subject, tmp_path):
+def test_flags_and_leftovers_of_training_change_no_answer(name, subject, tmp_path):
     directory = make_checkpoint("bert", tmp_path / "checkpoint")
     LAYOUTS[name](directory)
     expected = HuggingFace(subject("bert").directory, 128).probabilities(TEXTS)
@@ -72,7 +72,7 @@ def test_a_layout_that_training_left_is_served_alike(name, subject, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_text_without_tokens_is_one_padding_token(tmp_path):
+def test_text_without_tokens_becomes_one_padding_token(tmp_path):
     """transformers fails at it; the classifier counts the first column, which the tokenizer fills with padding."""
     directory = zoo.make(next(row for row in zoo.ROWS if row.family == "gpt2"), tmp_path / "checkpoint")
     checkpoint = load(directory)
@@ -99,7 +99,7 @@ def template(single: str, pair: str) -> Callable[[Path], None]:
     return change
 
 
-def test_a_bert_whose_tokenizer_adds_no_special_token_is_served(tmp_path):
+def test_serves_a_tokenizer_that_adds_no_special_token(tmp_path):
     directory = make_checkpoint("bert", tmp_path / "checkpoint")
     template("$A", "$A $B:1")(directory)
     assert load(directory).tokenizer("")["input_ids"] == []
@@ -110,7 +110,7 @@ def test_a_bert_whose_tokenizer_adds_no_special_token_is_served(tmp_path):
     assert (answers(directory, tmp_path, [*TEXTS, ""]) - expected).abs().max() < MAX_LOGIT_ERROR
 
 
-def test_a_token_type_that_every_token_has_is_passed_on(tmp_path):
+def test_passes_a_constant_token_type_on(tmp_path):
     """A tokenizer may give all tokens of a single text the type 1; the model was trained with that."""
     directory = make_checkpoint("bert", tmp_path / "checkpoint")
     template("[CLS]:1 $A:1 [SEP]:1", "[CLS]:1 $A:1 [SEP]:1 $B:1 [SEP]:1")(directory)
@@ -120,7 +120,7 @@ def test_a_token_type_that_every_token_has_is_passed_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_tokenizer_without_a_padding_token_is_served(subject, tmp_path):
+def test_serves_a_tokenizer_without_a_padding_token(subject, tmp_path):
     """The mask hides what fills up a row, whatever it is."""
     directory = make_checkpoint("modernbert", tmp_path / "checkpoint")
     tokenizer = make_tokenizer("modernbert", 128)
@@ -131,7 +131,7 @@ def test_a_tokenizer_without_a_padding_token_is_served(subject, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_that_looks_for_another_padding_id_than_the_tokenizers_gets_its_own(tmp_path):
+def test_pads_with_the_models_own_padding_id(tmp_path):
     """Llama and its kin find the end of a text by config.pad_token_id."""
     row = next(row for row in zoo.ROWS if row.family == "llama")
     directory = zoo.make(row, tmp_path / "checkpoint")
@@ -144,7 +144,7 @@ def test_a_model_that_looks_for_another_padding_id_than_the_tokenizers_gets_its_
     assert (answers(directory, tmp_path, texts) - expected).abs().max() < MAX_LOGIT_ERROR
 
 
-def test_positions_are_all_used_with_any_tokenizer(tmp_path):
+def test_uses_all_positions_with_any_tokenizer(tmp_path):
     """Multilingual MiniLM is a BERT with XLM-R's tokenizer; its positions do not start after a padding id."""
     directory = make_checkpoint("bert", tmp_path / "checkpoint", vocab_size=600)
     tokenizer = make_tokenizer("xlm-roberta", 512)
@@ -153,7 +153,7 @@ def test_positions_are_all_used_with_any_tokenizer(tmp_path):
     assert load(directory).max_length == 128
 
 
-def test_a_token_too_many_is_served_if_no_text_can_produce_it(tmp_path, subject):
+def test_accepts_an_extra_token_that_no_text_produces(tmp_path, subject):
     """An entry of the vocabulary that the tokenizer's own normalizer makes unreachable: it lowercases."""
     directory = make_checkpoint("bert", tmp_path / "checkpoint")
     file = directory / "tokenizer.json"
@@ -164,7 +164,7 @@ def test_a_token_too_many_is_served_if_no_text_can_produce_it(tmp_path, subject)
     assert (answers(directory, tmp_path, TEXTS) - expected).abs().max() < MAX_LOGIT_ERROR
 
 
-def test_a_token_too_many_that_a_text_can_produce_is_named(tmp_path):
+def test_names_an_extra_token_that_a_text_produces(tmp_path):
     directory = make_checkpoint("bert", tmp_path / "checkpoint")
     tokenizer = make_tokenizer("bert", 128)
     tokenizer.add_tokens(["<extra>"])

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a build's input, it ends in one line that helps, and the repository stays as it was."""
+"""A build with bad input ends in one helpful line and leaves the repository unchanged."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def tokenizer_config(**changes: object) -> Callable[[Path], None]:
 
 
 def weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
-    """Rewrite model.safetensors after `change` had its way with the tensors."""
+    """Rewrite model.safetensors after `change` edited the tensors."""
 
     def damage(directory: Path) -> None:
         tensors = load_file(directory / "model.safetensors")
@@ -70,7 +70,7 @@ def truncate(name: str) -> Callable[[Path], None]:
 
 
 def replace_with(make: Callable[[Path], None]) -> Callable[[Path], None]:
-    """Something else where the checkpoint was."""
+    """Replace the checkpoint by something else."""
 
     def damage(directory: Path) -> None:
         for file in directory.iterdir():
@@ -100,7 +100,7 @@ def slow_tokenizer(directory: Path) -> None:
     (directory / "tokenizer.json").unlink()
 
 
-# What is done to a good checkpoint, and what the message must then say: found, expected, next.
+# Damage to a good checkpoint, and the parts of the message: found, expected, next step.
 DAMAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "empty directory": (replace_with(lambda directory: None), ["is empty", "expected config.json"]),
     "missing directory": (replace_with(Path.rmdir), ["nothing there", "expected a Hugging Face checkpoint directory"]),
@@ -186,7 +186,7 @@ def assert_one_helpful_line(stderr: str, says: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_bad_checkpoint_ends_in_one_line_and_changes_nothing(name, tmp_path, tiny_repository, monkeypatch, capfd):
+def test_bad_checkpoint_ends_in_one_line_and_changes_nothing(name, tmp_path, tiny_repository, monkeypatch, capfd):
     damage, says = DAMAGES[name]
     checkpoint = make_checkpoint("bert", tmp_path / "checkpoint")
     damage(checkpoint)
@@ -198,7 +198,7 @@ def test_a_bad_checkpoint_ends_in_one_line_and_changes_nothing(name, tmp_path, t
 
 
 @pytest.mark.parametrize("asked", [-1, 0, 2, 129, 10**9])
-def test_a_max_length_outside_the_positions_is_refused(subject, asked, tiny_repository, monkeypatch, capfd):
+def test_refuses_a_max_length_outside_the_positions(subject, asked, tiny_repository, monkeypatch, capfd):
     before = snapshot(tiny_repository)
     where = ["--model", subject("bert").directory, "--model-repository", tiny_repository]
     stderr = run_repo(monkeypatch, capfd, *where, "--max-length", asked)
@@ -207,7 +207,7 @@ def test_a_max_length_outside_the_positions_is_refused(subject, asked, tiny_repo
 
 
 @pytest.mark.parametrize("kind", ["roberta", "mpnet", "distilbert", "albert", "modernbert", "deberta-v2"])
-def test_max_length_is_bounded_by_the_positions_that_texts_can_use(subject, kind):
+def test_usable_positions_bound_max_length(subject, kind):
     """RoBERTa and its kin keep rows that no column of a text uses."""
     assert load(subject(kind).directory).max_length == 128
     assert load(subject(kind).directory, 3).max_length == 3
@@ -228,7 +228,7 @@ def test_max_length_is_bounded_by_the_positions_that_texts_can_use(subject, kind
         ("--model-repository", b"", ["cannot be used: File exists", "expected a directory"]),
     ],
 )
-def test_a_bad_file_is_refused(subject, option, content, says, tmp_path, tiny_repository, monkeypatch, capfd):
+def test_refuses_a_bad_file(subject, option, content, says, tmp_path, tiny_repository, monkeypatch, capfd):
     file = tmp_path / "file"
     if content is not None:
         file.write_bytes(content)
@@ -250,7 +250,7 @@ def test_a_bad_file_is_refused(subject, option, content, says, tmp_path, tiny_re
         ("a--b", "check the name"),
     ],
 )
-def test_what_can_be_no_hub_id_is_refused_without_asking_the_hub(model, says, tmp_path, monkeypatch, capfd):
+def test_refuses_an_impossible_hub_id_without_a_request(model, says, tmp_path, monkeypatch, capfd):
     stderr = run_repo(monkeypatch, capfd, "--model", model, "--model-repository", tmp_path)
     assert_one_helpful_line(stderr, [f"MODEL={model}", says])
 
@@ -259,12 +259,12 @@ def test_what_can_be_no_hub_id_is_refused_without_asking_the_hub(model, says, tm
     ("of_config", "of_tokenizer", "expected"),
     [(0, 5, 0), (9, 5, 9), (10, 5, 5), (-1, 5, 5), (None, 0, 0), (None, 10, 0), (None, None, 0)],
 )
-def test_the_padding_is_the_first_id_that_the_embedding_has(of_config, of_tokenizer, expected):
+def test_padding_is_the_first_id_within_the_embedding(of_config, of_tokenizer, expected):
     config, tokenizer = SimpleNamespace(pad_token_id=of_config), SimpleNamespace(pad_token_id=of_tokenizer)
     assert pad_id(tokenizer, config, rows=10) == expected
 
 
-def test_a_vocabulary_may_fill_the_embedding_and_no_more(subject):
+def test_vocabulary_may_fill_the_embedding_and_no_more(subject):
     tokenizer = subject("bert").tokenizer
     rows = max(tokenizer.get_vocab().values()) + 1
     check_vocabulary(tokenizer, rows, subject("bert").directory)
@@ -287,7 +287,7 @@ def repo_process(**environment: str) -> subprocess.CompletedProcess:
         ("CALIBRATION", "/no/such/file", ["CALIBRATION=/no/such/file: no such file; expected texts, one per line"]),
     ],
 )
-def test_a_bad_variable_ends_the_process_with_one_line(variable, value, says, tiny_repository):
+def test_bad_variable_ends_the_process_with_one_line(variable, value, says, tiny_repository):
     before = snapshot(tiny_repository)
     done = repo_process(TRITON_TC_MODEL_REPOSITORY=str(tiny_repository), **{f"TRITON_TC_{variable}": value})
     assert done.returncode == 1
@@ -295,7 +295,7 @@ def test_a_bad_variable_ends_the_process_with_one_line(variable, value, says, ti
     assert snapshot(tiny_repository) == before
 
 
-def test_a_hub_id_without_a_network_fails_fast(tmp_path):
+def test_hub_id_without_a_network_fails_fast(tmp_path):
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
     asked = {"TRITON_TC_MODEL": "nobody/no-such-model", "TRITON_TC_MODEL_REPOSITORY": str(tmp_path / "repository")}
     done = repo_process(**asked, **nowhere)
@@ -303,7 +303,7 @@ def test_a_hub_id_without_a_network_fails_fast(tmp_path):
     assert_one_helpful_line(done.stderr, ["MODEL=nobody/no-such-model", "no such directory here", "check the name"])
 
 
-def test_the_padding_side_of_a_checkpoint_means_nothing(subject, tmp_path):
+def test_ignores_the_padding_side_of_a_checkpoint(subject, tmp_path):
     """A mask hides the padding, and the server pads on the right."""
     directory = make_checkpoint("bert", tmp_path / "checkpoint")
     edit(directory / "tokenizer_config.json", padding_side="left")

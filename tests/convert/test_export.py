@@ -50,7 +50,7 @@ class OneBucket:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "distilbert"])
-def test_the_graph_without_its_planning_is_exported_and_equals_hugging_face(subject, monkeypatch, kind):
+def test_graph_without_planning_is_exported_and_equals_hugging_face(subject, monkeypatch, kind):
     own = subject(kind)
     monkeypatch.setattr(PackedLinear, "kernels", staticmethod(lambda: (False, False)))
     graph = PackedEncoder(encoder_parts(own.model), torch.float32).eval()
@@ -67,8 +67,8 @@ def test_the_graph_without_its_planning_is_exported_and_equals_hugging_face(subj
             assert (exported.module()(*inputs) - eager(own, *inputs)).abs().max() < MAX_LOGIT_ERROR
 
 
-def test_the_planning_is_what_cannot_be_exported(subject, monkeypatch):
-    """When this fails, torch has learned it: the text above, and the docs, promise too little."""
+def test_planning_cannot_be_exported(subject, monkeypatch):
+    """A failure means that torch can export it now: update the text above and the docs."""
     own = subject("bert")
     monkeypatch.setattr(PackedLinear, "kernels", staticmethod(lambda: (False, False)))
     graph = PackedEncoder(encoder_parts(own.model), torch.float32).eval()

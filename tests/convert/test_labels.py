@@ -1,4 +1,4 @@
-"""labels.txt: a name stands on the line of its class id, whatever the names look like."""
+"""labels.txt: each name is on the line of its class id, whatever the names contain."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def triton_lines(content: bytes) -> list[str]:
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\n\n"])
-def test_line_ends_of_labels_do_not_shift_the_names(end, tmp_path):
+def test_line_ends_in_labels_shift_no_name(end, tmp_path):
     """id2label made from readlines(): every name carries its line's end, but perhaps the last."""
     names = ["财经", " two words ", "c:d", "tab\there", "e", "f"]
     written = [name + end for name in names[:-1]] + names[-1:]
@@ -37,11 +37,11 @@ def test_only_a_line_feed_ends_a_line(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", " ", "\n", "two\nlines", "two\rlines", "half \ud83d"])
-def test_a_name_that_is_no_line_is_refused(name, tmp_path):
+def test_refuses_a_label_that_is_not_one_line(name, tmp_path):
     with pytest.raises(ServingError, match=r"label 1 in .* expected one non-empty line: mend id2label"):
         load(make_checkpoint("bert", tmp_path / "checkpoint", labels=["a", name, "c"]))
 
 
-def test_what_is_written_is_read_again(tmp_path):
+def test_written_labels_are_read_back(tmp_path):
     with pytest.raises(ServingError, match="would have 3 lines for 2 labels"):
         write_labels(["a", "b\nc"], tmp_path / "labels.txt")

@@ -1,4 +1,4 @@
-"""What a checkpoint directory can hold besides a good checkpoint: one line that says what is there and what to do."""
+"""Directories that are no good checkpoint: one line with what was found and the next step."""
 
 from __future__ import annotations
 
@@ -111,14 +111,14 @@ def relative_positions(tensors: dict[str, torch.Tensor]) -> None:
 
 
 def tokenizer_without_words(directory: Path) -> None:
-    """As PhoBERT's files are read when config.json says RoBERTa: the special tokens, and nothing else."""
+    """PhoBERT's files read as RoBERTa's: the special tokens only."""
     transformers.RobertaTokenizer(
         vocab={"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}, merges=[]
     ).save_pretrained(directory)
 
 
 def unknown_words(directory: Path) -> None:
-    """A vocabulary without the token for what it does not know."""
+    """A vocabulary without its unknown token."""
     file = directory / "tokenizer.json"
     content = json.loads(file.read_text(encoding="utf-8"))
     content["model"]["vocab"].pop("[UNK]")
@@ -301,7 +301,7 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_refused_in_one_line_that_says_what_to_do(name, tmp_path):
+def test_refuses_in_one_line_with_the_next_step(name, tmp_path):
     damage, says = CASES[name]
     directory = make_checkpoint("bert", tmp_path / "checkpoint")
     damage(directory)
@@ -312,7 +312,7 @@ def test_it_is_refused_in_one_line_that_says_what_to_do(name, tmp_path):
         assert part in str(refused.value)
 
 
-def test_custom_code_is_never_run_and_never_asked_for(tmp_path, monkeypatch):
+def test_never_runs_custom_code_and_never_asks(tmp_path, monkeypatch):
     directory = make_checkpoint("bert", tmp_path / "checkpoint")
     (directory / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\n", encoding="utf-8")
     edit(directory / "config.json", model_type="mine", auto_map={"AutoConfig": "mine.Config"})
@@ -324,7 +324,7 @@ def test_custom_code_is_never_run_and_never_asked_for(tmp_path, monkeypatch):
 
 
 class Runs:
-    """Read as a pickle of any kind, it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -333,7 +333,7 @@ class Runs:
         return Path.touch, (self.file,)
 
 
-def test_no_code_in_a_pickle_is_run(tmp_path):
+def test_runs_no_code_in_a_pickle(tmp_path):
     directory = make_checkpoint("bert", tmp_path / "checkpoint")
     tensors = load_file(directory / "model.safetensors")
     pickled({**tensors, "more": Runs(tmp_path / "ran")})(directory)
@@ -341,13 +341,13 @@ def test_no_code_in_a_pickle_is_run(tmp_path):
         load(directory)
     assert not (tmp_path / "ran").exists()
     torch.load(directory / "pytorch_model.bin", weights_only=False)
-    assert (tmp_path / "ran").exists()  # so it was the way of loading
+    assert (tmp_path / "ran").exists()  # the loader made the difference
 
 
 @pytest.mark.parametrize(
     "damage", [tokenizer_config(tokenizer_class="LayoutLMv3Tokenizer"), write("config.json", "[" * 10**5)]
 )
-def test_what_is_not_foreseen_is_one_line_too(damage, tmp_path):
+def test_unforeseen_content_ends_in_one_line(damage, tmp_path):
     directory = make_checkpoint("bert", tmp_path / "checkpoint")
     damage(directory)
     with pytest.raises(ServingError, match=r"cannot be served: .* failed \(\w+: ") as refused:
@@ -358,7 +358,7 @@ def test_what_is_not_foreseen_is_one_line_too(damage, tmp_path):
 @pytest.mark.parametrize(
     "error", [ValueError("one\ntwo"), RecursionError(), MemoryError(), KeyError("k"), OSError(5, "io")]
 )
-def test_whatever_reading_raises_ends_in_one_line(error, subject, tmp_path, monkeypatch):
+def test_any_error_of_reading_ends_in_one_line(error, subject, tmp_path, monkeypatch):
     def explode(*_: object, **__: object) -> None:
         raise error
 
@@ -371,9 +371,9 @@ def test_whatever_reading_raises_ends_in_one_line(error, subject, tmp_path, monk
     assert not list((repository / "text_classifier" / "releases").iterdir())
 
 
-def test_a_panic_of_a_library_in_rust_is_one_line_and_a_key_pressed_stays_one(tmp_path):
+def test_rust_panic_is_one_line_and_interrupts_pass(tmp_path):
     class PanicException(BaseException):
-        """As pyo3 raises it: no Exception."""
+        """pyo3's panic, which is no Exception."""
 
     with pytest.raises(ServingError, match="PanicException: out of bounds"), refusing(tmp_path, "reading it"):
         raise PanicException("out of bounds")
@@ -382,7 +382,7 @@ def test_a_panic_of_a_library_in_rust_is_one_line_and_a_key_pressed_stays_one(tm
             raise passed
 
 
-def test_a_full_disk_is_still_called_so(subject, tmp_path, monkeypatch):
+def test_reports_a_full_disk(subject, tmp_path, monkeypatch):
     def explode(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -392,7 +392,7 @@ def test_a_full_disk_is_still_called_so(subject, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_one_line(tmp_path):
+def test_unreadable_file_is_one_line(tmp_path):
     directory = make_checkpoint("bert", tmp_path / "checkpoint")
     (directory / "model.safetensors").chmod(0)
     with pytest.raises(ServingError, match="Permission denied"):

@@ -1,4 +1,4 @@
-"""Checkpoints whose tokenizer is SentencePiece's file only: read as SentencePiece itself reads it, or refused."""
+"""Tokenizers with SentencePiece's file only: read as SentencePiece reads it, or refused."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def made(family: str, file: str, directory: Path, **config: object) -> Path:
 @pytest.mark.parametrize(
     ("family", "file", "first", "last", "shift"),
     [
-        # fairseq's four special tokens stand before the pieces; the file has three of them
+        # fairseq's four special tokens precede the pieces; the file has three of them
         ("xlm-roberta", "sentencepiece.bpe.model", [0], [2], 1),
-        # CamemBERT's has four more of its own
+        # CamemBERT adds four more
         ("camembert", "sentencepiece.bpe.model", [5], [6], 4),
         ("albert", "spiece.model", [2], [3], 0),
         ("deberta-v2", "spm.model", [1], [2], 0),
     ],
 )
-def test_the_served_tokenizer_gives_the_ids_of_sentencepiece(family, file, first, last, shift, tmp_path):
+def test_served_tokenizer_gives_the_ids_of_sentencepiece(family, file, first, last, shift, tmp_path):
     checkpoint = load(made(family, file, tmp_path / "checkpoint"))
     own = sentencepiece.SentencePieceProcessor(model_proto=pieces.content(file))
     served = serving_tokenizer(checkpoint)
@@ -47,7 +47,7 @@ def test_the_served_tokenizer_gives_the_ids_of_sentencepiece(family, file, first
         assert served.encode(text).ids == first + wanted + last
 
 
-def test_a_build_of_nothing_but_the_file_answers_like_transformers(tmp_path):
+def test_build_from_the_file_alone_answers_like_transformers(tmp_path):
     directory = made("xlm-roberta", "sentencepiece.bpe.model", tmp_path / "checkpoint")
     (directory / "tokenizer_config.json").unlink()
     assert sorted(file.name for file in directory.iterdir()) == [
@@ -77,7 +77,7 @@ def test_a_build_of_nothing_but_the_file_answers_like_transformers(tmp_path):
         ("llama", "tokenizer.model", ["TokenizersBackend", "splits '", "expected tokenizer.json"]),
     ],
 )
-def test_a_tokenizer_that_is_not_what_the_file_says_is_refused(family, file, says, tmp_path):
+def test_refuses_a_tokenizer_that_contradicts_the_file(family, file, says, tmp_path):
     with pytest.raises(ServingError) as refused:
         load(made(family, file, tmp_path / "checkpoint"))
     assert len(str(refused.value).splitlines()) == 1
@@ -85,7 +85,7 @@ def test_a_tokenizer_that_is_not_what_the_file_says_is_refused(family, file, say
         assert part in str(refused.value)
 
 
-def test_a_name_of_the_class_makes_another_tokenizer_of_the_same_file(tmp_path):
+def test_tokenizer_class_decides_how_the_file_is_read(tmp_path):
     directory = made("llama", "tokenizer.model", tmp_path / "checkpoint")
     (directory / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}), "utf-8")
     own = sentencepiece.SentencePieceProcessor(model_proto=pieces.content("tokenizer.model"))
@@ -102,7 +102,7 @@ def test_a_name_of_the_class_makes_another_tokenizer_of_the_same_file(tmp_path):
     ],
     ids=["damaged", "empty", "cut", "Git LFS pointer"],
 )
-def test_a_file_that_is_none_is_named(content, says, tmp_path):
+def test_names_a_damaged_file(content, says, tmp_path):
     directory = made("xlm-roberta", "sentencepiece.bpe.model", tmp_path / "checkpoint")
     (directory / "sentencepiece.bpe.model").write_bytes(content)
     with pytest.raises(ServingError, match=says) as refused:
@@ -113,7 +113,7 @@ def test_a_file_that_is_none_is_named(content, says, tmp_path):
 @pytest.mark.parametrize(
     ("name", "tokenizer_class"), [("spiece.model", None), ("other.model", None), ("spiece.model", "BertTokenizer")]
 )
-def test_a_file_by_a_name_that_is_not_looked_for_is_named_with_the_one_that_is(name, tokenizer_class, tmp_path):
+def test_names_a_misnamed_file_and_the_expected_name(name, tokenizer_class, tmp_path):
     directory = made("xlm-roberta", "sentencepiece.bpe.model", tmp_path / "checkpoint")
     (directory / "sentencepiece.bpe.model").rename(directory / name)
     (directory / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": tokenizer_class}), "utf-8")
