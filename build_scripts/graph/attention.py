@@ -26,21 +26,21 @@ class Relation(NamedTuple):
     rows: Tensor
 
 
-def attention(query_key_value: Tensor, bucket: Bucket) -> Tensor:
+def attention(query_key_value: Tensor, bucket: Bucket, fused: bool) -> Tensor:
     """(3, texts, heads, max_seqlen, head_size), the query already scaled -> (texts, heads, max_seqlen, head_size).
 
     The fastest method on a CPU was measured. bf16: the fused kernel for few short texts and for long ones, else
     products, which run in fp32 below 64 tokens. fp32: products, but the fused kernel for long texts without padding. A
-    GPU uses the fused kernel.
+    GPU uses the fused kernel, and so does every device if `fused`.
     """
     _, texts, heads, seqlen, head_size = query_key_value.shape
     dtype = query_key_value.dtype
-    if query_key_value.device.type != "cpu" or seqlen > 512:
+    if query_key_value.device.type != "cpu":
         fused = True
     elif dtype == torch.float32:
-        fused = bucket.uniform and seqlen >= 256
+        fused = fused or (bucket.uniform and seqlen >= 256)
     else:
-        fused = texts * seqlen < 80
+        fused = fused or texts * seqlen < 80 or seqlen > 512
     if dtype != torch.float32 and not fused and seqlen < 64:
         query_key_value = query_key_value.float()
     query, key, value = query_key_value.unbind(0)
@@ -101,7 +101,7 @@ def related_attention(
     window = relation.window
     dtype = query_key_value.dtype
     if window > 0 and seqlen <= window + 1 and not relation.causal:
-        return attention(query_key_value, bucket)
+        return attention(query_key_value, bucket, False)
     if query_key_value.device.type == "cpu" and dtype != torch.float32 and seqlen < 64:
         query_key_value = query_key_value.float()
     query, key, value = query_key_value.unbind(0)

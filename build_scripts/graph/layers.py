@@ -117,11 +117,11 @@ class PackedLayer(nn.Module):
 
     def weigh(self, query_key_value: Tensor, bucket: Bucket, context: Context, index: int) -> Tensor:
         if not self.related:
-            return attention(query_key_value, bucket)
+            return attention(query_key_value, bucket, False)
         relation = context.local if self.local else context.wide
         bias = context.local_biases[index] if self.local else context.wide_biases[index]
         if relation.window == 0 and not relation.causal and relation.bias.size(0) + relation.rows.size(0) == 0:
-            return attention(query_key_value, bucket)
+            return attention(query_key_value, bucket, bucket.max_seqlen > 512)  # also with gaps in the mask
         return related_attention(query_key_value, bucket, relation, bias, self.keys, self.queries)
 
 
