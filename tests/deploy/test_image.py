@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.deploy.conftest import START_LIMIT_S, await_well, debian
+from tests.deploy.test_manifests import DEPLOY, render
 from tests.support.balancers import TEXT_REQUEST
 from tests.support.containers import MIB, run
 from tests.support.deploy_tools import TOOLS
@@ -135,3 +136,25 @@ def test_asked_to_stop_it_answers_what_is_in_flight_and_ends_with_zero(start, ne
     one.signal("TERM")
     assert one.wait(START_LIMIT_S) == 0, one.said()
     assert in_flight.communicate()[0] == "12\n", one.said()
+
+
+def exit_code(container, probe: dict) -> int:
+    return container.inside(*probe["exec"]["command"], check=False).returncode
+
+
+@pytest.mark.parametrize("name", ["base", "kserve"])
+def test_a_manifests_command_and_probes_run_in_the_image(start, image, packed, name):
+    """Until all three probes pass, and through the drain: then it is alive and not ready."""
+    ((_, pod),) = render(DEPLOY, name).pods.values()
+    (asked,) = pod["containers"]
+    command = [*asked.get("command", image.config["Entrypoint"]), *asked["args"]]
+    models_at = command[command.index("--model-repository") + 1]
+    one = start(24, command=command, models=packed.directory / "model_repository", models_at=models_at, cpus=1)
+    for kind in ("startup", "readiness", "liveness"):
+        probe = asked[f"{kind}Probe"]
+        wait_for(lambda probe=probe: exit_code(one, probe) == 0, START_LIMIT_S, one.said())
+    one.signal("TERM")
+    wait_for(lambda: exit_code(one, asked["readinessProbe"]) == 3, 10, one.said())
+    assert exit_code(one, asked["livenessProbe"]) == 0
+    assert one.wait(START_LIMIT_S) == 0, one.said()
+    one.remove()

@@ -7,10 +7,12 @@ import json
 import re
 import shutil
 import subprocess
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from build_scripts.core.paths import PROJECT
 from tests.deploy.mistakes import MISTAKES
@@ -101,3 +103,12 @@ def test_the_image_has_the_projects_versions():
     direct = (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
     assert len(pins) >= 10
     assert [pin for pin in pins if f"{pin} " not in locked and f'"{pin}"' not in direct] == []
+
+
+def test_the_image_has_what_torch_needs():
+    """It is installed without looking for dependencies, because each has a hash in the list."""
+    listed = (DEPLOY / "requirements-embedded.txt").read_text(encoding="utf-8")
+    needed = [Requirement(line) for line in requires("torch") or []]
+    names = [one.name for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
+    assert "typing-extensions" in names
+    assert [name for name in names if not re.search(rf"(?m)^{name}==", listed)] == []

@@ -20,7 +20,7 @@ BACKENDS = ("http", "grpc")
 @pytest.fixture(scope="module")
 def replicas(start):
     need("haproxy", "curl", "openssl")
-    started = {name: start(number) for name, number in REPLICAS.items()}
+    started = {name: start(number, cpus=1) for name, number in REPLICAS.items()}
     for replica in started.values():
         await_well(replica)
     return started
@@ -48,6 +48,19 @@ def test_every_request_is_balanced_and_not_every_connection(front):
     for backend in BACKENDS:
         served = [now - then for now, then in zip(counted(front)[backend], before[backend])]
         assert min(served) > 0.8 * max(served), (backend, served)
+
+
+def test_busy_replicas_stay_in(front, replicas):
+    """Twelve clients, each with 64 texts a request, keep them busy for longer than a check's interval."""
+    verdicts = []
+    with front.load("http", 12, 48, texts=64) as found:
+        for _ in range(20):
+            verdicts += [front.is_up(name) for name in REPLICAS]
+            health = ("python", "-S", "-E", "-m", "build_scripts.serving.keep.health")
+            verdicts += [one.inside(*health, check=False).returncode == 0 for one in replicas.values()]
+    assert found["failed"] == {}
+    assert found["answered"] >= 48
+    assert all(verdicts)
 
 
 def replace(front, replicas, start, name, **options):

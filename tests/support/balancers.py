@@ -125,11 +125,11 @@ class Proxy:
         return all(found[backend, replica]["status"] == "UP" for backend in ("http", "grpc"))
 
     @contextlib.contextmanager
-    def load(self, kind: str, clients: int, requests: int) -> Iterator[dict]:
-        """Clients that send at least so many requests, while the block runs; the dict is filled at its end."""
+    def load(self, kind: str, clients: int, requests: int, texts: int = 1) -> Iterator[dict]:
+        """Clients that send at least `requests` while the block runs; the dict is filled at its end."""
         command = [sys.executable, "-m", "tests.support.replica_load", "--kind", kind, "--host", HOST]
         command += ["--port", str(PORT), "--ca", str(self.directory / "certificate.pem")]
-        command += ["--clients", str(clients), "--requests", str(requests)]
+        command += ["--clients", str(clients), "--requests", str(requests), "--texts", str(texts)]
         process = subprocess.Popen(
             [*self.network.enter(self.network.balancer), *command],
             cwd=PROJECT,

@@ -105,20 +105,21 @@ def specification(
     models: Path | None,
     cpus: float,
     memory_mib: int,
-    arguments: Sequence[str] | None,
+    command: Sequence[str] | None,
+    models_at: str,
     system_calls: Sequence[str],
     own_processes_only: bool,
 ) -> dict:
     """The OCI runtime configuration of a strict pod. image: the "config" of the image; cpus: 0 for no quota.
 
-    models: a package that is mounted over the image's own. arguments: in the place of the image's. system_calls: the
-    only ones allowed, if there are any. own_processes_only: hide the processes of other users in /proc.
+    models: a package that is mounted at models_at. command: in the place of the image's. system_calls: the only ones
+    allowed, if there are any. own_processes_only: hide the processes of other users in /proc.
     """
     hidden = ["nosuid", "nodev", "noexec", *(["hidepid=2"] if own_processes_only else [])]
     allowed = [{"names": list(system_calls), "action": "SCMP_ACT_ALLOW"}]
     seccomp = {"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86_64"], "syscalls": allowed}
     tmpfs = ["nosuid", "nodev", "mode=1777"]
-    bind = {"destination": "/models", "type": "bind", "source": str(models), "options": ["bind", "ro"]}
+    bind = {"destination": models_at, "type": "bind", "source": str(models), "options": ["bind", "ro"]}
     limits: dict = {"memory": {"limit": memory_mib * MIB}, "pids": {"limit": 512}}
     if cpus:
         limits["cpu"] = {"quota": int(cpus * 100_000), "period": 100_000}
@@ -128,7 +129,7 @@ def specification(
         "root": {"path": str(root), "readonly": True},
         "process": {
             "user": {"uid": 1000, "gid": 1000},
-            "args": [*image["Entrypoint"], *(image["Cmd"] if arguments is None else arguments)],
+            "args": list(command or [*image["Entrypoint"], *image["Cmd"]]),
             "env": image["Env"],
             "cwd": image["WorkingDir"],
             "noNewPrivileges": True,
@@ -206,7 +207,8 @@ def start(
     models: Path | None = None,
     cpus: float = 0,
     memory_mib: int = 1536,
-    arguments: Sequence[str] | None = None,
+    command: Sequence[str] | None = None,
+    models_at: str = "/models",
     system_calls: Sequence[str] = (),
     own_processes_only: bool = False,
 ) -> Container:
@@ -222,7 +224,8 @@ def start(
         models=models,
         cpus=cpus,
         memory_mib=memory_mib,
-        arguments=arguments,
+        command=command,
+        models_at=models_at,
         system_calls=system_calls,
         own_processes_only=own_processes_only,
     )

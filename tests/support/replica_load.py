@@ -1,9 +1,9 @@
-"""Clients of a balanced service, each with a connection of its own and without any retry: HTTPS keep-alive, and gRPC.
+"""Clients of a balanced service, each with one connection and without any retry: HTTPS keep-alive, and gRPC.
 
     python -m tests.support.replica_load --kind grpc --host 192.0.2.1 --port 8443 --ca c.pem --clients 4 --requests 1000
 
-Sends at least so many requests, and goes on until its standard input is closed; then prints one JSON object: how many
-were answered with the expected class id, and why the others were not. Bounded in time.
+Sends at least that number of requests, and goes on until its standard input is closed; then prints one JSON object: how
+many were answered with the expected class id, and why the others were not. Bounded in time.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ def http_client(host: str, port: int, ca: str):
     return ask
 
 
-def grpc_client(host: str, port: int, ca: str):
-    """The same over gRPC. Its channel is its own, and does not retry."""
+def grpc_client(host: str, port: int, ca: str, texts: int):
+    """The same over gRPC, with one text. Each client has a separate channel, which does not retry."""
+    assert texts == 1
     import grpc
     import numpy as np
     import tritonclient.grpc as triton
@@ -76,13 +77,14 @@ def main() -> None:
     parser.add_argument("--ca")
     parser.add_argument("--clients", type=int)
     parser.add_argument("--requests", type=int)
+    parser.add_argument("--texts", type=int, default=1, help="texts of a request")
     options = parser.parse_args()
     make = {"http": http_client, "grpc": grpc_client}[options.kind]
     deadline = time.monotonic() + LIMIT_S
     stopped, lock, found = threading.Event(), threading.Lock(), Counter()
 
     def work() -> None:
-        ask = make(options.host, options.port, options.ca)
+        ask = make(options.host, options.port, options.ca, options.texts)
         while time.monotonic() < deadline and not (stopped.is_set() and found.total() >= options.requests):
             try:
                 answer = ask()
