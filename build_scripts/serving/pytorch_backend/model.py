@@ -29,25 +29,18 @@ import triton_python_backend_utils as pb_utils
 # First, so that the modules beside this file win over installed ones.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 if TYPE_CHECKING:  # the path of these modules as mypy sees it
+    from build_scripts.serving.pytorch_backend import model_config
     from build_scripts.serving.pytorch_backend.gauge import Gauge
     from build_scripts.serving.pytorch_backend.heap import Heap
-    from build_scripts.serving.pytorch_backend.model_config import (
-        DTYPES,
-        Config,
-        Spec,
-        boolean,
-        device_of,
-        positional,
-        read_parameters,
-        set_threads,
-    )
+    from build_scripts.serving.pytorch_backend.idle_threads import IdleThreads
     from build_scripts.serving.pytorch_backend.openmp import releaser
     from build_scripts.serving.pytorch_backend.schedule import Entry, Schedule
     from build_scripts.serving.pytorch_backend.worker import Waiting, Worker
 else:
+    import model_config
     from gauge import Gauge
     from heap import Heap
-    from model_config import DTYPES, boolean, device_of, positional, read_parameters, set_threads
+    from idle_threads import IdleThreads
     from openmp import releaser
     from schedule import Entry, Schedule
     from worker import Waiting, Worker
@@ -68,17 +61,17 @@ class TritonPythonModel:
         return config
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        config: Config = json.loads(args["model_config"])
-        parameters = read_parameters(config)
-        set_threads(parameters)
-        self.inputs = positional(config["input"], "INPUT")
-        self.outputs = positional(config["output"], "OUTPUT")
-        self.device = device_of(args["model_instance_kind"], args["model_instance_device_id"])
+        config: model_config.Config = json.loads(args["model_config"])
+        parameters = model_config.read_parameters(config)
+        model_config.set_threads(parameters)
+        self.inputs = model_config.positional(config["input"], "INPUT")
+        self.outputs = model_config.positional(config["output"], "OUTPUT")
+        self.device = model_config.device_of(args["model_instance_kind"], args["model_instance_device_id"])
         if self.device.type == "cpu":
             lower_priority()  # before torch starts its threads, which inherit it
         self.max_batch_size: int = config["max_batch_size"]
-        self.inference_mode = boolean(parameters, "INFERENCE_MODE", default=True)
-        self.optimized = not boolean(parameters, "DISABLE_OPTIMIZED_EXECUTION", default=False)
+        self.inference_mode = model_config.boolean(parameters, "INFERENCE_MODE", default=True)
+        self.optimized = not model_config.boolean(parameters, "DISABLE_OPTIMIZED_EXECUTION", default=False)
         file = config.get("default_model_filename") or "model.pt"
         path = Path(args["model_repository"]) / args["model_version"] / file
         self.model = torch.jit.load(str(path), map_location=self.device).eval()
@@ -87,9 +80,8 @@ class TritonPythonModel:
         self.release = releaser()
         if self.device.type == "cpu" and self.max_batch_size > 1:
             gauge = Gauge(config["name"], args["model_instance_name"])
-            self.worker = Worker(
-                Schedule(self.max_batch_size), gauge, self.compute, self.respond, self.pause, self.release
-            )
+            schedule, threads = Schedule(self.max_batch_size), IdleThreads(torch.get_num_threads())
+            self.worker = Worker(schedule, gauge, threads, self.compute, self.respond, self.pause, self.release)
         self.heap = Heap()
 
     def finalize(self) -> None:
@@ -108,16 +100,16 @@ class TritonPythonModel:
         if worker and not worker.leaves_to_caller(costs):
             self.hand_over(worker, requests, costs)
             return None
-        responses: list[pb_utils.InferenceResponse] | None
-        if len(requests) == 1 and not self.heap.is_due():
-            responses = self.answer(requests)
-        else:
+        tokens = sum(map(sum, costs))
+        with worker.threads.chosen(tokens) if worker else contextlib.nullcontext():
+            responses: list[pb_utils.InferenceResponse] | None = self.answer(requests)
+        if len(requests) > 1 or self.heap.is_due():
             senders = [request.get_response_sender() for request in requests]
-            for sender, response in zip(senders, self.answer(requests)):
+            for sender, response in zip(senders, responses or []):
                 sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             responses = None
         if worker:
-            worker.schedule.measured(sum(map(sum, costs)), time.monotonic() - began)
+            worker.schedule.measured(tokens, time.monotonic() - began)
         if responses is None:
             self.pause(time.monotonic() - began, len(requests))
         return responses
@@ -252,8 +244,8 @@ def refusal(message: str) -> pb_utils.InferenceResponse:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
 
 
-def to_numpy(spec: Spec, output: torch.Tensor) -> np.ndarray:
+def to_numpy(spec: model_config.Spec, output: torch.Tensor) -> np.ndarray:
     """Raises TypeError if the output's type differs from the configuration's."""
-    if output.dtype != DTYPES[spec["data_type"]]:
+    if output.dtype != model_config.DTYPES[spec["data_type"]]:
         raise TypeError(f"{spec['name']} is {output.dtype}, the configuration says {spec['data_type']}")
     return output.cpu().contiguous().numpy()

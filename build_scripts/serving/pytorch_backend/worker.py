@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:  # the path of these modules as mypy sees it
     from build_scripts.serving.pytorch_backend.gauge import Gauge
+    from build_scripts.serving.pytorch_backend.idle_threads import IdleThreads
     from build_scripts.serving.pytorch_backend.schedule import LARGE_S, Entry, Part, Piece, Schedule
 else:
     from schedule import LARGE_S
@@ -54,6 +54,7 @@ class Worker:
         self,
         schedule: Schedule,
         gauge: Gauge,
+        threads: IdleThreads,
         compute: Callable[[list[np.ndarray]], list[np.ndarray]],
         respond: Callable[[Iterable[np.ndarray]], pb_utils.InferenceResponse],
         pause: Callable[[float, int], None],
@@ -61,6 +62,7 @@ class Worker:
     ) -> None:
         self.schedule = schedule
         self.gauge = gauge
+        self.threads = threads
         self.compute = compute
         self.respond = respond
         self.pause = pause
@@ -106,7 +108,6 @@ class Worker:
         self.gauge.close()
 
     def run(self) -> None:
-        torch.set_num_threads(torch.get_num_threads())  # OpenMP's setting is per thread, and this thread is new
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: bool(self.schedule) or self.ending)
@@ -157,7 +158,9 @@ class Worker:
             return {}
         try:
             columns = [[c[first:last] for c in entry.request.columns] for entry, first, last in pieces]
-            outputs, end = self.compute([np.concatenate(rows) for rows in zip(*columns)]), 0
+            tokens = sum(sum(entry.tokens[first:last]) for entry, first, last in pieces)
+            with self.threads.chosen(tokens):
+                outputs, end = self.compute([np.concatenate(rows) for rows in zip(*columns)]), 0
             for entry, first, last in pieces:
                 start, end = end, end + last - first
                 entry.results.append([output[start:end] for output in outputs])

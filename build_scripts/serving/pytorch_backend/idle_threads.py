@@ -1,0 +1,65 @@
+"""Chooses one thread or all of them for a batch that follows a pause, by the time that each took before.
+
+Waking a thread on an idle virtual CPU takes about 0.2 ms, longer than OpenMP's threads spin. So after a pause each of
+some sixty parallel regions of a forward pass waits for a wake-up: a batch of 2 ms takes 15. One thread needs no other.
+In a closed loop the other cores stay awake, and all threads are used. Where one thread stops being faster depends on
+the model, the cores and the hypervisor, so both are measured on the batches themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator
+
+import torch
+
+# A closed loop never pauses for this long between two batches.
+IDLE_S = 0.002
+# Measurements kept per choice. The median of five ignores two that were disturbed.
+KEPT = 5
+# Both choices are measured this often before the faster one is preferred, and the slower one again every RETRY batches.
+TRIALS, RETRY = 2, 64
+
+
+class IdleThreads:
+    """threads: all of them."""
+
+    def __init__(self, threads: int) -> None:
+        self.choices = (1, threads)
+        self.last_end = 0.0
+        # Seconds per token, by (size class, number of threads). A size class spans a factor of two in tokens.
+        self.measured: defaultdict[tuple[int, int], deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
+        self.batches: defaultdict[int, int] = defaultdict(int)
+        # (tokens, threads) computed before: oneDNN compiles for a new pair, which takes as long as the batch.
+        self.compiled: set[tuple[int, int]] = set()
+
+    @contextlib.contextmanager
+    def chosen(self, tokens: int) -> Iterator[None]:
+        """Compute a batch of `tokens` in this block, in the thread that entered it."""
+        began = time.monotonic()
+        idle = began - self.last_end > IDLE_S
+        threads = self.choose(tokens) if idle and self.choices[-1] > 1 else self.choices[-1]
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            self.last_end = time.monotonic()
+            if (tokens, threads) not in self.compiled:
+                self.compiled.add((tokens, threads))
+            elif idle:
+                self.measured[tokens.bit_length(), threads].append((self.last_end - began) / max(tokens, 1))
+
+    def choose(self, tokens: int) -> int:
+        """Number of threads for a batch after a pause."""
+        size = tokens.bit_length()
+        self.batches[size] += 1
+        taken = {threads: self.measured[size, threads] for threads in self.choices}
+        rare = min(taken, key=lambda threads: len(taken[threads]))
+        if len(taken[rare]) < TRIALS:
+            return rare
+        faster, slower = sorted(taken, key=lambda threads: statistics.median(taken[threads]))
+        return slower if self.batches[size] % RETRY == 0 else faster
