@@ -83,7 +83,10 @@ class Request:
     """Also its own response sender; `sent` holds the responses."""
 
     def __init__(self, **arrays: np.ndarray):
-        self.arrays, self.sent, self.cancelled = arrays, [], False
+        self.arrays, self.sent, self.cancelled, self.id = arrays, [], False, ""
+
+    def request_id(self) -> str:
+        return self.id
 
     def get_response_sender(self) -> Request:
         return self

@@ -15,6 +15,8 @@ from build_scripts.serving.keep.local_http import exchange
 from build_scripts.serving.keep.run_state import read_state
 
 PROBE_TEXT = "health"
+# Request id of probes and warm-up. The backend's metrics of answers leave it out.
+PROBE_ID = "health"
 # Pause between probes while a server starts.
 ASK_AGAIN_S = 0.05
 
@@ -47,7 +49,7 @@ class Probe(NamedTuple):
 def probe(url: str, timeout_s: float, name: str = ENSEMBLE) -> Probe:
     """One inference within the timeout."""
     text = f"{PROBE_TEXT} {time.monotonic_ns()}"  # never in a response cache
-    body = {"inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": [text]}]}
+    body = {"id": PROBE_ID, "inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": [text]}]}
     try:
         status, answer = exchange(f"{url}/v2/models/{name}/infer", json.dumps(body).encode(), timeout_s=timeout_s)
     except OSError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,8 +32,12 @@ class Waiting:
     """A queued request. columns: copies of its inputs, because Triton reclaims the request's memory."""
 
     def __init__(self, request: pb_utils.InferenceRequest, columns: Sequence[np.ndarray]) -> None:
+        self.id = request.request_id()
         self.sender = request.get_response_sender()
         self.columns = columns
+
+    def request_id(self) -> str:
+        return self.id
 
     def send(self, response: pb_utils.InferenceResponse) -> None:
         try:
@@ -45,9 +49,9 @@ class Waiting:
 class Worker:
     """Owns the schedule. `changed` guards all shared state.
 
-    compute: inputs (rows, width) -> outputs (rows, …). respond: outputs -> response. pause: called after a part with
-    its seconds and the number of requests it answered. release: ends the caller's OpenMP threads; the thread calls it
-    when nothing waits, because `execute` may compute next.
+    compute: inputs (rows, width) -> outputs (rows, …). respond: a request, outputs -> response. pause: called after a
+    part with its seconds and the number of requests it answered. release: ends the caller's OpenMP threads; the thread
+    calls it when nothing waits, because `execute` may compute next.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class Worker:
         gauge: Gauge,
         threads: IdleThreads,
         compute: Callable[[list[np.ndarray]], list[np.ndarray]],
-        respond: Callable[[Iterable[np.ndarray]], pb_utils.InferenceResponse],
+        respond: Callable[[Waiting, list[np.ndarray]], pb_utils.InferenceResponse],
         pause: Callable[[float, int], None],
         release: Callable[[], object],
     ) -> None:
@@ -145,8 +149,8 @@ class Worker:
             self.give_up(entry, error)
         complete = [entry for entry, _, last in pieces if last == len(entry.tokens) and entry not in failed]
         for entry in complete:
-            outputs = entry.results[0] if len(entry.results) == 1 else map(np.concatenate, zip(*entry.results))
-            entry.request.send(self.respond(outputs))
+            outputs = [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*entry.results)]
+            entry.request.send(self.respond(entry.request, outputs))
         return len(complete)
 
     def attempt(self, pieces: list[Piece]) -> dict[Entry, Exception]:

@@ -1,0 +1,103 @@
+"""Metrics of answers: a counter per class id, and a histogram of the winning probability."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import httpx
+import numpy as np
+import pytest
+
+from build_scripts.core.names import CLASSIFIER
+from tests.support import fake_triton
+from tests.support.servers import embedded, post, wait_for
+from tests.support.texts import HEADLINES
+from tests.support.token_batches import batch
+
+FAMILY = "text_classifier_"
+
+
+@pytest.fixture
+def backend(load):
+    backend = load()
+    yield backend
+    backend.finalize()
+
+
+@pytest.fixture
+def answers(backend):
+    """The metrics of a classifier that was never asked, flushed by the test."""
+    return backend.answers
+
+
+def counted(name: str) -> dict[str, float]:
+    """Sums by the value of the second label."""
+    told = fake_triton.MetricFamily.families[FAMILY + name].told
+    return {dict(labels).get("class_id", dict(labels).get("le", "")): sum(values) for labels, values in told.items()}
+
+
+def test_counts_class_ids_and_winning_probabilities(answers):
+    probabilities = np.array([[0.1, 0.9], [0.55, 0.45], [0.04, 0.96], [0.0, 1.0]], dtype=np.float32)
+    answers.add([probabilities.argmax(1)[:, None], probabilities])
+    answers.flush()
+    answers.add([np.array([[1]]), probabilities[:1]])
+    answers.flush()
+    answers.flush()
+    assert counted("answers_total") == {"0": 1, "1": 4}
+    buckets = counted("probability_bucket")
+    assert {bound: buckets[bound] for bound in ("0.5", "0.6", "0.9", "0.95", "0.99", "+Inf")} == {
+        "0.5": 0, "0.6": 1, "0.9": 3, "0.95": 3, "0.99": 4, "+Inf": 5,
+    }  # fmt: skip
+    assert counted("probability_count") == {"": 5}
+    assert counted("probability_sum")[""] == pytest.approx(0.9 + 0.55 + 0.96 + 1.0 + 0.9)
+
+
+def test_class_ids_beyond_the_limit_share_a_series(answers):
+    class_ids = np.array([[3], [999], [1000], [5000]])
+    answers.add([class_ids, np.full((4, 2), 0.5, dtype=np.float32)])
+    answers.flush()
+    assert counted("answers_total") == {"3": 1, "999": 1, "other": 2}
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("handed_over", [False, True])
+def test_every_answer_is_counted_except_probes(backend, subject, handed_over):
+    """Whether `execute` or the worker computes it."""
+    ids, mask = batch(subject("bert"), [7, 20, 11])
+    requests = [fake_triton.Request(INPUT__0=ids[:2].numpy(), INPUT__1=mask[:2].numpy())]
+    requests += [fake_triton.Request(INPUT__0=ids[2:].numpy(), INPUT__1=mask[2:].numpy()) for _ in range(2)]
+    requests[1].id = "health"
+    if handed_over:
+        backend.worker.schedule.rate = 1e-9
+    backend.execute(requests)
+    wait_for(lambda: all(request.sent for request in requests), 60, "no answer")
+    backend.answers.flush()
+    assert sum(counted("answers_total").values()) == 3
+    assert counted("probability_count") == {"": 3}
+
+
+def test_model_with_other_outputs_is_not_counted(load):
+    backend = load(('"OUTPUT__0", data_type: TYPE_INT64', '"OUTPUT__0", data_type: TYPE_INT32'))
+    assert backend.answers is None
+    backend.finalize()
+
+
+@pytest.mark.skipif(not embedded(), reason="NVIDIA's backend has no metrics of answers")
+def test_real_server_shows_answers_and_leaves_probes_out(default_server):
+    def metrics() -> dict[str, float]:
+        page = httpx.get(f"http://{default_server.address.metrics_address}/metrics").text
+        series = re.findall(r"^text_classifier_answers_total{(.*)} ([\d.e+]+)$", page, re.MULTILINE)
+        return {
+            re.search('class_id="(.*?)"', labels)[1]: float(value) for labels, value in series if CLASSIFIER in labels
+        }
+
+    before = metrics()
+    body = {"inputs": [{"name": "TEXT", "shape": [50, 1], "datatype": "BYTES", "data": HEADLINES[:50]}]}
+    url = f"{default_server.http}/v2/models/text_classifier/infer"
+    status, answer = post(url, body)
+    assert status == 200
+    (ids,) = (output["data"] for output in json.loads(answer)["outputs"] if output["name"] == "CLASS_ID")
+    assert post(url, {"id": "health", **body})[0] == 200
+    expected = {**before, **{str(one): before.get(str(one), 0) + ids.count(one) for one in set(ids)}}
+    wait_for(lambda: metrics() == expected, 30, f"{metrics()} {expected}")
