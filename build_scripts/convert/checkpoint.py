@@ -22,7 +22,7 @@ from build_scripts.convert import weights
 from build_scripts.convert.error_guard import first_line
 from build_scripts.core.errors import ServingError
 from build_scripts.core.names import shortened
-from build_scripts.core.options import LONGEST_MAX_LENGTH, SHORTEST_MAX_LENGTH
+from build_scripts.core.options import DEFAULT_MAX_LENGTH, LONGEST_MAX_LENGTH, SHORTEST_MAX_LENGTH
 
 # A text, or the two texts of a pair.
 Text = str | tuple[str, str]
@@ -168,8 +168,8 @@ def _max_length(asked: int | None, positions: int, tokenizer: PreTrainedTokenize
     limit = min(positions, LONGEST_MAX_LENGTH)
     whose = ""
     if asked is None:
-        asked = limit
-        if 0 < tokenizer.model_max_length < limit:  # 0, -1 and Infinity mean no limit
+        asked = min(limit, DEFAULT_MAX_LENGTH)
+        if 0 < tokenizer.model_max_length < asked:  # 0, -1 and Infinity mean no limit
             asked, whose = int(tokenizer.model_max_length), ", the tokenizer's model_max_length"
     if not SHORTEST_MAX_LENGTH <= asked <= limit:
         raise ServingError(

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from build_scripts.convert.checkpoint import Checkpoint, Text
-from build_scripts.core.options import LONGEST_MAX_LENGTH
+from build_scripts.core.options import DEFAULT_MAX_LENGTH
 
 # The gate: no probability may move by more, and no class id may change unless it is a near tie.
 PROBABILITY_LIMITS = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02}
@@ -83,7 +83,7 @@ def differences(file: Path, checkpoint: Checkpoint, expected: Reference, device:
     start = turn = 0
     with torch.inference_mode(), torch.jit.optimized_execution(False):
         for rows in (1, 2):
-            zeros = torch.zeros(rows, LONGEST_MAX_LENGTH, dtype=torch.int64, device=device)
+            zeros = torch.zeros(rows, DEFAULT_MAX_LENGTH, dtype=torch.int64, device=device)
             model(zeros, zeros)
         while start < len(expected.texts):
             size = BATCH_SIZES[turn % len(BATCH_SIZES)]

@@ -136,6 +136,33 @@ def test_other_checkpoints_through_the_real_server(kind, subject, tmp_path):
 
 
 @pytest.mark.server
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+def test_texts_of_up_to_2048_tokens(kind, tmp_path):
+    """Requests of every width at the same time, and texts of all lengths in one request."""
+    checkpoint = make_checkpoint(kind, tmp_path / "checkpoint", max_positions=2048)
+    options = BuildOptions(model=str(checkpoint), max_length=2048, precision="fp32", repository=tmp_path / "repository")
+    build(options)
+    arguments = ("--model", str(checkpoint), "--precision", "fp32", "--max-length", "2048")
+    texts = ["word " * count for count in (3, 100, 300, 700, 1400, 3000)] + varied_texts(20, seed=4)
+    oracle = HuggingFace(checkpoint, 2048)
+    tokens = [len(oracle.encode(text)["input_ids"]) for text in texts]
+    assert {512, 1024, 2048} <= {next(width for width in (512, 1024, 2048) if count <= width) for count in tokens}
+    expected = oracle.probabilities(texts).numpy()
+    with running(options.repository, tmp_path / "output.txt", *arguments) as server:
+        _, together = served(server, [texts])
+        with ThreadPoolExecutor(8) as pool:
+            alone = [*pool.map(lambda text: served(server, [[text]])[1][0], texts)]
+        with triton.InferenceServerClient(server.grpc) as client:
+            result = client.infer("text_classifier", [text_input(texts)])
+    assert np.abs(together - expected).max() <= 1e-4
+    assert np.abs(np.stack(alone) - expected).max() <= 1e-4
+    assert result.as_numpy("TOKENS")[:, 0].tolist() == tokens
+    assert result.as_numpy("TRUNCATED")[:, 0].tolist() == [
+        len(oracle.tokenizer(text)["input_ids"]) > 2048 for text in texts
+    ]
+
+
+@pytest.mark.server
 def test_label_follows_the_class_id_when_sigmoids_are_equal(tmp_path):
     """Every probability is exactly 1. The class id follows the logits, as Hugging Face's does."""
     checkpoint = make_checkpoint("bert", tmp_path / "checkpoint", multi_label=True)

@@ -47,10 +47,11 @@ class Served:
         response = self.execute([[text.encode() for text in texts]])[0]
         assert response.error is None, response.error.message()
         input_ids, mask = response.outputs["INPUT_IDS"], response.outputs["ATTENTION_MASK"]
-        assert input_ids.shape == mask.shape == (len(texts), self.max_length)
-        assert input_ids.dtype == mask.dtype == np.int64
         lengths = mask.sum(1)
-        assert np.array_equal(mask, np.arange(self.max_length) < lengths[:, None])
+        width = min(self.max_length, next(width for width in (512 << n for n in range(9)) if width >= max(lengths)))
+        assert input_ids.shape == mask.shape == (len(texts), width)
+        assert input_ids.dtype == mask.dtype == np.int64
+        assert np.array_equal(mask, np.arange(width) < lengths[:, None])
         tokens = response.outputs["TOKENS"]
         assert tokens.dtype == np.int32
         assert np.array_equal(tokens, lengths[:, None])
@@ -188,8 +189,8 @@ def test_longest_pair_needs_little_memory(minilm):
     """The tokenizers package builds 118,000 encodings of 512 tokens for this pair: gigabytes."""
     text = LONGEST_TEXTS["han"]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    outputs = minilm.model.encoder.encode([(text, text)])
-    assert (outputs["TOKENS"].item(), outputs["TRUNCATED"].item()) == (512, True)
+    (row,) = minilm.model.encoder.tokenize([(text, text)])
+    assert (len(row.ids), row.cut) == (512, True)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 << 10
 
 
@@ -252,6 +253,26 @@ def test_long_text_is_tokenized_whole(serve, kind, name):
 def test_every_max_length_equals_hugging_face(serve, max_length):
     served = serve(hugging_face_tokenizer("minilm"), max_length)
     assert served.ids(VARIED) == served.expected(VARIED)
+
+
+@pytest.mark.parametrize(
+    ("words", "width"),
+    [(0, 512), (510, 512), (511, 1024), (1022, 1024), (1023, 2048), (2046, 2048), (2047, 3000), (4000, 3000)],
+)
+def test_long_texts_get_the_next_power_of_two_of_columns(serve, words, width):
+    """Each request by its longest text, whatever else Triton puts into the same batch."""
+    served = serve(hugging_face_tokenizer("minilm"), max_length=3000)
+    texts = ["word " * words, GOOD[0]]
+    assert served.ids(texts) == served.expected(texts)
+    long, short = served.execute([[text.encode() for text in texts], [GOOD[0].encode()]])
+    assert long.outputs["INPUT_IDS"].shape == (2, width)
+    assert short.outputs["INPUT_IDS"].shape == short.outputs["ATTENTION_MASK"].shape == (1, 512)
+
+
+def test_parts_of_a_long_request_get_one_width(serve):
+    served = serve(hugging_face_tokenizer("minilm"), max_length=4096)
+    texts = ["word " * 3000, "short", "word " * 700 + " " * 100_000]
+    assert served.ids(texts) == served.expected(texts)
 
 
 def test_keeps_truncation_on_the_left(serve):
@@ -338,11 +359,14 @@ class Gate:
         self.encoder, self.closed_for = encoder, closed_for
         self.opened, self.begun = threading.Event(), []
 
-    def encode(self, texts: list[str]):
+    def __getattr__(self, name: str):
+        return getattr(self.encoder, name)
+
+    def tokenize(self, texts: list[str]):
         if max(map(len, texts), default=0) >= self.closed_for:
             assert self.opened.wait(60)
         self.begun.append(sum(map(len, texts)))
-        return self.encoder.encode(texts)
+        return self.encoder.tokenize(texts)
 
 
 @pytest.fixture
@@ -351,7 +375,7 @@ def gate(serve, monkeypatch):
     served = serve(hugging_face_tokenizer("minilm"), max_length=128)
     gate = Gate(served.model.encoder, closed_for=30_000)
     monkeypatch.setattr(served.model, "encoder", gate)
-    monkeypatch.setattr(served.model.long_texts, "encode", gate.encode)
+    monkeypatch.setattr(served.model.long_texts, "tokenize", gate.tokenize)
     yield served, gate
     gate.opened.set()
 
@@ -438,14 +462,14 @@ def test_unloading_waits_for_long_requests(gate):
 
 def test_failed_long_request_is_answered_and_so_is_the_next(serve, monkeypatch):
     served = serve(hugging_face_tokenizer("minilm"), max_length=16)
-    encode = served.model.encoder.encode
+    tokenize = served.model.encoder.tokenize
 
     def fail_on_x(texts: list[str]):
         if texts[0].startswith("x"):
             raise MemoryError("no room")
-        return encode(texts)
+        return tokenize(texts)
 
-    monkeypatch.setattr(served.model.long_texts, "encode", fail_on_x)
+    monkeypatch.setattr(served.model.long_texts, "tokenize", fail_on_x)
     bad, good = served.execute([[b"x" * 100_000], [LONG.encode()]])
     assert bad.error.code() == fake_triton.TritonError.INTERNAL
     assert "no room" in bad.error.message()

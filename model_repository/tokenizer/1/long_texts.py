@@ -14,32 +14,32 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from encoder import Outputs, Text
+from encoder import Row, Text
 
 # deadline = arrival + bytes / BYTES_PER_S, about the pace of tokenizing. The earliest deadline goes first, text by
 # text: short requests overtake long ones, and no request starves.
 BYTES_PER_S = 2 << 20
 # Nice value below `execute` and equal to the embedded classifier's.
 NICE = 5
-# Called once with the outputs of each text, or with the exception that ended the request.
-Answer = Callable[[list[Outputs], Exception | None], object]
+# Called once with the row of each text, or with the exception that ended the request.
+Answer = Callable[[list[Row], Exception | None], object]
 
 
 @dataclass(eq=False)
 class Request:
-    """A request's texts, and the outputs of the texts done so far."""
+    """A request's texts, and the rows of the texts done so far."""
 
     texts: Sequence[Text]
     size: int
     answer: Answer
-    parts: list[Outputs] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
 
 
 class LongTexts:
-    """encode: texts -> outputs. limit: maximum bytes of text that may wait, excluding the request being tokenized."""
+    """tokenize: texts -> rows. limit: maximum bytes of text that may wait, excluding the request being tokenized."""
 
-    def __init__(self, encode: Callable[[Sequence[Text]], Outputs], limit: int) -> None:
-        self.encode = encode
+    def __init__(self, tokenize: Callable[[Sequence[Text]], list[Row]], limit: int) -> None:
+        self.tokenize = tokenize
         self.limit = limit
         self.waiting: list[tuple[float, int, Request]] = []  # a heap of (deadline, number, request)
         self.waiting_bytes = 0
@@ -74,15 +74,15 @@ class LongTexts:
                 entry = heapq.heappop(self.waiting)
             request, error = entry[-1], None
             try:
-                request.parts.append(self.encode([request.texts[len(request.parts)]]))
+                request.rows += self.tokenize([request.texts[len(request.rows)]])
             except Exception as problem:  # fails this request only; the thread goes on
                 error = problem
             with self.changed:
-                if error is None and len(request.parts) < len(request.texts):
+                if error is None and len(request.rows) < len(request.texts):
                     heapq.heappush(self.waiting, entry)
                     continue
                 self.waiting_bytes -= request.size
-            request.answer(request.parts, error)
+            request.answer(request.rows, error)
             with self.changed:
                 self.unanswered -= 1
                 self.changed.notify_all()

@@ -15,7 +15,7 @@ from encoder import Outputs
 
 FLUSH_INTERVAL_S = 1.0
 # Upper bounds of the histogram's buckets, inclusive: a full text of 128 tokens counts in "128".
-BUCKETS = [8, 16, 32, 64, 128, 256, 384, 512]
+BUCKETS = [8, 16, 32, 64, 128, 256, 384, 512, 1024, 2048, 4096, 8192]
 # overload: the classifier's queue is full. long_texts: the long texts' queue is full. invalid: a 400.
 REASONS = ("overload", "long_texts", "invalid")
 

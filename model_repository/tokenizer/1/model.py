@@ -1,6 +1,7 @@
-"""Triton `python` model: TEXT -> INPUT_IDS, ATTENTION_MASK (batch, max_length) int64, TOKENS, TRUNCATED (batch, 1).
+"""Triton `python` model: TEXT -> INPUT_IDS, ATTENTION_MASK (batch, width) int64, TOKENS, TRUNCATED (batch, 1).
 
-The optional TEXT_PAIR makes a row a pair of texts. Triton's dynamic batcher forms the batches.
+The width is 512, or the next power of two if a text of the request is longer, but never more than max_length. The
+optional TEXT_PAIR makes a row a pair of texts. Triton's dynamic batcher forms the batches.
 
 Needs numpy and the `tokenizers` package; a copy of the package lies beside this file. This file receives requests and
 answers them. `encoder` tokenizes, `long_texts` tokenizes long texts in a thread, `admission` refuses requests while the
@@ -17,7 +18,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 
 # Not resolved: the stub's Python cannot read a non-ASCII path, and the path it is given is always ASCII.
@@ -25,7 +25,7 @@ HERE = Path(__file__).absolute().parent
 # First, so that the verified version answers, whatever else the container has installed.
 sys.path.insert(0, str(HERE))
 from admission import Admission  # noqa: E402
-from encoder import Encoder, Outputs, Text  # noqa: E402
+from encoder import Encoder, Outputs, Row, Text  # noqa: E402
 from long_texts import Answer, LongTexts  # noqa: E402
 from metrics import Metrics  # noqa: E402
 
@@ -48,7 +48,7 @@ class TritonPythonModel:
         )
         self.metrics = Metrics(args["model_name"], warn=pb_utils.Logger.log_warn)
         self.encoder = Encoder(HERE / "tokenizer.json")
-        self.long_texts = LongTexts(self.encoder.encode, self.max_waiting_bytes)
+        self.long_texts = LongTexts(self.encoder.tokenize, self.max_waiting_bytes)
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse] | None:
         """One response per request, in order; None if the thread answers some of them later."""
@@ -65,8 +65,8 @@ class TritonPythonModel:
                 self.metrics.refused("invalid")
                 responses[index] = failure(problem, pb_utils.TritonError.INVALID_ARG)
         now = affordable(texts)
-        for index, outputs in zip(now, self.encode([texts[index].rows for index in now])):
-            responses[index] = success(outputs)
+        for index, rows in zip(now, self.tokenize([texts[index].rows for index in now])):
+            responses[index] = self.answer(rows)
         if len(now) == len(texts):
             return responses
         # Once one request of a batch is answered through its sender, all must be.
@@ -84,14 +84,16 @@ class TritonPythonModel:
         self.long_texts.finish()
         self.metrics.flush()
 
-    def encode(self, requests: list[list[Text]]) -> Iterator[Outputs]:
-        """Tokenize the texts of all requests in one call; yields the outputs of each request."""
-        outputs = self.encoder.encode([text for texts in requests for text in texts])
+    def tokenize(self, requests: list[list[Text]]) -> Iterator[list[Row]]:
+        """Tokenize the texts of all requests in one call; yields the rows of each request."""
+        rows = iter(self.encoder.tokenize([text for texts in requests for text in texts]))
+        return ([*itertools.islice(rows, len(texts))] for texts in requests)
+
+    def answer(self, rows: list[Row]) -> pb_utils.InferenceResponse:
+        """The response of a request with these rows."""
+        outputs = self.encoder.outputs(rows)
         self.metrics.texts(outputs)
-        end = 0
-        for texts in requests:
-            start, end = end, end + len(texts)
-            yield {name: array[start:end] for name, array in outputs.items()}
+        return success(outputs)
 
     def refusal(self) -> pb_utils.InferenceResponse:
         self.metrics.refused("overload")
@@ -110,13 +112,11 @@ class TritonPythonModel:
     def answer_through(self, sender: pb_utils.InferenceResponseSender) -> Answer:
         """A callback for LongTexts.add that sends a request's response."""
 
-        def answer(parts: list[Outputs], error: Exception | None) -> None:
+        def answer(rows: list[Row], error: Exception | None) -> None:
             try:
                 if error is not None:
                     raise error
-                outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-                self.metrics.texts(outputs)
-                response = success(outputs)
+                response = self.answer(rows)
             except Exception as problem:  # the client must be told about any error, as Triton does for `execute`
                 response = failure(f"tokenizing failed: {problem!r}", pb_utils.TritonError.INTERNAL)
             try:
