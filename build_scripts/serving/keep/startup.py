@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from build_scripts.serving.keep import verdict
+from build_scripts.serving.keep.inference import PROBE_ID
 from build_scripts.serving.keep.local_http import exchange
 from build_scripts.serving.keep.processes import STOPPED, ZOMBIE, worked
 from build_scripts.serving.keep.server_log import last_error
@@ -82,6 +83,6 @@ def warm_up(url: str, name: str, post: Callable = exchange) -> None:
     Only after the first start; after a restart the waiting traffic does it. Failures show in the watch.
     """
     for tokens in (*range(3, 9), *range(10, 17, 2), *range(20, 33, 4), *range(40, 257, 8), *range(272, 513, 16)):
-        body = json.dumps({"TEXT": "word " * (tokens - 2)}).encode()
+        body = json.dumps({"id": PROBE_ID, "TEXT": "word " * (tokens - 2)}).encode()
         with contextlib.suppress(OSError, ValueError):
             post(f"{url}/v2/models/{name}/generate", body, timeout_s=30)
