@@ -215,6 +215,14 @@ def test_usable_positions_bound_max_length(subject, kind):
         load(subject(kind).directory, 129)
 
 
+def test_more_than_512_tokens_only_on_request(subject):
+    directory = subject("bert", max_positions=9000).directory
+    assert load(directory).max_length == 512
+    assert load(directory, 8192).max_length == 8192
+    with pytest.raises(ServingError, match="MAX_LENGTH=8193; expected 3 to 8192: .* 9000 positions"):
+        load(directory, 8193)
+
+
 @pytest.mark.parametrize(
     ("option", "content", "says"),
     [

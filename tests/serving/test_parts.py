@@ -19,6 +19,7 @@ from torch import Tensor
 from build_scripts.benchmarks.services import infer_body
 from build_scripts.core.names import CLASSIFIER, ENSEMBLE
 from build_scripts.core.paths import PROJECT
+from build_scripts.serving.pytorch_backend import schedule as policy
 from tests.support import fake_triton
 from tests.support.fake_triton import TritonError
 from tests.support.servers import embedded, wait_for
@@ -105,6 +106,7 @@ def test_answers_are_independent_of_the_parts(backend, subject, rate):
 def test_execute_computes_a_lone_text_or_one_part_itself(backend, subject):
     input_ids, mask = batch(subject("bert"), LENGTHS)
     backend.gate.open.set()
+    assert policy.QUEUES[0] >= 7  # tokens of the lone text
     (response,) = backend.execute([request(input_ids[:1], mask[:1])])
     assert_like_hugging_face(response, subject("bert"), input_ids[:1], mask[:1])
     backend.worker.schedule.rate = 1e9
@@ -127,6 +129,30 @@ def test_short_request_overtakes_long_one(backend, subject):
     wait_for(lambda: len(order) == 2, LIMIT_S, str(order))
     assert order == ["short", "long"]
     assert backend.gate.batches[1] == ids[:1].tolist()
+
+
+def test_short_requests_are_computed_beside_a_long_text(backend, subject):
+    """The long text is in progress all the time. What exceeds a part waits for it."""
+    ids, mask = batch(subject("bert"), [100, 20, 20, 20])
+    complete, reached, opened = backend.model, threading.Event(), threading.Event()
+
+    def model(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        if attention_mask.sum() >= 100:
+            reached.set()
+            assert opened.wait(LIMIT_S)
+        return complete(input_ids, attention_mask)
+
+    backend.model = model
+    backend.gate.open.set()
+    long, first, second = (request(ids[[row]], mask[[row]]) for row in range(3))
+    many = request(ids[[3] * 4], mask[[3] * 4])
+    assert backend.execute([long]) is None
+    assert reached.wait(LIMIT_S)
+    assert backend.execute([first, many, second]) is None
+    assert [len(one.sent) for one in (long, first, second, many)] == [0, 1, 1, 0]
+    opened.set()
+    for one, rows in ((long, [0]), (first, [1]), (second, [2]), (many, [3] * 4)):
+        assert_like_hugging_face(*answers(one), subject("bert"), ids[rows], mask[rows])
 
 
 def test_requests_of_different_widths_are_not_joined(backend, subject):

@@ -211,6 +211,23 @@ def test_every_row_is_computed_once_within_the_limits(requests, max_rows, rate):
     assert (clock.schedule.requests, clock.schedule.tokens) == (0, 0)
 
 
+def test_long_is_a_single_text_that_exceeds_a_part(clock):
+    longest = int(clock.schedule.longest())
+    for tokens, expected in (([longest], False), ([longest + 1], True), ([longest, 2], False)):
+        clock.add("text", tokens)
+        assert clock.schedule.is_long(clock.schedule.take(clock.now)) == expected
+        clock.until(lambda: not clock.schedule)
+    assert clock.schedule.is_one_part([[longest]], clock.now)
+    assert not clock.schedule.is_one_part([[longest + 1]], clock.now)
+
+
+def test_smallest_requests_that_are_one_part(clock):
+    longest = int(clock.schedule.longest())
+    assert clock.schedule.smallest([[longest], [10, 10], [5]]) == [2, 1]
+    assert clock.schedule.smallest([[longest - 25], [10, 10], [5]]) == [2, 1, 0]
+    assert clock.schedule.smallest([[longest + 1]]) == []
+
+
 def test_dropped_request_is_not_computed(clock):
     batch, other = clock.add("batch", BATCH), clock.add("other", BATCH)
     clock.step()
@@ -231,11 +248,12 @@ def test_request_waits_until_its_first_part(clock):
     assert clock.schedule.tokens < 2 * sum(BATCH)
 
 
-def test_room_for_two_batches_and_for_any_first_request(clock):
+def test_room_for_the_backlogs_limit_and_for_any_first_request(clock):
     assert clock.schedule.has_room_for([Entry("huge", [512] * 1000)])
     clock.add("batch", [512] * 64)
-    assert clock.schedule.has_room_for([Entry("batch", [512] * 64)])
-    assert not clock.schedule.has_room_for([Entry("batch", [512] * 64), Entry("short", SHORT)])
+    rest = policy.HELD_TOKENS - 512 * 64
+    assert clock.schedule.has_room_for([Entry("long", [rest])])
+    assert not clock.schedule.has_room_for([Entry("long", [rest]), Entry("short", SHORT)])
     for _ in range(policy.HELD_REQUESTS - 1):
         clock.add("short", SHORT)
     assert not clock.schedule.has_room_for([Entry("short", SHORT)])

@@ -53,6 +53,13 @@ class IdleThreads:
             elif idle:
                 self.measured[tokens.bit_length(), threads].append((self.last_end - began) / max(tokens, 1))
 
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """Compute beside another thread's batch in this block, with one thread."""
+        if torch.get_num_threads() != 1:
+            torch.set_num_threads(1)
+        yield
+
     def choose(self, tokens: int) -> int:
         """Number of threads for a batch after a pause."""
         size = tokens.bit_length()

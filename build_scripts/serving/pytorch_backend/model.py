@@ -97,27 +97,39 @@ class TritonPythonModel:
         """One response per request, in order; or None if responses go through senders, now or later.
 
         An idle backend computes requests that fit in one part right here: a lone text pays for no change of thread, and
-        the next batch of short texts fills meanwhile.
+        the next batch of short texts fills meanwhile. While the worker computes a long text, which cannot be split, the
+        smallest requests are computed here beside it.
         """
         began = time.monotonic()
         worker = self.worker
         costs = [self.costs_of(request) for request in requests] if worker else []
         if worker and not worker.leaves_to_caller(costs):
-            self.hand_over(worker, requests, costs)
+            beside = worker.beside(costs)
+            if beside:
+                with worker.threads.one():
+                    self.send([requests[index] for index in beside])
+            rest = [index for index in range(len(requests)) if index not in beside]
+            if rest:
+                self.hand_over(worker, [requests[index] for index in rest], [costs[index] for index in rest])
             return None
         tokens = sum(map(sum, costs))
+        responses = None
         with worker.threads.chosen(tokens) if worker else contextlib.nullcontext():
-            responses: list[pb_utils.InferenceResponse] | None = self.answer(requests)
-        if len(requests) > 1 or self.heap.is_due():
-            senders = [request.get_response_sender() for request in requests]
-            for sender, response in zip(senders, responses or []):
-                sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-            responses = None
+            if len(requests) == 1 and not self.heap.is_due():
+                responses = self.answer(requests)
+            else:
+                self.send(requests)
         if worker:
             worker.schedule.measured(tokens, time.monotonic() - began)
         if responses is None:
             self.pause(time.monotonic() - began, len(requests))
         return responses
+
+    def send(self, requests: Sequence[pb_utils.InferenceRequest]) -> None:
+        """Answer the requests through their senders."""
+        senders = [request.get_response_sender() for request in requests]
+        for sender, response in zip(senders, self.answer(requests)):
+            sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def pause(self, seconds: float, answered: int) -> None:
         """Sleep briefly after a batch of several requests, which took `seconds`; or return free memory instead.

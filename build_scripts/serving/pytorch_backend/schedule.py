@@ -12,6 +12,7 @@ being computed, not for a batch, and no queue starves. Spare room in a part is f
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,8 +31,8 @@ FILLING = 0.25
 RECENT_S = 2.0
 # Tokens per second before the first measurement, and the weight of a new measurement.
 FIRST_RATE, WEIGHT = 10_000.0, 0.2
-# Maximum backlog here; two full batches. Further requests wait in Triton's queue.
-HELD_REQUESTS, HELD_TOKENS = 128, 2 * 64 * 512
+# Maximum backlog here; 8 MiB of ids and masks. Further requests wait in Triton's queue.
+HELD_REQUESTS, HELD_TOKENS = 128, 64 * 8192
 
 
 @dataclass(eq=False)
@@ -109,7 +110,22 @@ class Schedule:
             self.last_short = now
         # Short requests alone have nobody to overtake.
         limit = self.rate * LARGE_S if max(totals) <= QUEUES[0] else self.limit(now)
-        return sum(map(len, costs)) == 1 or sum(totals) <= limit
+        return sum(totals) <= limit or (sum(map(len, costs)) == 1 and sum(totals) <= self.longest())
+
+    def longest(self) -> float:
+        """Tokens above which a single text takes longer than any other part."""
+        return max(QUEUES[0], self.rate * LARGE_S)
+
+    def is_long(self, part: Part) -> bool:
+        """Whether the part is a single text that takes longer than any other part; nothing can split it."""
+        rows = sum(last - first for _, first, last in part.pieces)
+        return rows == 1 and part.tokens > self.longest()
+
+    def smallest(self, costs: Sequence[Sequence[int]]) -> list[int]:
+        """Indices of the smallest requests that together make one part."""
+        indices = sorted(range(len(costs)), key=lambda index: sum(costs[index]))
+        tokens = itertools.accumulate(sum(costs[index]) for index in indices)
+        return [index for index, total in zip(indices, tokens) if total <= self.longest()]
 
     def take(self, now: float) -> Part:
         """The next part, with at least one row."""
