@@ -219,7 +219,7 @@ def test_more_than_512_tokens_only_on_request(subject):
     directory = subject("bert", max_positions=9000).directory
     assert load(directory).max_length == 512
     assert load(directory, 8192).max_length == 8192
-    with pytest.raises(ServingError, match="MAX_LENGTH=8193; expected 3 to 8192: .* 9000 positions"):
+    with pytest.raises(ServingError, match=r"MAX_LENGTH=8193; expected 3 to 8192: .* 9000 positions"):
         load(directory, 8193)
 
 
