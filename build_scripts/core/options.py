@@ -52,6 +52,7 @@ OPTIONS = {
     "drain": Option("DRAIN", "seconds to keep serving after SIGTERM while readiness fails", minimum=0),
     "trace": Option("TRACE", "OTLP receiver for Triton's traces, such as http://127.0.0.1:4318"),
     "cache": Option("CACHE", "memory for answers to repeated texts, such as 64M; default: no cache"),
+    "log": Option("LOG", "text, or json: JSON lines on standard output, Triton's log among them"),
     "certificate": Option("TLS_CERT", "certificate of this side for gRPC, a PEM file"),
     "key": Option("TLS_KEY", "key of TLS_CERT, a PEM file"),
     "authority": Option("TLS_CA", "authority to trust, a PEM file: for clients (serve), for the server (classify)"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from build_scripts.core.options import Address, BuildOptions
 from build_scripts.releases.store import is_package, refuse_options_for_package
 from build_scripts.serving.keep import supervisor
+from build_scripts.serving.keep.output import outlive_output
 from build_scripts.serving.keep.run_directory import held
 from build_scripts.serving.start.arguments import ServerOptions, Tls, option_arguments
 from build_scripts.serving.start.installation import find_installation
@@ -14,6 +15,7 @@ from build_scripts.serving.start.ports import check_ports, resolved
 
 def serve(options: BuildOptions, address: Address, server: ServerOptions, tls: Tls, *, named: bool) -> int:
     """Serve until SIGTERM; returns the exit code. named: whether the user named the classifier."""
+    outlive_output(as_json=server.log == "json")
     check_limits()
     address = resolved(address)
     installation = find_installation()

@@ -20,7 +20,8 @@ from build_scripts.core.options import Address
 from build_scripts.releases.models import serving_models
 from build_scripts.serving.keep import inference, verdict
 from build_scripts.serving.keep.back_off import BackOff
-from build_scripts.serving.keep.output import outlive_output, say
+from build_scripts.serving.keep.log_stream import following
+from build_scripts.serving.keep.output import say
 from build_scripts.serving.keep.run_state import RunState, read_state, write_state
 from build_scripts.serving.keep.server_view import ServerView
 from build_scripts.serving.keep.shutdown import stop as stop_server
@@ -50,7 +51,6 @@ def serve(
     readiness fails. start_answer_cache: called once all models answer, if there is a response cache.
     """
     check_ports(address)
-    outlive_output()
     os.umask(0o077)  # the state holds the key
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -181,11 +181,12 @@ class Supervisor:
             self.log.replace(self.log.with_suffix(".previous.log"))
         repositories, self.releases = serving_models(self.repository, self.staging)
         self.note_state()
-        server = launch(self.installation, repositories, self.address, self.control_key, self.log, [*self.releases])
-        try:
-            yield server
-        finally:
-            server.kill()
+        with following(self.log):
+            server = launch(self.installation, repositories, self.address, self.control_key, self.log, [*self.releases])
+            try:
+                yield server
+            finally:
+                server.kill()
 
     def wait_until_ready(self, view: ServerView) -> str | None:
         """None once real inferences answered, or `stop` is set; else why that will not happen."""

@@ -24,11 +24,19 @@ PLAIN = re.compile(r"[\w./+@%=,-]+", re.ASCII)
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """drain: seconds. trace: address of an OTLP/HTTP receiver, "" for no traces. cache: size, "" for no cache."""
+    """drain: seconds. trace: address of an OTLP/HTTP receiver, "" for no traces. cache: size, "" for no cache.
+
+    log: "text", or "json" for JSON lines on standard output, Triton's log among them.
+    """
 
     drain: float = 0.0
     trace: str = ""
     cache: str = ""
+    log: str = "text"
+
+    def __post_init__(self) -> None:
+        if self.log not in ("text", "json"):
+            raise ServingError(f"LOG={self.log}: expected text or json")
 
 
 @dataclass(frozen=True)
