@@ -98,11 +98,13 @@ class FakeView:
             found[pid] = one._replace(state=state, cpu_s=self.cores.get(pid, 0.0) * self.now())
         return found
 
-    def probe(self, name: str, timeout_s: float) -> Probe:
+    def probe(self, name: str, timeout_s: float, slow: Callable[[], None] = lambda: None) -> Probe:
         self.probed.append(name)
         found = self.answers.get(name, ANSWER)
         if found.outcome is Outcome.SILENT:
-            self.clock.wait(timeout_s)
+            self.clock.wait(0.1)
+            slow()
+            self.clock.wait(timeout_s - 0.1)
         return found
 
 

@@ -44,7 +44,7 @@ def processes_of(tritonserver: int) -> Processes:
                 state, cpu_s = _stat(Path(f"/proc/{one.pid}/stat"))
                 if state == SLEEPING:
                     state = _state_of_threads(one.pid)
-                found[one.pid] = Process(model_of(one), state, cpu_s)
+                found[one.pid] = Process("" if one is parent else model_of(one), state, cpu_s)
     return found
 
 

@@ -19,6 +19,9 @@ from build_scripts.serving.keep.processes import Processes, processes_of
 from build_scripts.serving.start.ports import listens
 from build_scripts.serving.start.tritonserver import TritonProcess
 
+# An answer that takes longer is worth a look at the processes.
+SLOW_S = 0.1
+
 
 class ServerView:
     """The view of a real server. stop: when it is set, a probe in progress is abandoned."""
@@ -51,14 +54,19 @@ class ServerView:
     def processes(self) -> Processes:
         return processes_of(self.pid)
 
-    def probe(self, name: str, timeout_s: float) -> Probe:
-        """One inference; SILENT if `stop` was set first."""
-        found = interruptible(self.stop, inference.probe, self.address.http_url, timeout_s, name)
-        return found or Probe(Outcome.SILENT, "the probe was abandoned")
+    def probe(self, name: str, timeout_s: float, slow: Callable[[], None] = lambda: None) -> Probe:
+        """One inference; SILENT if `stop` was set first. slow: called once if there is no answer within SLOW_S."""
+        result = in_background(inference.probe, self.address.http_url, timeout_s, name)
+        told, deadline = False, self.now() + SLOW_S
+        while not result.done() and not self.stop.wait(0.01):
+            if not told and self.now() > deadline:
+                slow()
+                told = True
+        return result.result() if result.done() else Probe(Outcome.SILENT, "the probe was abandoned")
 
 
-def interruptible(stop: threading.Event, function: Callable, *arguments: Any) -> Any:
-    """The function's result; None if `stop` was set first. The function then ends in the background."""
+def in_background(function: Callable, *arguments: Any) -> Future:
+    """Call a function in a thread that nobody waits for."""
     result: Future = Future()
 
     def call() -> None:
@@ -68,6 +76,4 @@ def interruptible(stop: threading.Event, function: Callable, *arguments: Any) ->
             result.set_exception(error)
 
     threading.Thread(target=call, daemon=True).start()
-    while not result.done() and not stop.wait(0.01):
-        pass
-    return result.result() if result.done() else None
+    return result

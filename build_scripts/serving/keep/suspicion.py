@@ -22,7 +22,8 @@ class Work(IntEnum):
     MODEL = 2
 
 
-IDLE_LIMIT_S = 2.0
+# Two looks at a silent server.
+IDLE_LIMIT_S = 1.6
 # tritonserver's own work on a request, such as unpacking 60 MiB of JSON, takes seconds at most.
 FRONTEND_LIMIT_S = 10.0
 # Texts of the largest request that is admitted: max_batch_size in text_classifier/config.pbtxt.

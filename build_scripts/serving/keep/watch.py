@@ -70,8 +70,12 @@ class Watch:
         if self.counted_an_answer(name):
             self.proven(names)
             return None
-        before, began = self.view.processes(), self.view.now()
-        found = self.view.probe(name, PROBE_TIMEOUT_S)
+        looks: list[tuple[float, Processes]] = []  # at processes: only when there is no answer, as one costs 10 ms
+
+        def look_at_processes() -> None:
+            looks.append((self.view.now(), self.view.processes()))
+
+        found = self.view.probe(name, PROBE_TIMEOUT_S, look_at_processes)
         if self.stop.is_set() or self.view.exit_code() is not None:
             return None
         if found.outcome is Outcome.ANSWERED:
@@ -86,11 +90,13 @@ class Watch:
             limit = FAILED_BESIDE_DEAD if dead else FAILED_PROBES
             return f"{dead}{inference} fails: {found.reason}" if self.failed >= limit else None
         self.failed = 0
-        if self.view.now() - began < LOOK_EVERY_S:
-            self.stop.wait(LOOK_EVERY_S)  # refused at once, which is too short to see what computes
+        if not looks or self.view.now() - looks[0][0] < LOOK_EVERY_S:  # refused at once
+            look_at_processes()
+            self.stop.wait(LOOK_EVERY_S)
         if self.counted_an_answer(name):
             self.proven(names)
             return None
+        began, before = looks[-1] if found.overloaded else looks[0]
         return self.judge(name, inference, found, before, min(self.view.now() - began, LONGEST_PERIOD_S))
 
     def judge(self, name: str, inference: str, found: Probe, before: Processes, period_s: float) -> str | None:

@@ -48,8 +48,22 @@ def test_stub_is_known_by_its_model(process, tmp_path):
     stub = tmp_path / "classifier" / "1" / "model.py"
     stub.parent.mkdir(parents=True)
     stub.write_text("while :; do sleep 0.5; done\n")
-    server = process("sh", str(stub))
-    wait_for(lambda: processes_of(server.process.pid)[server.process.pid].model == "classifier", LIMIT_S, "no model")
+    server = process("sh", "-c", f"sh {stub} & wait")
+    wait_for(lambda: "classifier" in models_of(server.process.pid), LIMIT_S, "no model")
+
+
+def models_of(tritonserver: int) -> list[str]:
+    return [one.model for one in processes_of(tritonserver).values()]
+
+
+def test_tritonserver_runs_no_model_whatever_its_arguments(process, tmp_path):
+    """Its first argument names the model repository: a path as a stub's."""
+    script = tmp_path / "build" / "serve" / "8000" / "staging"
+    script.parent.mkdir(parents=True)
+    script.write_text("sleep 60\n")
+    server = process("sh", str(script))
+    wait_for(lambda: str(script) in psutil.Process(server.process.pid).cmdline(), LIMIT_S, "not started")
+    assert models_of(server.process.pid)[0] == ""
 
 
 def test_ended_process_is_left_out(process):
