@@ -1,4 +1,4 @@
-"""Where `make serve` may be started: it works, or says in one line what is missing.
+"""Surroundings of `make serve`: it works, or says in one line what is missing.
 
 Two supervisors, and one that was killed: test_run_state and test_faults. Paths with blanks and other letters: the same
 and test_plain_paths.
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.server
 
 
 def prepared(script: str, *namespaces: str) -> list[str]:
-    """A command that runs a shell script, in namespaces of its own, and becomes the command behind it."""
+    """A command that runs a shell script, in new namespaces, then executes the command behind it."""
     enter = ["unshare", *namespaces] if namespaces else []
     if enter and not (
         shutil.which("unshare") and subprocess.run([*enter, "true"], capture_output=True).returncode == 0

@@ -1,9 +1,9 @@
-"""Run `repo` in processes of their own that start at once: this one has imported everything, and forks.
+"""Run `repo` in processes that start at once: this process has imported everything, and forks.
 
     python -m tests.support.forker
 
 Reads a JSON list per line from stdin: a file for the output, then the arguments. Answers each with the child's id. A
-child that ends by itself leaves its exit code in the file, on a last line of its own.
+child that was not killed leaves its exit code in the file, on the last line.
 """
 
 from __future__ import annotations

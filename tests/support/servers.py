@@ -1,4 +1,4 @@
-"""Real servers for tests: started as a user starts them, on free ports, and proven to be gone afterwards."""
+"""Real servers for tests: started like a user's, on free ports; tests prove that nothing of them is left."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class RunningServer:
 
     @property
     def mark(self) -> str:
-        """In the command lines of tritonserver and its stubs, and in the names of their shared memory."""
+        """A part of the command lines of tritonserver and its stubs, and of the names of their shared memory."""
         return f"text_classifier_{self.process.pid}_"
 
     def family(self) -> list[psutil.Process]:
-        """tritonserver and its stubs, whoever their parent is by now."""
+        """tritonserver and its stubs, also after the supervisor has ended."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -58,7 +58,7 @@ class RunningServer:
         return found
 
     def find(self, word: str) -> psutil.Process:
-        """The process whose command line has the word: "bin/tritonserver", "tokenizer/1", "classifier/1"."""
+        """The process with this word in its command line: "bin/tritonserver", "tokenizer/1", "classifier/1"."""
         own = [p for p in self.family() if word in " ".join(p.cmdline()[:2])]
         assert len(own) == 1, f"{word}: {[p.cmdline() for p in self.family()]}"
         return own[0]
@@ -71,7 +71,7 @@ class RunningServer:
         return not self.family() and not self.shared_memory()
 
     def remove(self) -> None:
-        """Whatever is left of it, after a test that failed."""
+        """End and delete all that is left after a failed test."""
         self.process.kill()  # first, or it starts another
         self.process.wait()
         for process in self.family():
@@ -119,7 +119,7 @@ def start(
 
 @contextlib.contextmanager
 def running(repository: Path, output: Path, *arguments: str, within: Sequence[str] = ()) -> Iterator[RunningServer]:
-    """A server that answers; when the block ends, it, its processes and its shared memory are proven gone."""
+    """A server that answers. At the end it is stopped, and its processes and shared memory must be gone."""
     server = start(repository, output, *arguments, within=within)
     try:
         deadline = time.monotonic() + START_LIMIT_S
@@ -144,12 +144,12 @@ def wait_for(condition: Callable[[], bool], limit_s: float, what: str) -> float:
 
 
 def embedded() -> bool:
-    """Whether the server under test is the embedded one, whose classifier is a process of its own."""
-    return "embedded" in find_installation().description
+    """Whether the server under test is the embedded one, whose classifier has its own process."""
+    return find_installation().embedded
 
 
 def perf_analyzer_failure(server: RunningServer, model: str, *arguments: str) -> str | None:
-    """What perf_analyzer says if its requests to a model of the server fail; `-i grpc` among the arguments for gRPC."""
+    """Output of perf_analyzer if requests to a model fail, else None; `-i grpc` among the arguments chooses gRPC."""
     url = server.grpc if "grpc" in arguments else server.http.removeprefix("http://")
     command = [str(Path(sys.executable).with_name("perf_analyzer")), "-m", model, "-u", url, "--request-count", "20"]
     environment = perf_analyzer_environment(embedded_wheel())

@@ -21,13 +21,13 @@ from build_scripts.serving.keep import inference
 from build_scripts.serving.keep.health import HEALTHY, UNHEALTHY, report
 from build_scripts.serving.keep.processes import MIB, private_bytes
 from build_scripts.serving.start.start_message import READY
-from tests.soak.attacks import Target, exchange, infer_body, request
+from tests.soak.attacks import Target, exchange, infer_bytes, request
 from tests.soak.hostile import MAX_REQUEST_BYTES
 from tests.support.servers import embedded, post, running, start, wait_for
 
 pytestmark = [
     pytest.mark.server,
-    pytest.mark.skipif(not embedded(), reason="needs the classifier in a process of its own"),
+    pytest.mark.skipif(not embedded(), reason="needs a classifier process"),
 ]
 GENERATE = "/v2/models/text_classifier/generate"
 TEXT = "Midfielder scores twice"
@@ -200,7 +200,8 @@ def test_no_process_crashes_when_the_server_stops(tiny, tmp_path):
 @pytest.mark.slow
 def test_memory_of_large_requests_is_returned(tiny, tmp_path):
     """By default glibc would keep hundreds of MiB."""
-    sent = request(infer_body([" " * MAX_REQUEST_BYTES]))  # one text of so many bytes is refused at once
+    # One text of this size is refused at once.
+    sent = request(infer_bytes([" " * MAX_REQUEST_BYTES]))
     with tiny(tmp_path / "output.txt") as server, ThreadPoolExecutor(100) as pool:
         triton = server.find("bin/tritonserver").pid
         before, target = private_bytes(triton), Target(server.address, "", 0, 0)

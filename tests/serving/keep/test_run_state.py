@@ -1,4 +1,4 @@
-"""One supervisor a run directory, and a note that is believed only while its writer lives."""
+"""One supervisor per run directory, and a state that is valid only while its supervisor lives."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STATE = RunState(
 )
 
 
-def test_the_state_is_read_while_its_supervisor_lives(port):
+def test_state_is_read_while_its_supervisor_lives(port):
     with held(port):
         write_state(port, STATE)
         assert read_state(port) == STATE
@@ -41,8 +41,8 @@ def test_the_state_is_read_while_its_supervisor_lives(port):
     assert not (run_directory.run_directory(port) / STATE_FILE).exists()
 
 
-def test_a_state_without_its_supervisor_is_not_believed(port):
-    """Its process id is that of a living process, as one that is used again would be."""
+def test_state_without_its_supervisor_is_not_believed(port):
+    """Although a process with its id lives: ids are used again."""
     with held(port):
         pass
     write_state(port, STATE)
@@ -50,7 +50,7 @@ def test_a_state_without_its_supervisor_is_not_believed(port):
         read_state(port)
 
 
-def test_a_new_supervisor_forgets_what_the_one_before_left(port):
+def test_new_supervisor_removes_the_old_state(port):
     with held(port):
         pass
     write_state(port, STATE)
@@ -75,13 +75,13 @@ with run_directory.held({port}):
         process.kill()
 
 
-def test_a_second_supervisor_is_refused_in_one_line_that_names_the_first(port, holder):
+def test_second_supervisor_is_refused_in_one_line(port, holder):
     with pytest.raises(ServingError, match=f"HTTP_PORT={port} is served already, by process {holder.pid};") as refusal:
         held(port).__enter__()
     assert "\n" not in str(refusal.value)
 
 
-def test_a_killed_supervisor_is_in_nobodys_way(port, holder):
+def test_killed_supervisor_frees_the_port(port, holder):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     with held(port):
@@ -89,7 +89,7 @@ def test_a_killed_supervisor_is_in_nobodys_way(port, holder):
         assert read_state(port) == STATE
 
 
-def test_nobody_else_may_read_the_directory(port):
+def test_directory_is_private(port):
     old = os.umask(0)
     try:
         with held(port) as directory:
@@ -100,8 +100,8 @@ def test_nobody_else_may_read_the_directory(port):
     assert set(modes.values()) == {0}, modes
 
 
-def test_a_directory_that_cannot_be_made_is_one_clear_line(port, runs):
-    Path(runs).write_text("a file where the directory is to be")
+def test_unusable_directory_is_one_clear_line(port, runs):
+    Path(runs).write_text("a file in the directory's place")
     with pytest.raises(ServingError, match=r"cannot be used \(.*\).*expected a directory") as refusal:
         held(port).__enter__()
     assert "\n" not in str(refusal.value)
