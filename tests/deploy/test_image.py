@@ -37,13 +37,13 @@ def container(start):
     return started
 
 
-def test_it_answers_from_outside_its_network_namespace(container, network):
+def test_answers_from_outside_its_network_namespace(container, network):
     path, arguments = TEXT_REQUEST
     done = run(*network.enter(network.balancer), "curl", "-sS", "-m", "10", f"{container.http}{path}", *arguments)
     assert '"CLASS_ID":7' in done.stdout
 
 
-def test_it_runs_without_root_without_capabilities_and_on_a_read_only_root(container):
+def test_runs_without_root_capabilities_or_writable_root(container):
     container.inside("python", "-c", STRICT)
 
 
@@ -84,7 +84,7 @@ def test_a_quota_of_one_cpu_starts_one_thread(container):
     assert "OMP_NUM_THREADS=1\0" in environment
 
 
-def test_it_fits_into_its_memory_and_its_shared_memory(container):
+def test_fits_into_memory_and_shared_memory(container):
     found = container.inside("cat", "/sys/fs/cgroup/memory/memory.max_usage_in_bytes", check=False)
     if found.returncode:  # version 2
         found = container.inside("cat", "/sys/fs/cgroup/memory.peak")
@@ -93,7 +93,7 @@ def test_it_fits_into_its_memory_and_its_shared_memory(container):
     assert int(used) < int(size) == 64 * MIB
 
 
-def test_health_fails_in_the_container_once_a_models_process_is_dead(start):
+def test_health_fails_while_a_models_process_is_dead(start):
     """What Triton's own readiness does not notice. The supervisor then brings the service back."""
     one = start(22)
     await_well(one)
@@ -126,7 +126,7 @@ def test_nvidias_image_is_built_without_venv_and_ensurepip(build):
     assert "tritonserver" in run(*inside, served, check=False).stderr  # that base has none
 
 
-def test_asked_to_stop_it_answers_what_is_in_flight_and_ends_with_zero(start, network):
+def test_stop_answers_requests_in_flight(start, network):
     one = start(22)
     await_well(one)
     in_flight = one.inside_later("python", "-c", classify("['word ' * 600] * 12"))

@@ -1,4 +1,4 @@
-"""A package loads after everything that is done to it on the way to a server: copies, archives, buckets, volumes."""
+"""A package loads after each way to a server: copies, archives, buckets, volumes."""
 
 from __future__ import annotations
 
@@ -90,13 +90,13 @@ def oci_volume(package: Path, target: Path) -> Path:
 
 
 @pytest.mark.parametrize("way", [cp, tar, rsync, zip_, bucket, oci_volume], ids=lambda way: way.__name__.strip("_"))
-def test_what_arrives_is_what_was_packed(packed, tmp_path, way):
+def test_transport_keeps_every_file(packed, tmp_path, way):
     arrived = way(packed.directory, tmp_path / "arrived")
     assert same_files(packed.directory / "model_repository", arrived)
     run("sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS", cwd=arrived)
 
 
-def test_a_real_server_answers_from_a_read_only_mount_and_writes_nothing(packed, tmp_path):
+def test_server_answers_from_a_read_only_mount(packed, tmp_path):
     need("umoci", root=True)
     models = tmp_path / "models"
     models.mkdir()
@@ -112,7 +112,7 @@ def test_a_real_server_answers_from_a_read_only_mount_and_writes_nothing(packed,
         run("umount", models)
 
 
-def test_a_plain_tritonserver_loads_all_of_what_kserve_downloads_from_a_bucket(packed, tmp_path):
+def test_plain_tritonserver_loads_kserves_download(packed, tmp_path):
     """Without this project around it, as in KServe's own runtime: every model in the directory is loaded."""
     models = bucket(packed.directory, tmp_path / "models")
     http, grpc, metrics = free_ports(3)

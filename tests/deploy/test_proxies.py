@@ -1,4 +1,4 @@
-"""What the proxies let through, and what they stop before Triton sees it. Both are real, and configured as shipped."""
+"""What the proxies pass, and what they stop before Triton sees it. Both are real, and configured as shipped."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_inference_health_and_metadata_pass(front, version):
         "/inference.GRPCInferenceService/RepositoryIndex",
     ],
 )
-def test_everything_else_is_not_there(front, path):
+def test_other_paths_are_404(front, path):
     assert front.curl(path)[0] == 404
     assert front.curl(path, "-d", "{}")[0] == 404
 
@@ -76,7 +76,7 @@ def test_compressed_bodies_are_refused(front, tmp_path):
         assert front.curl(INFER, *compressed, "-H", f"Content-Encoding: {encoding}")[0] == 415, encoding
 
 
-def test_a_body_says_its_length_and_is_not_too_long(front, tmp_path):
+def test_body_needs_a_length_within_the_limit(front, tmp_path):
     assert front.curl(INFER, "-d", BODY, "-H", "Transfer-Encoding: chunked")[0] == 411
     # curl asks (Expect: 100-continue) before it sends so much; otherwise the answer may be lost with the connection.
     (tmp_path / "large").write_bytes(b" " * (9 << 20))
@@ -87,7 +87,7 @@ def test_a_body_says_its_length_and_is_not_too_long(front, tmp_path):
     assert (status, len(json.loads(body)["CLASS_ID"])) == (200, 8)
 
 
-def test_the_key_of_model_control_does_not_get_through(front, network, tmp_path):
+def test_model_controls_key_is_dropped(front, network, tmp_path):
     """To a backend that shows what it was sent, in the place of Triton."""
     seen = tmp_path / "seen"
     echo = subprocess.Popen(

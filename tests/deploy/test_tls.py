@@ -93,7 +93,7 @@ def test_http_stays_on_loopback_and_health_asks_there(served):
         pass
 
 
-def test_what_is_no_pair_no_file_and_no_server_is_one_line(pki, tmp_path):
+def test_wrong_tls_options_are_one_line(pki, tmp_path):
     (tmp_path / "text").write_text("no certificate", encoding="utf-8")
     for files, said in (
         ((pki / "server.pem", None, None), "belong together"),

@@ -1,8 +1,8 @@
 """Containers as a cluster runs them, without an engine: buildah builds, runc runs, network namespaces connect.
 
 Every container gets what a strict pod gets: a user that is not root, a read-only root, no capabilities, no new
-privileges, 64 MiB of /dev/shm, a memory limit, a network namespace of its own. Nothing reaches the host's network: the
-namespaces are joined by a bridge that lies in one of them, and clients run in there.
+privileges, 64 MiB of /dev/shm, a memory limit, a separate network namespace. Nothing reaches the host's network: a
+bridge in one of the namespaces joins them, and clients run in that one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MIB = 1 << 20
 
 
 def run(*command: str | Path, check: bool = True, **options) -> subprocess.CompletedProcess:
-    """A finished command; a failed one fails the test with what it said."""
+    """A finished command; a failed one fails the test with its output."""
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
     assert not check or done.returncode == 0, (
         f"{command}: {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
@@ -32,7 +32,7 @@ def run(*command: str | Path, check: bool = True, **options) -> subprocess.Compl
 
 @dataclass
 class Buildah:
-    """An image store of its own in one directory."""
+    """A separate image store in one directory."""
 
     directory: Path
 
@@ -53,7 +53,7 @@ class Namespaces:
         return f"{self.name}-lb"
 
     def enter(self, namespace: str) -> list[str]:
-        """What to put before a command that is to run in there."""
+        """Prefix of a command that runs in the namespace."""
         return ["ip", "netns", "exec", namespace]
 
     def add(self, number: int) -> str:

@@ -2,7 +2,7 @@
 
     build/deploy-tools/kserve/bin/python tests/support/object_store.py http://127.0.0.1:5000 models target
 
-Runs in an environment of its own, which has nothing of this project.
+Runs in a separate environment, which has nothing of this project.
 """
 
 import os
