@@ -18,11 +18,12 @@ from build_scripts.core.paths import PROJECT
 from tests.deploy.mistakes import MISTAKES
 from tests.support.containers import run
 from tests.support.deploy_tools import need, tool
-from tests.support.manifest_checks import Whole, problems
+from tests.support.manifests.checks import problems
+from tests.support.manifests.whole import Whole
 
 DEPLOY = PROJECT / "deploy"
 WHOLES = ("base", "overlays/production", "overlays/gpu", "kserve", "canary")
-VALIDATOR = Path(__file__).parents[1] / "support" / "validate_manifests.py"
+VALIDATOR = Path(__file__).parents[1] / "support" / "manifests" / "validate.py"
 
 
 def render(deploy: Path, name: str) -> Whole:

@@ -13,7 +13,7 @@ from build_scripts.core.paths import PROJECT
 from tests.deploy.conftest import await_well
 from tests.support.containers import run
 from tests.support.deploy_tools import need
-from tests.support.manifest_checks import server_options
+from tests.support.manifests.pods import server_options
 
 DEPLOY = PROJECT / "deploy"
 UNIT = DEPLOY / "systemd" / "text-classifier.service"

@@ -1,6 +1,6 @@
 """Validate Kubernetes manifests strictly: unknown fields are errors.
 
-    build/deploy-tools/kubernetes/bin/python tests/support/validate_manifests.py < manifests.yaml
+    build/deploy-tools/kubernetes/bin/python tests/support/manifests/validate.py < manifests.yaml
 
 Kubernetes' own kinds are checked against Kubernetes' schemas, custom resources against custom_resources.yaml, which
 knows the fields that this project uses. Prints a line for each document, "ok KIND" or what is wrong; exits 1 if one is
