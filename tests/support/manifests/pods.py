@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import re
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def containers(whole: Whole) -> Iterator[str]:
             if context.get("runAsUser", expected) != expected or context.get("fsGroup", expected) != expected:
                 yield f"{name} runs as {context.get('runAsUser')}, its image as {expected}"
             requests, limits = container["resources"]["requests"], container["resources"]["limits"]
-            if not limits.keys() >= {"cpu", "memory"} or quantity(requests["memory"]) > quantity(limits["memory"]):
+            if not limits.keys() >= {"cpu", "memory"} or not quantity(requests["memory"]) <= quantity(limits["memory"]):
                 yield f"{name}: requests {requests} and limits {limits}"
             for option in [*container.get("command", []), *container.get("args", [])]:
                 if "proxy" not in name and option.startswith("--") and option not in server_options():
@@ -49,8 +50,9 @@ def containers(whole: Whole) -> Iterator[str]:
 
 
 def quantity(text: str) -> float:
-    number, unit = re.fullmatch(r"([\d.]+)(m|Ki|Mi|Gi|)", text).groups()
-    return float(number) * {"m": 0.001, "": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}[unit]
+    """A quantity of Kubernetes as a number; NaN, which fits no limit, for any other text."""
+    found = re.fullmatch(r"([\d.]+)(m|Ki|Mi|Gi|)", text)
+    return float(found[1]) * {"m": 0.001, "": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}[found[2]] if found else math.nan
 
 
 @functools.cache
