@@ -4,43 +4,19 @@ from __future__ import annotations
 
 import ast
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from build_scripts.__main__ import COMMANDS
 from build_scripts.core.options import INSTALL_VARIABLES, OPTIONS
 from build_scripts.core.paths import OURS, PROJECT
+from tests.docs.pages import ANYTHING, CHINESE, PAGES, README, anchors, commands, names, typed
+from tests.soak.__main__ import soak
 
-PAGES = sorted([*PROJECT.glob("README*.md"), *(PROJECT / "docs").glob("*.md"), *(PROJECT / "examples").glob("*.md")])
-README, CHINESE = PROJECT / "README.md", PROJECT / "README.zh-CN.md"
 MAKEFILE = (PROJECT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z-]+):.*?## ", MAKEFILE, re.MULTILINE))
 VARIABLES = {*INSTALL_VARIABLES, *(option.variable for option in OPTIONS.values())}
-ANYTHING = "…"
-
-
-def names(paths: list[Path]) -> list[str]:
-    return [str(path.relative_to(PROJECT)) for path in paths]
-
-
-def blocks(page: Path) -> list[str]:
-    return re.findall(r"^```console\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-
-
-def commands(page: Path) -> list[tuple[str, str]]:
-    """(command, what is shown of its output) of every console block; a command may go on after a backslash."""
-    found = []
-    for block in blocks(page):
-        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            lines = part.splitlines()
-            command = lines.pop(0)
-            while command.endswith("\\"):
-                command = command[:-1] + lines.pop(0)
-            found.append((command, "\n".join(lines)))
-    return found
 
 
 def test_the_makefile_was_read():
@@ -49,27 +25,39 @@ def test_the_makefile_was_read():
 
 
 def test_every_target_and_variable_that_exists_is_documented():
-    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "CHANGELOG.md")
     assert [name for name in sorted(TARGETS) if not re.search(rf"make {name}\b", text)] == []
     assert [name for name in sorted(VARIABLES) if not re.search(rf"\b{name}\b", text)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
-def test_every_target_and_variable_that_is_documented_exists(page):
-    text = page.read_text(encoding="utf-8")
-    typed = [command for command, _ in commands(page)] + re.findall(r"`([^`\n]+)`", text)
-    makes = [line for line in typed if re.search(r"(^|\s)make [a-z]", line)]
-    used = {word for line in makes for word in re.findall(r"(?:^|\s)make ([a-z-]+)", line)}
-    assert used <= TARGETS, used - TARGETS
-    given = {name for line in makes for name in re.findall(r"(?<=\s)([A-Z][A-Z_]{2,})=", line.split("make ", 1)[1])}
-    assert given <= VARIABLES, given - VARIABLES
+def test_every_documented_target_takes_its_variables(page):
+    for line in typed(page):
+        for target, rest in re.findall(r"(?:^|\s|\()make (?:-s )?([a-z-]+)((?: (?!make )[^;&|#]*)?)", line):
+            assert target in TARGETS, line
+            given = set(re.findall(r"(?<=\s)([A-Z][A-Z_]+)=", rest))
+            assert given <= taken_by(target), f"{line}: {target} does not take {given - taken_by(target)}"
+
+
+def taken_by(target: str) -> set[str]:
+    """The variables that a target of make takes."""
+    command = soak if target == "soak" else COMMANDS.get(target)
+    return {*INSTALL_VARIABLES, *(OPTIONS[field.name].variable for field in (command.fields if command else []))}
+
+
+def test_a_target_takes_its_own_variables_only():
+    assert {"TEXT", "NAME", "GRPC_PORT", "PYTHON"} <= taken_by("classify")
+    assert not {"CACHE", "P99_MS"} & taken_by("classify")
+    assert "DURATION" in taken_by("soak")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
 def test_every_link_leads_somewhere(page):
     links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
-    local = [link.split("#")[0] for link in links if not link.startswith(("http://", "https://", "#"))]
-    assert [link for link in local if not (page.parent / link).exists()] == []
+    local = [link.partition("#") for link in links if not link.startswith(("http://", "https://"))]
+    targets = [(page.parent / path if path else page, anchor) for path, _, anchor in local]
+    assert [str(path) for path, _ in targets if not path.exists()] == []
+    assert [f"{path}#{anchor}" for path, anchor in targets if anchor and anchor not in anchors(path)] == []
 
 
 def test_the_chinese_readme_has_the_same_commands_outputs_and_links():
@@ -129,64 +117,3 @@ def test_every_message_of_the_troubleshooting_table_can_be_printed():
     ours = [message for message, who in rows if who == "ours"]
     assert len(ours) > len(rows) / 2
     assert [message for message in ours if not can_be_printed(message, texts)] == []
-
-
-# What a person may run against the server that runs already. The others start, build or remove something.
-ASKED = re.compile(r"^(curl -s 127\.0\.0\.1|make (classify|health|status)\b|examples/)")
-EXAMPLES = [
-    pytest.param(command, shown, id=f"{page.name}:{command[:50]}")
-    for page in PAGES
-    if page != CHINESE
-    for command, shown in commands(page)
-    if ASKED.match(command) and shown and "财经" not in shown and "FILE=" not in command
-]
-
-
-@pytest.mark.server
-@pytest.mark.parametrize(("command", "shown"), EXAMPLES)
-def test_a_console_example_prints_what_is_shown(command, shown, default_server):
-    """Numbers may differ as two precisions do; gaps (…) may hold anything."""
-    ports = {"8000": default_server.address.http_port, "8001": default_server.address.grpc_port}
-    for usual, port in ports.items():
-        command = command.replace(f"127.0.0.1:{usual}", f"127.0.0.1:{port}")
-    if command.startswith("make "):
-        _, target, *assignments = shlex.split(command)
-        options = [f"--{name.lower()}={value}" for name, value in (part.split("=", 1) for part in assignments)]
-        port = f"--grpc-port={ports['8001']}" if target == "classify" else f"--http-port={ports['8000']}"
-        done = subprocess.run(
-            [sys.executable, "-m", "build_scripts", target, *options, port], cwd=PROJECT, capture_output=True, text=True
-        )
-    else:
-        done = subprocess.run(["bash", "-c", command], cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert matches(shown, done.stdout), done.stdout
-
-
-NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
-
-
-def matches(shown: str, printed: str) -> bool:
-    """Whether `printed` reads like `shown`: the same words, integers exactly, fractions to within 0.05."""
-    pattern, wanted = "", []
-    for piece in re.split(f"({NUMBER}{ANYTHING}?|{ANYTHING})", " ".join(shown.split())):
-        number = re.fullmatch(f"({NUMBER}){ANYTHING}?", piece)
-        if number:
-            wanted.append(number.group(1))
-            pattern += f"({NUMBER})" + ".*?" * piece.endswith(ANYTHING)
-        else:
-            pattern += ".*?" if piece == ANYTHING else re.escape(piece)
-    found = re.fullmatch(pattern, " ".join(printed.split()))
-    return found is not None and all(
-        abs(float(one) - float(other)) <= 0.05 if "." in one else one == other
-        for one, other in zip(wanted, found.groups())
-    )
-
-
-def test_matching_can_fail():
-    assert matches("0 finance 0.7992", "0\tfinance\t0.8012\n")
-    assert matches(
-        '{"CLASS_ID":7,"PROBABILITIES":[0.0097…,0.01]…}', '{"CLASS_ID":7,"PROBABILITIES":[0.009,0.012],"x":1}'
-    )
-    assert not matches("0 finance 0.7992", "1\tfinance\t0.8012\n")
-    assert not matches("0 finance 0.7992", "0\tsports\t0.8012\n")
-    assert not matches("0 finance 0.7992", "0\tfinance\t0.2\n")
