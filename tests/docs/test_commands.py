@@ -82,7 +82,7 @@ def test_the_evaluation_example_prints_what_is_shown(default_server, tmp_path, m
 @pytest.mark.server
 @pytest.mark.parametrize(("command", "shown"), EXAMPLES)
 def test_a_console_example_prints_what_is_shown(command, shown, default_server):
-    """Numbers may differ as two precisions do; gaps (…) may hold anything."""
+    """Fractions may differ by what a precision loses; a gap (…) matches anything."""
     ports = {"8000": default_server.address.http_port, "8001": default_server.address.grpc_port}
     for usual, port in ports.items():
         command = command.replace(f"127.0.0.1:{usual}", f"127.0.0.1:{port}")
@@ -103,7 +103,7 @@ NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
 
 
 def matches(shown: str, printed: str) -> bool:
-    """Whether `printed` reads like `shown`: the same words, integers exactly, fractions to within 0.05."""
+    """Whether both have the same words and integers, and fractions within 0.05."""
     pattern, wanted = "", []
     for piece in re.split(f"({NUMBER}{ANYTHING}?|{ANYTHING})", " ".join(shown.split())):
         number = re.fullmatch(f"({NUMBER}){ANYTHING}?", piece)

@@ -1,4 +1,4 @@
-"""The documentation says what is there: commands, variables, links, messages, and what the server answers."""
+"""The documentation names only commands, variables, links and messages that exist, and all of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_makefile_was_read():
     assert {"MODEL", "HTTP_PORT", "PYTHON"} <= VARIABLES
 
 
-def test_every_target_and_variable_that_exists_is_documented():
+def test_every_target_and_variable_is_documented():
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "CHANGELOG.md")
     assert [name for name in sorted(TARGETS) if not re.search(rf"make {name}\b", text)] == []
     assert [name for name in sorted(VARIABLES) if not re.search(rf"\b{name}\b", text)] == []
@@ -73,13 +73,13 @@ def test_the_chinese_readme_has_the_same_commands_outputs_and_links():
     assert sections[0] == sections[1]
 
 
-def test_the_readme_is_one_screen_and_a_half():
+def test_the_readme_has_fewer_than_120_lines():
     for page in (README, CHINESE):
         assert len(page.read_text(encoding="utf-8").splitlines()) < 120
 
 
 def strings_of_the_code() -> list[str]:
-    """Every text that the code can print, with ANYTHING for what is filled in."""
+    """Every string of the code that could be printed, with ANYTHING in place of values."""
     found = []
     for file in [*OURS.rglob("*.py"), *(PROJECT / "model_repository").rglob("*.py"), PROJECT / "Makefile"]:
         if file.name == "Makefile":
@@ -96,13 +96,13 @@ def strings_of_the_code() -> list[str]:
 
 
 def can_be_printed(message: str, texts: list[str]) -> bool:
-    """Whether one text of the code has the message's words in their order; words with digits or gaps are filled in."""
+    """Whether a string of the code has the message's words in order. Words with digits or gaps count as values."""
     words = [word for word in message.split() if not re.search(rf"[\d={ANYTHING}]", word)]
     return any(re.search(".*".join(map(re.escape, words)), text, re.DOTALL) for text in texts)
 
 
 def troubleshooting() -> list[tuple[str, str]]:
-    """(message, who says it) of the table under the heading Troubleshooting; Triton's own are marked there."""
+    """(message, origin) of the table under the heading Troubleshooting, which marks Triton's messages."""
     text = (PROJECT / "docs" / "operations.md").read_text(encoding="utf-8")
     section = text.split("\n## Troubleshooting\n")[1].split("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("| `")]
@@ -114,6 +114,6 @@ def test_every_message_of_the_troubleshooting_table_can_be_printed():
     rows = troubleshooting()
     assert len(rows) > 8
     assert not can_be_printed("a message that … nobody prints", texts)
-    ours = [message for message, who in rows if who == "ours"]
+    ours = [message for message, origin in rows if origin == "ours"]
     assert len(ours) > len(rows) / 2
     assert [message for message in ours if not can_be_printed(message, texts)] == []

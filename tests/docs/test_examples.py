@@ -1,4 +1,4 @@
-"""The examples do what they say, on a real server."""
+"""The files in examples/ run and answer like Hugging Face, on a real server."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def run(*command: str, **environment: str) -> str:
 
 
 def best(answer: dict) -> list[int]:
-    """The class ids of an answer that was asked for classification: 1."""
+    """Class ids of an answer to a request with classification: 1."""
     return [int(row.split(":")[1]) for row in answer["outputs"][0]["data"]]
 
 
 @pytest.mark.server
 def test_the_notebook_runs_and_answers_like_hugging_face(default_server, default_oracle, tmp_path):
     executed = tmp_path / "executed.ipynb"
-    # Its HTTP cells take the address that a person would use; here the server listens elsewhere.
+    # The notebook's default address is port 8000; this server listens elsewhere.
     run(
         *(sys.executable, "-m", "jupyter", "execute", str(NOTEBOOK), f"--output={executed}"),
         SERVER=default_server.http,
@@ -80,11 +80,11 @@ def test_java_classifies_any_text(default_server, default_oracle):
 
 
 @pytest.mark.server
-def test_a_chinese_classifier_goes_the_whole_road(tmp_path):
+def test_a_chinese_classifier_is_trained_built_and_served(tmp_path):
     checkpoint = tmp_path / "chinese-classifier"
     said = run(sys.executable, str(EXAMPLES / "fine_tune_chinese.py"), "--output", str(checkpoint))
     right = int(said.split(" of 12 held-out sentences right")[0].split()[-1])
-    assert right >= 7  # a third would be chance
+    assert right >= 7  # chance is a third
     with running(tmp_path / "repository", tmp_path / "output.txt", "--model", str(checkpoint)) as server:
         body = infer_body(["球队夺得冠军", "银行利率下调"])
         body["outputs"] = [{"name": "PROBABILITIES", "parameters": {"classification": 1}}]
