@@ -17,7 +17,7 @@ LONGEST_MAX_LENGTH, DEFAULT_MAX_LENGTH, SHORTEST_MAX_LENGTH = 8192, 512, 3
 # `make serve HTTP_PORT=9000` sets TRITON_TC_HTTP_PORT: environments use the bare names for other things.
 VARIABLE_PREFIX = "TRITON_TC_"
 # Variables of the Makefile and install.sh, which make hands on with the others.
-INSTALL_VARIABLES = ("PYTHON", "INDEX_URL", "TORCH_INDEX", "VENV")
+INSTALL_VARIABLES = ("PYTHON", "INDEX_URL", "TORCH_INDEX", "VENV", "TRITONSERVER")
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -66,6 +66,7 @@ OPTIONS = {
     "evaluate": Option("EVALUATE", "labelled texts: refuse a release that is worse on them than the live one"),
     "worse_by": Option("WORSE_BY", "accuracy that EVALUATE lets a release lose", minimum=0),
     "output": Option("OUTPUT", "directory to write; replaces an earlier package"),
+    "device": Option("DEVICE", "cpu: two classifier instances, for NVIDIA's backend on a CPU; default: as configured"),
     "url": Option("URL", "HTTP address of the server, instead of HOST and HTTP_PORT"),
     "timeout": Option("TIMEOUT", "seconds to wait for an answer", minimum=0),
     "live": Option("LIVE", "liveness probe: exit 0 as long as the server lives"),

@@ -26,11 +26,11 @@ def repo(options: BuildOptions) -> None:
 
 
 @command(f"{PROGRAM} package --output build/package")
-def package(repository: Path = SOURCE_REPOSITORY, output: Path = PACKAGE) -> None:
+def package(repository: Path = SOURCE_REPOSITORY, output: Path = PACKAGE, device: str = "") -> None:
     """Pack the live releases for a bucket, a volume or an image: a directory, a tar and an OCI image layout."""
     from build_scripts.releases.package import package as pack
 
-    packed = pack(repository.absolute(), output.absolute())
+    packed = pack(repository.absolute(), output.absolute(), device)
     print(
         f"release {' '.join(packed.releases.values())}: {packed.files} files, {packed.size / 1e6:.1f} MB\n"
         f"  directory  {packed.directory}/model_repository\n"

@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from build_scripts.core.errors import ServingError
+from build_scripts.core.names import CLASSIFIER, Models
 from build_scripts.core.options import BuildOptions
 from build_scripts.core.paths import PROJECT
 from build_scripts.releases import store
 from build_scripts.releases.models import parameter
+from build_scripts.releases.named_classifiers import read_config
 from build_scripts.releases.package import package
 from build_scripts.releases.pipeline import build
 from build_scripts.releases.store import require_release
@@ -115,6 +117,28 @@ def test_tar_and_image_layer_are_anonymous_copies(packed, models, tmp_path, tar,
         assert {(m.uid, m.gid, m.uname, m.gname) for m in archive.getmembers()} == {(0, 0, "", "")}
         archive.extractall(tmp_path, filter="data")
     assert files_of(tmp_path / root) == files_of(models)
+
+
+def test_device_cpu_gives_each_classifier_two_instances(packed, tiny_repository, tmp_path):
+    for_cpu = package(tiny_repository, tmp_path / "cpu", "cpu").directory / "model_repository"
+    for model in Models().all:
+        config = read_config(for_cpu / model / "config.pbtxt")
+        if model == CLASSIFIER:
+            assert [(group.kind, group.count) for group in config.instance_group] == [
+                (config.instance_group[0].KIND_CPU, 2)
+            ]
+            del config.instance_group[:]
+        assert config == read_config(packed.directory / "model_repository" / model / "config.pbtxt")
+
+
+def test_device_keeps_no_two_instance_groups(tiny_repository, tmp_path):
+    tuned = shutil.copytree(tiny_repository, tmp_path / "tuned", symlinks=True)
+    with (tuned / "classifier" / "config.pbtxt").open("a") as config:
+        config.write("instance_group { kind: KIND_CPU, count: 4 }\n")
+    with pytest.raises(ServingError, match="has an instance_group already; remove it, or pack without DEVICE"):
+        package(tuned, tmp_path / "package", "cpu")
+    with pytest.raises(ServingError, match="DEVICE=gpu; expected cpu"):
+        package(tuned, tmp_path / "package", "gpu")
 
 
 def test_package_is_never_changed(models, tiny_repository):
