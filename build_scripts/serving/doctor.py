@@ -24,6 +24,7 @@ from pathlib import Path
 from build_scripts.core import machine
 from build_scripts.core.command_line import command, run
 from build_scripts.core.errors import ServingError
+from build_scripts.core.names import Models
 from build_scripts.core.options import Address
 from build_scripts.core.paths import BUILD, PROJECT, SOURCE_REPOSITORY
 from build_scripts.releases import models, store
@@ -40,6 +41,7 @@ SHARED_MEMORY_BYTES = 48 * MIB
 # Triton's python backend and the run directory (state, log) write a few MiB.
 TEMPORARY_BYTES = 16 * MIB
 OPEN_FILES = 1024
+INTRA_OP = re.compile(r'^[^#\n]*"INTRA_OP_THREAD_COUNT"[^#"]*string_value:\s*"(\d+)"', re.MULTILINE)
 # e_machine of an ELF file, its bytes 18 and 19.
 ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
 
@@ -61,6 +63,7 @@ def examine(repository: Path, address: Address) -> Iterator[Finding]:
     if live:
         yield from tokenizers_loads(repository)
     yield from (shared_memory(), *temporary(), stack(), open_files(), *surroundings(), cores(max(1, len(live))))
+    yield from threads_of_classifiers(repository, names)
     yield from ports(address)
     yield metrics(address)
 
@@ -172,6 +175,23 @@ def cores(classifiers: int) -> Finding:
     given = f"{own or threads(classifiers)} threads"
     given += f" for each of {classifiers} classifiers" if classifiers > 1 else ""
     return Finding("cores", f"{found}: {given}" + (" (OMP_NUM_THREADS)" if own else ""))
+
+
+def threads_of_classifiers(repository: Path, names: list[str]) -> Iterator[Finding]:
+    """Whether the classifiers ask for different numbers of threads, of which NVIDIA's backend uses one."""
+    if not shutil.which("tritonserver"):
+        return
+    wanted = {}
+    for name in names:
+        classifier = Models(name).classifier
+        config = (repository / classifier / store.CONFIG).read_text(encoding="utf-8")
+        wanted[classifier] = "".join(re.findall(INTRA_OP, config)) or "none"
+    if len(set(wanted.values())) > 1:
+        found = ", ".join(f"{count} in {classifier}" for classifier, count in wanted.items())
+        advice = (
+            "NVIDIA's backend has one number for all, from 26.03 on that of the first one loaded: set it in all alike"
+        )
+        yield Finding("threads", f"INTRA_OP_THREAD_COUNT is {found}", advice)
 
 
 def ports(address: Address) -> Iterator[Finding]:

@@ -118,6 +118,28 @@ def test_names_the_limits_of_a_container(models, address, monkeypatch):
     assert "OMP_NUM_THREADS=64 is more than 2; unset it" in found["cores"]
 
 
+def test_names_classifiers_with_different_threads_for_nvidias_backend(tiny_repository, address, monkeypatch, tmp_path):
+    repository = shutil.copytree(tiny_repository, tmp_path / "repository", symlinks=True)
+    shutil.copytree(repository / "text_classifier", repository / "topic", symlinks=True)
+    shutil.copytree(repository / "classifier", repository / "classifier_topic", symlinks=True)
+    setting = 'parameters {\n  key: "INTRA_OP_THREAD_COUNT", value: { string_value: "2" }\n}\n'
+    with (repository / "classifier" / "config.pbtxt").open("a") as config:
+        config.write(setting)
+    which = shutil.which
+
+    def found(server: str) -> str:
+        monkeypatch.setattr(shutil, "which", lambda name: server if name == "tritonserver" else which(name))
+        return "".join(
+            str(one) for one in doctor.threads_of_classifiers(repository, ["text_classifier", "topic"]) if one.advice
+        )
+
+    assert "INTRA_OP_THREAD_COUNT is 2 in classifier, none in classifier_topic: " in found("/bin/tritonserver")
+    assert found("") == ""
+    with (repository / "classifier_topic" / "config.pbtxt").open("a") as config:
+        config.write(setting)
+    assert found("/bin/tritonserver") == ""
+
+
 def test_names_a_taken_port(models, address):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", address.http_port))

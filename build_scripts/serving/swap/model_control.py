@@ -5,6 +5,7 @@ Triton accepts these calls only with the key from the supervisor's state file.
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,12 @@ class Control:
 
     def __exit__(self, *_: object) -> None:
         self.client.close()
+
+    def version_with_nvidias_backend(self) -> tuple[int, ...] | None:
+        """Such as (2, 71, 0) for Triton 26.07; None for the embedded server."""
+        if self.state.embedded:
+            return None
+        return tuple(map(int, re.findall(r"\d+", self._call(self.client.get_server_metadata).version)))
 
     def load(self, model: str, config: ModelConfig | None = None) -> None:
         """Load a model, or load it again; the old one answers until the new one is ready.

@@ -97,7 +97,7 @@ def join(control: Control, release_id: str, name: str) -> None:
     """Load a classifier that the server does not have yet."""
     repository = Path(control.state.repository)
     with store.locked(repository):
-        refuse_what_ends_the_server(repository, Models(name), embedded=control.state.embedded)
+        refuse_what_ends_the_server(repository, Models(name), control.version_with_nvidias_backend())
         live = store.live_release(repository, name)
         changed = live is None or live.name != release_id
         if changed:
@@ -158,7 +158,7 @@ def load_candidate(control: Control, repository: Path, models: Models, release_i
     if not (directory / store.MANIFEST).is_file():
         raise ServingError(f"it is gone from {directory.parent}; run `make release` with its checkpoint again")
     store.refuse_damaged(directory)
-    refuse_what_ends_the_server(repository, models, embedded=control.state.embedded)
+    refuse_what_ends_the_server(repository, models, control.version_with_nvidias_backend())
     stage(repository, models, Path(control.state.staging), directory)
     labels = store.read_manifest(directory)["labels"]
     ensemble = candidate_names(models, release_id)[models.ensemble]

@@ -17,6 +17,9 @@ from build_scripts.releases.models import RELEASE_PARAMETER, fill
 from build_scripts.releases.named_classifiers import read_config, renamed
 from build_scripts.releases.store import CONFIG
 
+# 26.03: NVIDIA's backend gives libtorch the numbers of threads of the first classifier, and no others.
+SETS_THREADS_ONCE = (2, 67)
+
 
 def candidate_names(models: Models, release_id: str) -> dict[str, str]:
     """The names under which a release is loaded beside the live one."""
@@ -46,16 +49,18 @@ def configured(repository: Path, release_id: str, model: str, names: dict[str, s
     return config
 
 
-def refuse_what_ends_the_server(repository: Path, models: Models, *, embedded: bool) -> None:
+def refuse_what_ends_the_server(repository: Path, models: Models, version: tuple[int, ...] | None) -> None:
     """Raise ServingError if loading a second classifier would end the whole server.
 
-    embedded: each classifier is a separate process, which nothing here endangers.
+    version: of a server with NVIDIA's backend. None for the embedded one: there each classifier is a separate process.
     """
     parameter, file = "INTER_OP_THREAD_COUNT", repository / models.classifier / CONFIG
-    if not embedded and parameter in configured(repository, "", models.classifier).parameters:
+    ends = version is not None and version < SETS_THREADS_ONCE
+    if ends and parameter in configured(repository, "", models.classifier).parameters:
         raise ServingError(
-            f"{file} sets {parameter}, which libtorch takes once in a process: in NVIDIA's backend a second classifier "
-            "ends the server (exit code 134); remove it, or change the release with `make repo` and a restart"
+            f"{file} sets {parameter}, which libtorch takes once in a process: in NVIDIA's backend before 26.03 a "
+            "second classifier ends the server (exit code 134); remove it, or change the release with `make repo` and "
+            "a restart"
         )
 
 

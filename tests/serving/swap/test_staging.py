@@ -26,10 +26,11 @@ def test_refuses_a_config_that_would_end_the_server(repository):
     with (repository / "classifier" / "config.pbtxt").open("a") as config:
         config.write(SETTING)
     with pytest.raises(ServingError, match=r"sets INTER_OP_THREAD_COUNT.* with `make repo` and a restart") as refusal:
-        refuse_what_ends_the_server(repository, Models(), embedded=False)
+        refuse_what_ends_the_server(repository, Models(), (2, 51, 0))
     assert "\n" not in str(refusal.value)
-    refuse_what_ends_the_server(repository, Models(), embedded=True)
+    for harmless in (None, (2, 67, 0), (2, 71, 0)):
+        refuse_what_ends_the_server(repository, Models(), harmless)
 
 
 def test_accepts_the_projects_config(repository):
-    refuse_what_ends_the_server(repository, Models(), embedded=False)
+    refuse_what_ends_the_server(repository, Models(), (2, 51, 0))
