@@ -16,7 +16,7 @@ MAKEOVERRIDES :=
 .DEFAULT_GOAL := help
 .PHONY: help install repo package serve classify health doctor status release rollback
 .PHONY: evaluate diff perf compare tune bench soak
-.PHONY: check test test-all test-deploy lint lock clean
+.PHONY: check test test-all test-server test-deploy lint lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -46,7 +46,7 @@ lock: ## pin all indirect dependencies, for every Python, in constraints.txt
 repo: install ## build the model repository: MODEL= TOKENIZER= NAME= MAX_LENGTH= PRECISION= CALIBRATION= MODEL_REPOSITORY=
 	@PYTHONHASHSEED=0 $(RUN) repo
 
-package: install ## the live release without links, for a bucket, a volume or an image: OUTPUT= MODEL_REPOSITORY=
+package: install ## the live release without links, for a bucket, a volume or an image: OUTPUT= DEVICE=cpu MODEL_REPOSITORY=
 	@$(RUN) package
 
 serve: install ## build if needed and run tritonserver: HOST= HTTP_PORT= GRPC_PORT= METRICS_PORT= DRAIN= TRACE= CACHE= TLS_CERT= TLS_KEY= TLS_CA= and those of repo
@@ -105,6 +105,14 @@ test: $(VENV)/installed-dev ## the tests, in about ten minutes on 2 cores
 test-all: $(VENV)/installed-dev ## all tests, the long ones too, and a short soak
 	@failed=0; $(WITHOUT_SERVER) -m "not server" || failed=1; $(WITH_SERVER) -m server || failed=1; \
 	  $(VENV)/bin/python -m tests.soak --duration 60 || failed=1; exit $$failed
+
+# The launcher takes a tritonserver on PATH with the backends that it brings.
+test-server: $(VENV)/installed-dev ## the server's tests against another one, and what is skipped there: TRITONSERVER=/opt/tritonserver/bin
+	@server="$${TRITON_TC_TRITONSERVER:-$$(command -v tritonserver)}"; [ ! -d "$$server" ] || server="$$server/tritonserver"; \
+	  case $$server in tritonserver|*/tritonserver) [ -x "$$server" ];; *) false;; esac || { \
+	    echo "error: TRITONSERVER=$$server is no tritonserver; name the program or its directory" >&2; exit 1; }; \
+	  PATH="$$(cd "$$(dirname "$$server")" && pwd):$$PATH" \
+	  $(VENV)/bin/python -m pytest tests/serving -m server -rs --timeout 900
 
 test-deploy: $(VENV)/installed-dev ## package, image, proxies, replicas, alerts for real; as root it installs what they need
 	@$(VENV)/bin/python -m tests.support.deploy_tools

@@ -115,6 +115,30 @@ def test_to_ask_a_running_server_installs_nothing(make, target):
     assert "install.sh" in make("serve", "--dry-run", "--what-if=pyproject.toml").stdout
 
 
+@pytest.mark.parametrize("named", ["the program", "its directory", "by PATH"])
+def test_test_server_puts_the_named_server_first_on_path(make, tmp_path, named):
+    program = tmp_path / "a server" / "bin" / "tritonserver"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n", encoding="utf-8")
+    program.chmod(0o755)
+    (tmp_path / "venv" / "installed-dev").touch()
+    if named == "by PATH":
+        made = make("test-server", PATH=f"{program.parent}:{os.environ['PATH']}")
+    else:
+        made = make("test-server", f"TRITONSERVER={program if named == 'the program' else program.parent}")
+    assert made.code == 0, made.stderr
+    assert made.given["PATH"].split(":")[0] == str(program.parent)
+
+
+def test_test_server_refuses_what_is_no_tritonserver(make, tmp_path):
+    (tmp_path / "venv" / "installed-dev").touch()
+    for path in (tmp_path, tmp_path / "venv" / "bin" / "python"):
+        made = make("test-server", f"TRITONSERVER={path}")
+        assert made.code == 2
+        assert "is no tritonserver; name the program or its directory" in made.stderr
+        assert made.given == {}
+
+
 def test_without_an_environment_to_ask_names_the_command_that_makes_one(tmp_path):
     command = ["make", f"VENV={tmp_path}/none", "health"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)

@@ -20,7 +20,7 @@ from build_scripts.core.names import TOKENIZER
 from build_scripts.core.paths import PROJECT, SOURCE_REPOSITORY
 from build_scripts.serving import client
 from build_scripts.serving.client import text_input
-from tests.support.servers import embedded, perf_analyzer_failure, post
+from tests.support.servers import perf_analyzer_failure, post
 from tests.support.texts import HEADLINES
 
 SPORTS, TEXT = 7, "Midfielder scores twice as champions win away"
@@ -163,7 +163,6 @@ def test_metadata_is_as_documented(default_server):
     }
 
 
-@pytest.mark.skipif(not embedded(), reason="perf_analyzer's libraries come with the embedded server")
 def test_perf_analyzer_needs_no_shape_flags(default_server, tmp_path):
     pairs = tmp_path / "pairs.json"
     pairs.write_text(json.dumps({"data": [{"TEXT": [PAIR[0]], "TEXT_PAIR": [PAIR[1]]}]}), encoding="utf-8")

@@ -73,7 +73,9 @@ def test_it_serves(serving, script, namespaces):
     ("script", "namespaces", "words"),
     [
         pytest.param("mount -t proc -o subset=pid proc /proc", OF_MOUNTS, "ProcSubset=pid", id="no machine in /proc"),
-        pytest.param("mount -t tmpfs -o size=1m tmpfs /dev/shm", OF_MOUNTS, "shared memory", id="1 MiB of /dev/shm"),
+        pytest.param(
+            "mount -t tmpfs -o size=512k tmpfs /dev/shm", OF_MOUNTS, "shared memory", id="512 KiB of /dev/shm"
+        ),
         pytest.param(f"mount --bind -o ro '{PROJECT}' '{PROJECT}'", OF_MOUNTS, "", id="a read-only checkout"),
     ],
 )

@@ -21,7 +21,15 @@ from build_scripts.serving.swap.release import release, rollback
 from build_scripts.serving.swap.status import status
 from tests.support.checkpoints import make_checkpoint
 from tests.support.release_clients import TEXTS, TOLERANCE, Clients, Release
-from tests.support.servers import RunningServer, embedded, perf_analyzer_failure, post, running, wait_for
+from tests.support.servers import (
+    RunningServer,
+    classifier_process,
+    embedded,
+    perf_analyzer_failure,
+    post,
+    running,
+    wait_for,
+)
 from tests.support.texts import PAIRS
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
@@ -89,7 +97,6 @@ def test_each_answers_as_its_checkpoint_over_http_and_grpc(server, checkpoints, 
         assert [answer.label for answer in classify(texts, server.grpc, name=name)] == labels
 
 
-@pytest.mark.skipif(not embedded(), reason="perf_analyzer's libraries come with the embedded server")
 @pytest.mark.parametrize("name", SERVED)
 def test_perf_analyzer_measures_each_by_name(server, tmp_path, name):
     data = tmp_path / "inputs.json"
@@ -115,7 +122,8 @@ def test_ten_releases_of_one_under_load_of_all(server, checkpoints, port):
     of_sentiment = {name: checkpoints[name] for name in ("sentiment", "next")}
     before = blocks(port)
     assert list(before) == [*SERVED]
-    processes = {model: server.find(f"/{model}/1").pid for name in ("text_classifier", "topic") for model in pair(name)}
+    models = [model for name in ("text_classifier", "topic") for model in in_processes(name)]
+    processes = {model: server.find(f"/{model}/1").pid for model in models}
     with contextlib.ExitStack() as stack:
         load = {
             name: stack.enter_context(
@@ -147,9 +155,10 @@ def answered(clients: Clients, release: str) -> bool:
     return all(clients.answers[kind, release] for kind in ("keep-alive", "new connection", "gRPC", "classifier alone"))
 
 
-def pair(name: str) -> tuple[str, str]:
+def in_processes(name: str) -> list[str]:
+    """The models of a classifier that are separate processes; NVIDIA's backend computes inside tritonserver."""
     own = Models(name)
-    return own.tokenizer, own.classifier
+    return [own.tokenizer, own.classifier] if embedded() else [own.tokenizer]
 
 
 def label_of(server: RunningServer, name: str) -> str:
@@ -170,7 +179,7 @@ def test_new_classifier_survives_a_restart(server, checkpoints, port):
         assert label_of(server, "new").startswith("new")
     assert load.wrong == []
     assert list(blocks(port)) == [*SERVED, "new"]
-    before, killed = server.find("bin/tritonserver"), server.find("/classifier_new/1")
+    before, killed = server.find("bin/tritonserver"), server.find(f"/{in_processes('new')[-1]}/1")
     killed.send_signal(signal.SIGKILL)
     wait_for(lambda: "inference of new fails: HTTP 500" in server.said(), RECOVERED_WITHIN_S, server.said())
     wait_for(lambda: not before.is_running(), RECOVERED_WITHIN_S, "the old server did not end")
@@ -179,9 +188,8 @@ def test_new_classifier_survives_a_restart(server, checkpoints, port):
         assert label_of(server, name).startswith(name)
 
 
+@classifier_process
 def test_status_shows_each_classifiers_memory(server, port):
-    if "embedded" not in server.said():
-        pytest.skip("tritonserver itself runs the classifiers")
     lines = [line for line in status(port).splitlines() if line.startswith("memory")]
     assert len(lines) == len(blocks(port))
     assert "classifier_topic " in "".join(lines)

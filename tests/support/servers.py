@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports
 from build_scripts.core.options import Address
 from build_scripts.core.paths import PROJECT
 from build_scripts.serving.keep.inference import wait_until_healthy
 from build_scripts.serving.keep.run_directory import run_directory
-from build_scripts.serving.start.installation import embedded_wheel, find_installation, perf_analyzer_environment
+from build_scripts.serving.start.installation import embedded_wheel, perf_analyzer_environment
 
 START_LIMIT_S = 120.0
 # Whether the test that runs is marked as one that needs a server; see tests/conftest.py.
@@ -145,7 +146,11 @@ def wait_for(condition: Callable[[], bool], limit_s: float, what: str) -> float:
 
 def embedded() -> bool:
     """Whether the server under test is the embedded one, whose classifier has its own process."""
-    return find_installation().embedded
+    return shutil.which("tritonserver") is None  # as the launcher chooses
+
+
+# NVIDIA's pytorch backend computes inside tritonserver: there is no process to look at, kill or stop.
+classifier_process = pytest.mark.skipif(not embedded(), reason="no classifier process: NVIDIA's backend has none")
 
 
 def perf_analyzer_failure(server: RunningServer, model: str, *arguments: str) -> str | None:
