@@ -131,7 +131,7 @@ def cache_arguments(size: str) -> list[str]:
 def plain(directory: Path) -> str:
     """The directory's path, or a name without blanks and quotes that is valid while this process lives.
 
-    Triton's python backend starts its stubs through a shell without quoting, and the Python inside reads paths as
+    The python backend of 2.51 starts its stubs through a shell without quoting, and the Python inside reads paths as
     ASCII. The kernel's name for an open directory is plain and needs nothing on the disk.
     """
     path = str(directory.resolve())
