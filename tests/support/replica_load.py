@@ -25,11 +25,14 @@ TEXT, CLASS_ID = "Midfielder scores twice as champions win away", 7
 LIMIT_S = 300.0
 
 
-def http_client(host: str, port: int, ca: str):
-    """A function that sends one request over a kept connection; returns the class id, raises what went wrong."""
+def http_client(host: str, port: int, ca: str, texts: int):
+    """A function that sends one request over a kept connection; returns the first class id, raises what went wrong.
+
+    texts: of a request. Of more than one, each is ten times as long.
+    """
     context = ssl.create_default_context(cafile=ca)
-    body = json.dumps(infer_body([TEXT]))
-    connection = http.client.HTTPSConnection(host, port, timeout=30, context=context)
+    body = json.dumps(infer_body([TEXT] if texts == 1 else [" ".join([TEXT] * 10)] * texts))
+    connection = http.client.HTTPSConnection(host, port, timeout=60, context=context)
 
     def ask() -> int:
         try:
