@@ -228,4 +228,4 @@ def distance_tables(parts: EncoderParts) -> tuple[Tensor, Tensor]:
     rows = torch.cat([rows[:1].expand(16), rows, rows[-1:].expand(17)])
     if parts.distances.bias is None:
         return rows, torch.empty(0, 0)
-    return rows[:0], parts.distances.bias.detach().float()[rows].t().contiguous()
+    return torch.empty(0, dtype=torch.int64), parts.distances.bias.detach().float()[rows].t().contiguous()

@@ -139,7 +139,7 @@ def test_failing_packed_graph_falls_back_to_the_traced_forward(subject, tmp_path
 
 def test_refuses_a_checkpoint_that_no_graph_answers(subject, tmp_path, monkeypatch):
     monkeypatch.setattr(graph_choice, "passes", lambda *_: False)
-    with pytest.raises(ServingError, match=r"albert: no TorchScript file answers like Hugging Face.*moves by"):
+    with pytest.raises(ServingError, match=r"megatron-bert: no TorchScript file answers like Hugging Face.*moves by"):
         fp32_file(subject("megatron-bert").checkpoint, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -228,11 +228,20 @@ def tensors(path: Path) -> list[bytes]:
 
 @pytest.mark.parametrize("kind", PACKED_KINDS)
 def test_the_file_holds_plain_weights_once(subject, kind):
-    """Packed copies would double it, for one CPU only. Positions: once per token type; distances: once per layer."""
+    """Packed copies would double it, for one CPU only. Positions: once per token type; distances: once per layer.
+
+    Layers without a bias get one of zeros.
+    """
     own = subject(kind)
+    parts = encoder_parts(own.model)
     checkpoint = sum(4 * parameter.numel() for parameter in own.model.parameters())
-    tables = [layer.distances for layer in encoder_parts(own.model).layers if layer.distances is not None]
+    tables = [layer.distances for layer in parts.layers if layer.distances is not None]
     checkpoint += sum(4 * (table.keys.numel() + table.queries.numel()) for table in tables)
+    unbiased = [module for module in own.model.modules() if getattr(module, "bias", 0) is None]
+    checkpoint += sum(4 * module.weight.size(0) for module in unbiased)
+    checkpoint += sum(4 * rotary.frequencies.numel() for rotary in parts.rotary)
+    distances = [p for name, p in own.exported.named_parameters() if name.startswith("logits.distance_")]
+    checkpoint += sum(parameter.numel() * parameter.element_size() for parameter in distances)
     if own.checkpoint.token_types == 2:
         checkpoint += 4 * own.model.base_model.embeddings.position_embeddings.weight.numel()
     stored = {precision: sum(map(len, tensors(own.file(precision)))) for precision in PRECISIONS}

@@ -143,4 +143,4 @@ def test_the_gate_lets_better_and_allowed_models_through(was, now, worse_by, tmp
 def test_the_gate_refuses_a_model_without_a_live_label(tmp_path):
     fewer = model(1.0, labels=["finance", "sports", "weather"])
     with pytest.raises(ServingError, match="lacks the live model's label '教育'"):
-        judge(model(1.0), fewer, labelled(tmp_path), tmp_path / "out")
+        judge(model(1.0), fewer, labelled(tmp_path), tmp_path / "out", worse_by=0.01)
