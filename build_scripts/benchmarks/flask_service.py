@@ -41,7 +41,7 @@ def application(checkpoint: Checkpoint, logits: Callable[[dict[str, torch.Tensor
             text, truncation=True, max_length=checkpoint.max_length, padding=padding, return_tensors="pt"
         )
         with torch.inference_mode():
-            found = probabilities(logits(dict(inputs))[0], checkpoint.multi_label)
+            found = probabilities(logits(dict(inputs))[0], checkpoint.activation)
         return jsonify(class_id=int(found.argmax()), probabilities=found.tolist())
 
     return app

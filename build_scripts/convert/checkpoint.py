@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from build_scripts.convert import tokenizer as tokenizers_
 from build_scripts.convert import weights
+from build_scripts.convert.activation import Activation, activation
 from build_scripts.convert.error_guard import first_line
 from build_scripts.core.errors import ServingError
 from build_scripts.core.names import shortened
@@ -40,10 +41,19 @@ class Checkpoint:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     labels: list[str]
-    multi_label: bool
+    activation: Activation
     max_length: int
     vocab_size: int
     pad_id: int
+
+    @property
+    def multi_label(self) -> bool:
+        return self.activation == "sigmoid" and len(self.labels) > 1
+
+    @property
+    def score(self) -> str | None:
+        """The activation of a checkpoint with one label, which gives a score; None for a classifier."""
+        return self.activation if len(self.labels) == 1 else None
 
     @functools.cached_property
     def token_types(self) -> int:
@@ -110,7 +120,7 @@ def load(path: Path, max_length: int | None = None, tokenizer_path: Path | None 
         model=model,
         tokenizer=tokenizer,
         labels=labels,
-        multi_label=config.problem_type == "multi_label_classification",
+        activation=activation(config, path),
         max_length=_max_length(max_length, weights.positions(model), tokenizer),
         vocab_size=rows,
         pad_id=tokenizers_.pad_id(tokenizer, config, rows),
@@ -138,10 +148,10 @@ def write_labels(labels: list[str], file: Path) -> None:
 
 def _labels(config, path: Path) -> list[str]:
     """The names of the classes, without line ends left by `readlines`."""
-    if config.problem_type == "regression" or config.num_labels < 2:
+    if config.num_labels < 1 or (config.problem_type == "regression" and config.num_labels > 1):
         raise ServingError(
-            f"{path} has {config.num_labels} label(s) and problem type {config.problem_type or 'unset'}: a regression "
-            "has no class ids; expected a single-label or multi-label classifier with at least 2 labels"
+            f"{path} has {config.num_labels} labels and problem type {config.problem_type or 'unset'}; expected a "
+            "single-label or multi-label classifier, or one label, whose number is served as a score"
         )
     if sorted(config.id2label) != list(range(config.num_labels)):
         raise ServingError(

@@ -79,7 +79,7 @@ def _classifier(checkpoint: Checkpoint, graph: Graph, dtype: torch.dtype) -> Tex
         logits,
         vocab_size=checkpoint.vocab_size,
         max_length=checkpoint.max_length,
-        multi_label=checkpoint.multi_label,
+        activation=checkpoint.activation,
     ).eval()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from build_scripts.convert.checkpoint import Checkpoint
 from build_scripts.convert.error_guard import first_line
 from build_scripts.convert.export import Graph, export, graphs, model_file
-from build_scripts.convert.parity import PROBABILITY_LIMITS, Reference, measure, passes
+from build_scripts.convert.parity import PROBABILITY_LIMITS, Reference, measure, moved, passes
 from build_scripts.core.errors import ServingError
 
 
@@ -28,7 +28,7 @@ def choose_graph(checkpoint: Checkpoint, expected: Reference, directory: Path) -
             found = measure(file, checkpoint, expected)
             if passes(found, "fp32"):
                 return graph
-            reason = f"a probability moves by {found.max_probability_error:.2g}"
+            reason = moved(checkpoint, found)
         except OSError:  # such as a full disk: not the graph's fault
             raise
         except Exception as error:  # tracing, saving and model code raise errors of any type

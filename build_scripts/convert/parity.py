@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from build_scripts.convert.activation import Activation
 from build_scripts.convert.checkpoint import Checkpoint, Text
 from build_scripts.core.options import DEFAULT_MAX_LENGTH
 
-# The gate: no probability may move by more, and no class id may change unless it is a near tie.
+# The gate: no probability may move by more, and no class id may change unless it is a near tie. For an unbounded score
+# the limit is a share of the scale.
 PROBABILITY_LIMITS = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02}
 # Below this difference of the two largest probabilities a text is a near tie: rounding may decide its class id.
 NEAR_TIE = 0.01
@@ -22,15 +24,16 @@ BATCH_SIZES = (1, 3, 8, 32)
 
 @dataclass(frozen=True)
 class Reference:
-    """Hugging Face's answers. probabilities: (texts, labels) fp32."""
+    """Hugging Face's answers. probabilities: (texts, labels) fp32. scale: unit of a shift."""
 
     texts: list[Text]
     probabilities: torch.Tensor
+    scale: float = 1.0
 
     def of(self, texts: Sequence[Text]) -> Reference:
         """The answers to some of the texts."""
         rows = {text: row for row, text in enumerate(self.texts)}
-        return Reference(list(texts), self.probabilities[[rows[text] for text in texts]])
+        return Reference(list(texts), self.probabilities[[rows[text] for text in texts]], self.scale)
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,30 @@ class Parity:
     max_probability_error: float
 
 
+def moved(checkpoint: Checkpoint, parity: Parity) -> str:
+    """The largest shift, in words."""
+    by = f"moves by {parity.max_probability_error:.2g}"
+    if checkpoint.score is None:
+        return f"a probability {by}"
+    return f"a score {by} of the scores' spread" if checkpoint.score == "identity" else f"a score {by}"
+
+
 def passes(parity: Parity, precision: str) -> bool:
     return parity.wrong == 0 and parity.max_probability_error <= PROBABILITY_LIMITS[precision]
 
 
-def probabilities(logits: torch.Tensor, multi_label: bool) -> torch.Tensor:
-    return logits.sigmoid() if multi_label else logits.softmax(-1)
+def probabilities(logits: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """logits: (…, labels). The identity leaves scores as they are."""
+    if activation == "identity":
+        return logits
+    return logits.sigmoid() if activation == "sigmoid" else logits.softmax(-1)
+
+
+def scale(found: torch.Tensor, activation: Activation) -> float:
+    """1 for probabilities. For unbounded scores their spread or a tenth of the largest: rounding grows with both."""
+    if activation != "identity":
+        return 1.0
+    return max(float(found.max() - found.min()), float(found.abs().max()) / 10) or 1.0
 
 
 def reference(checkpoint: Checkpoint, texts: Sequence[Text]) -> Reference:
@@ -65,8 +86,9 @@ def reference(checkpoint: Checkpoint, texts: Sequence[Text]) -> Reference:
     rows = []
     with torch.inference_mode():
         for text in tqdm(texts, desc="Hugging Face's answers", unit="text", disable=None, leave=False):
-            rows.append(probabilities(checkpoint.logits(text), checkpoint.multi_label))
-    return Reference(list(texts), torch.stack(rows))
+            rows.append(probabilities(checkpoint.logits(text), checkpoint.activation))
+    found = torch.stack(rows)
+    return Reference(list(texts), found, scale(found, checkpoint.activation))
 
 
 def measure(file: Path, checkpoint: Checkpoint, expected: Reference, device: str = "cpu") -> Parity:
@@ -92,15 +114,18 @@ def differences(file: Path, checkpoint: Checkpoint, expected: Reference, device:
             ids.append(class_id[:, 0].cpu())
             found.append(rows.cpu())
             start, turn = start + size, turn + 1
-    return judge(expected.probabilities, torch.cat(ids), torch.cat(found))
+    return judge(expected.probabilities, torch.cat(ids), torch.cat(found), expected.scale)
 
 
-def judge(expected: torch.Tensor, class_ids: torch.Tensor, found: torch.Tensor) -> Differences:
-    """expected, found: (texts, labels) probabilities; class_ids: (texts,). NaN counts as the largest error."""
-    best = expected.topk(2, dim=1).values
+def judge(expected: torch.Tensor, class_ids: torch.Tensor, found: torch.Tensor, scale: float = 1.0) -> Differences:
+    """expected, found: (texts, labels) probabilities; class_ids: (texts,). NaN counts as the largest error.
+
+    A score's single class has no near tie.
+    """
+    best = expected.topk(min(2, expected.size(1)), dim=1).values
     differs = class_ids != expected.argmax(1)
-    near_tie = (best[:, 0] - best[:, 1]) < NEAR_TIE
-    shift = (found - expected).abs().nan_to_num(nan=1.0).amax(1)
+    near_tie = (best[:, 0] - best[:, -1] < NEAR_TIE) & (expected.size(1) > 1)
+    shift = ((found - expected).abs() / scale).nan_to_num(nan=1.0).amax(1)
     return Differences(differs & ~near_tie, differs & near_tie, shift)
 
 

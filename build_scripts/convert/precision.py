@@ -13,7 +13,16 @@ import torch
 
 from build_scripts.convert.checkpoint import Checkpoint, Text
 from build_scripts.convert.export import Graph, export, model_file
-from build_scripts.convert.parity import NEAR_TIE, PROBABILITY_LIMITS, Parity, Reference, differences, measure, passes
+from build_scripts.convert.parity import (
+    NEAR_TIE,
+    PROBABILITY_LIMITS,
+    Parity,
+    Reference,
+    differences,
+    measure,
+    moved,
+    passes,
+)
 from build_scripts.convert.unseen import Unseen, unseen
 from build_scripts.core.errors import ServingError
 from build_scripts.core.machine import cpu_precisions
@@ -134,7 +143,7 @@ def timings(files: dict[str, Path], checkpoint: Checkpoint, texts: list[Text], d
 def _refusal(checkpoint: Checkpoint, attempt: Attempt) -> str:
     found = (
         f"{attempt.parity.wrong} of {attempt.parity.texts} class ids differ from Hugging Face's (near ties below "
-        f"{NEAR_TIE:g} aside; the limit is 0), a probability moves by {attempt.parity.max_probability_error:.2g} (the "
+        f"{NEAR_TIE:g} aside; the limit is 0), {moved(checkpoint, attempt.parity)} (the "
         f"limit is {PROBABILITY_LIMITS[attempt.precision]:g})"
     )
     if attempt.precision == "fp32":

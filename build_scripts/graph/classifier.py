@@ -1,4 +1,4 @@
-"""The model that is written to `model.pt`: input_ids and attention_mask in, class id and probabilities out.
+"""The model that is written to `model.pt`: input_ids and attention_mask in, class id and probabilities or score out.
 
 It wraps the module that computes the logits: the packed graph, or Hugging Face's traced forward. An unknown token id
 would fail the whole batch on a CPU, and break the CUDA context on a GPU. The wrapper rejects that row only.
@@ -15,20 +15,22 @@ class TextClassifier(nn.Module):
 
     A mask value of 0 marks padding, 2 a token of a pair's second text, and any other value a token of the first text.
     A checkpoint without token types treats both texts alike. Every row has at least one token, its first.
-    A row with a token id outside 0 … vocab_size - 1, or with a token beyond max_length, gets class id -1 and
-    probabilities of 0. No text can produce these values. NaN would mark the row too, but JSON has no NaN.
+    With one label, the class id is 0 and the single column holds the score.
+    A row with a token id outside 0 … vocab_size - 1, or with a token beyond max_length, gets class id -1, which no text
+    can produce, and probabilities of 0. NaN would mark the row too, but JSON has no NaN.
+    activation: "softmax", "sigmoid" or "identity".
     """
 
     vocab_size: Final[int]
     max_length: Final[int]
-    multi_label: Final[bool]
+    activation: Final[str]
 
-    def __init__(self, logits: nn.Module, *, vocab_size: int, max_length: int, multi_label: bool):
+    def __init__(self, logits: nn.Module, *, vocab_size: int, max_length: int, activation: str):
         super().__init__()
         self.logits = logits
         self.vocab_size = vocab_size
         self.max_length = max_length
-        self.multi_label = multi_label
+        self.activation = activation
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         if input_ids.size(1) != attention_mask.size(1):  # unequal widths would misalign tokens and mask
@@ -36,7 +38,11 @@ class TextClassifier(nn.Module):
         safe_ids = input_ids.clamp(0, self.vocab_size - 1)[:, : self.max_length]
         logits = self.logits(safe_ids, attention_mask[:, : self.max_length]).float()
         class_id = logits.argmax(1, keepdim=True)
-        probabilities = logits.sigmoid() if self.multi_label else logits.softmax(1)
+        probabilities = logits
+        if self.activation == "softmax":
+            probabilities = logits.softmax(1)
+        elif self.activation == "sigmoid":
+            probabilities = logits.sigmoid()
         if not torch.equal(safe_ids, input_ids):
             refused = self.outside(input_ids, attention_mask).any(1, keepdim=True)
             class_id = class_id.masked_fill(refused, -1)

@@ -68,6 +68,7 @@ class Served:
             sums = self._ask(client, inputs(["labels", "one", "another text, longer than the others"]))[1].sum(1)
         ordered = sorted((one.decode("utf-8").split(":", 2) for one in named[1][0]), key=lambda part: int(part[1]))
         self.labels = [label for _, _, label in ordered]
+        refuse_score(self)
         # Softmax sums to 1 for every text; sigmoids do so by chance only.
         self.multi_label = bool(np.abs(sums - 1).max() > 1e-2)
 
@@ -119,6 +120,7 @@ class InProcess:
         manifest = read_manifest(release)
         self.described = f"release {manifest['release']} of {manifest['checkpoint']}"
         self.labels = list(manifest["labels"])
+        refuse_score(self)
         self.multi_label = bool(manifest["multi_label"])
         self.tokenizer = Tokenizer.from_file(str(release / "tokenizer.json"))
         self.model = torch.jit.load(str(release / "model.pt"), map_location="cpu").eval()
@@ -137,6 +139,15 @@ class InProcess:
             truncated = np.array([bool(encoding.overflowing) for encoding in encodings])
             seconds = time.monotonic() - began
             yield Batch(class_ids[:, 0].numpy(), probabilities.float().numpy(), truncated, seconds)
+
+
+def refuse_score(source: Served | InProcess) -> None:
+    """Raise ServingError for a model with one label: every text has class id 0, so none is right or wrong."""
+    if len(source.labels) == 1:
+        raise ServingError(
+            f"{source.described} gives a score and no classes; expected a classifier with at least 2 labels. "
+            "`make classify FILE=…` prints a score for each line"
+        )
 
 
 def batches(texts: Iterable[Text]) -> Iterator[list[Text]]:

@@ -128,6 +128,7 @@ def _fill(staging: Path, options: BuildOptions, source: Path, release_id: str) -
         "architecture": checkpoint.model.config.model_type,
         "labels": checkpoint.labels,
         "multi_label": checkpoint.multi_label,
+        "score": checkpoint.score,
         "max_length": checkpoint.max_length,
         **facts,
         "versions": {name: version(name) for name in INGREDIENT_PACKAGES},

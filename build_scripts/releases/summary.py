@@ -18,11 +18,14 @@ def print_build(built: Built) -> None:
     table = Table(show_header=False, title="built", title_justify="left")
     table.add_row("checkpoint", manifest["checkpoint"])
     table.add_row("architecture", f"{manifest['architecture']}, {manifest['graph']}")
-    kind = "multi-label" if manifest["multi_label"] else "single-label"
-    table.add_row("labels", f"{len(manifest['labels'])}, {kind}: {shortened(manifest['labels'])}")
+    if score := manifest["score"]:
+        table.add_row("score", f"{score}, {'from 0 to 1' if score == 'sigmoid' else 'the logit, without bounds'}")
+    else:
+        kind = "multi-label" if manifest["multi_label"] else "single-label"
+        table.add_row("labels", f"{len(manifest['labels'])}, {kind}: {shortened(manifest['labels'])}")
     table.add_row("max_length", str(manifest["max_length"]))
     for attempt in manifest["attempts"]:
-        table.add_row(f"precision {attempt['precision']}", _attempt(attempt, manifest["precision"]))
+        table.add_row(f"precision {attempt['precision']}", _attempt(attempt, manifest))
     sizes = {name: (built.release / name).stat().st_size / 1e6 for name in ("model.pt", "tokenizer.json")}
     table.add_row("sizes", ", ".join(f"{name} {size:.1f} MB" for name, size in sizes.items()))
     _, name, repository, *_ = built.release.parents
@@ -40,7 +43,7 @@ def verdict(attempt: dict, chosen: str) -> str:
     return "passed" if unseen is None or unseen["within_promise"] else "passed, but not safe enough for auto"
 
 
-def _attempt(attempt: dict, chosen: str) -> str:
+def _attempt(attempt: dict, manifest: dict) -> str:
     parity, unseen = attempt["parity"], attempt["unseen"]
     bounds = (
         f"; of {unseen['texts']} unseen texts {unseen['changed']} change class id, {unseen['broken']} break a limit "
@@ -49,8 +52,15 @@ def _attempt(attempt: dict, chosen: str) -> str:
         if unseen
         else ""
     )
-    return (
-        f"{verdict(attempt, chosen)}: {parity['wrong']} of {parity['texts']} class ids differ from Hugging Face's "
-        f"({parity['near_ties']} near ties aside), probabilities by at most "
-        f"{parity['max_probability_error']:.2g}; {attempt['milliseconds']:.1f} ms a batch of one or eight texts{bounds}"
-    )
+    shift = f"by at most {parity['max_probability_error']:.2g}"
+    if manifest["score"]:
+        found = (
+            f"scores differ from Hugging Face's {shift}{' of their spread' if manifest['score'] == 'identity' else ''}"
+        )
+    else:
+        found = (
+            f"{parity['wrong']} of {parity['texts']} class ids differ from Hugging Face's ({parity['near_ties']} near "
+            f"ties aside), probabilities {shift}"
+        )
+    outcome = verdict(attempt, manifest["precision"])
+    return f"{outcome}: {found}; {attempt['milliseconds']:.1f} ms a batch of one or eight texts{bounds}"

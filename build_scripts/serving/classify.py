@@ -36,7 +36,7 @@ def texts_of_lines(lines: Iterable[str]) -> Iterator[Text]:
 
 
 def print_answers(asked: ClassifyOptions, address: Address, tls: Tls) -> None:
-    """One line per text: class id, label and probability, separated by tabs."""
+    """One line per text: class id, label and probability (or score), separated by tabs."""
     unit = "line" if asked.file else "text"
     answers = classify(texts_of(asked), address.grpc_url, tls=tls, name=check_name(asked.name), unit=unit)
     for answer in tqdm(answers, unit="text", disable=None if asked.file else True, leave=False):

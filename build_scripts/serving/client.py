@@ -42,7 +42,7 @@ PLAIN = Tls()
 
 @dataclass(frozen=True)
 class Answer:
-    """probability: of the class id, from 0 to 1."""
+    """probability: of the class id, from 0 to 1. A checkpoint with one label gives its score instead."""
 
     class_id: int
     label: str

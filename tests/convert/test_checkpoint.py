@@ -118,11 +118,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
         lambda directory: (other_model(transformers.BertModel)(directory), config(architectures=None)(directory)),
         ["lack 2 tensor(s), such as classifier.bias", "expected a complete fine-tuned classifier", "save"],
     ),
-    "regression": (config(problem_type="regression"), ["problem type regression", "expected", "at least 2 labels"]),
-    "one label": (
-        config(id2label={"0": "only"}, problem_type=None),
-        ["has 1 label(s)", "expected", "at least 2 labels"],
+    "regression of several labels": (
+        config(problem_type="regression"),
+        ["has 6 labels and problem type regression", "expected", "one label"],
     ),
+    "no label": (config(id2label={}, label2id={}, problem_type=None), ["has 0 labels", "expected", "one label"]),
     "gap in the labels": (config(id2label=dict.fromkeys("012349", "x")), ["ids 0, 1, 2, 3, 4, 9; expected 0 to 5"]),
     "label that is no line": (
         config(id2label={str(index): "two\nlines" for index in range(6)}),

@@ -59,7 +59,7 @@ class Family:
                 PackedEncoder(self.parts, DTYPES[precision]),
                 vocab_size=self.words,
                 max_length=longest,
-                multi_label=False,
+                activation="softmax",
             )
         written = io.BytesIO()
         torch.jit.save(torch.jit.script(classifier.eval()), written)

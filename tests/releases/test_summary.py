@@ -37,7 +37,8 @@ def test_prints_a_row_for_each_precision(tmp_path, monkeypatch, capsys):
         (release / name).touch()
     parity = {"wrong": 7, "texts": 500, "near_ties": 1, "max_probability_error": 0.3}
     manifest = {
-        "release": "0123", "checkpoint": "a", "architecture": "bert", "graph": "packed", "multi_label": False,
+        "release": "0123", "checkpoint": "a", "architecture": "bert", "graph": "packed",
+        "multi_label": False, "score": None,
         "labels": ["no", "yes"], "max_length": 128, "precision": "fp32",
         "attempts": [
             {**attempt("fp32", within_promise=None), "milliseconds": 2.0, "parity": {**parity, "wrong": 0}},
@@ -63,7 +64,8 @@ def test_prints_ten_of_20000_labels(tmp_path, monkeypatch, capsys):
     for name in ("model.pt", "tokenizer.json"):
         (release / name).touch()
     manifest = {
-        "release": "0123", "checkpoint": "a", "architecture": "bert", "graph": "packed", "multi_label": False,
+        "release": "0123", "checkpoint": "a", "architecture": "bert", "graph": "packed",
+        "multi_label": False, "score": None,
         "labels": [f"label {index}" for index in range(20_000)], "max_length": 128, "precision": "fp32", "attempts": [],
     }  # fmt: skip
     monkeypatch.setenv("COLUMNS", "300")

@@ -53,6 +53,14 @@ def test_counts_class_ids_and_winning_probabilities(answers):
     assert counted("probability_sum")[""] == pytest.approx(0.9 + 0.55 + 0.96 + 1.0 + 0.9)
 
 
+def test_scores_are_counted_and_have_no_histogram(answers):
+    """A score can be negative, which a counter of Triton refuses."""
+    answers.add([np.zeros((3, 1), dtype=np.int64), np.array([[-8.5], [0.3], [11.0]], dtype=np.float32)])
+    answers.flush()
+    assert counted("answers_total") == {"0": 3}
+    assert counted("probability_count") == counted("probability_sum") == counted("probability_bucket") == {}
+
+
 def test_class_ids_beyond_the_limit_share_a_series(answers):
     class_ids = np.array([[3], [999], [1000], [5000]])
     answers.add([class_ids, np.full((4, 2), 0.5, dtype=np.float32)])

@@ -89,6 +89,14 @@ def test_any_text_is_a_text(text, monkeypatch, capsys):
     assert capsys.readouterr().out == "2\tsports\t0.9000\n" * 2
 
 
+def test_prints_a_score_of_any_size(capsys):
+    """Of a checkpoint with one label, such as a reranker."""
+    with listening(FakeTriton(best="-11.312500:0:relevance")) as url:
+        arguments = ["--text", "query", "--pair", "passage", "--grpc-port", url.rpartition(":")[2]]
+        assert run(COMMANDS["classify"], arguments) == 0
+    assert capsys.readouterr().out == "0\trelevance\t-11.3125\n"
+
+
 def test_the_first_line_with_a_tab_is_told_of_once(capsys):
     lines = ["one", "a\tb", "c\td", ""]
     assert list(texts_of_lines(lines)) == ["one", ("a", "b"), ("c", "d"), ""]

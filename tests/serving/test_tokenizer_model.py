@@ -119,7 +119,7 @@ def serve(tmp_path_factory):
         for source in (SOURCE_REPOSITORY / "tokenizer" / "1").glob("*.py"):
             shutil.copy(source, directory)
         checkpoint = Checkpoint(
-            path=directory, model=None, tokenizer=hugging_face, labels=[], multi_label=False, max_length=max_length,
+            path=directory, model=None, tokenizer=hugging_face, labels=[], activation="softmax", max_length=max_length,
             vocab_size=len(hugging_face), pad_id=hugging_face.pad_token_id,
         )  # fmt: skip
         serving_tokenizer(checkpoint).save(str(directory / "tokenizer.json"))

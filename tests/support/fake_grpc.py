@@ -18,11 +18,12 @@ OVERLOAD = grpc.StatusCode.UNAVAILABLE, "overload: 128 requests wait; try again 
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     """failures: status and message of the next requests, None for an answer; later requests are all answered.
 
-    texts: of each request that was answered.
+    texts: of each request that was answered. best: what each text is answered, as "probability:class id:label".
     """
 
-    def __init__(self, *failures: tuple[grpc.StatusCode, str] | None):
+    def __init__(self, *failures: tuple[grpc.StatusCode, str] | None, best: str = "0.9000:2:sports"):
         self.failures = list(failures)
+        self.best = best
         self.asked = 0
         self.texts: list[int] = []
 
@@ -33,9 +34,10 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         count = request.inputs[0].shape[0]
         self.texts.append(count)
         response = service_pb2.ModelInferResponse(model_name=request.model_name, model_version="1")
-        best = np.array([[b"0.9000:2:sports"]] * count, dtype=np.object_)
+        class_id = int(self.best.split(":")[1])
+        best = np.array([[self.best.encode()]] * count, dtype=np.object_)
         for name, kind, content in (
-            ("CLASS_ID", "INT64", np.full((count, 1), 2, dtype=np.int64).tobytes()),
+            ("CLASS_ID", "INT64", np.full((count, 1), class_id, dtype=np.int64).tobytes()),
             ("PROBABILITIES", "BYTES", serialize_byte_tensor(best).item()),
         ):
             response.outputs.add(name=name, datatype=kind, shape=[count, 1])

@@ -2,7 +2,7 @@
 
 A batch only appends its outputs to a queue; a thread adds them up and passes them to Triton once a second, because one
 call takes 16 us. The histogram is a family of counters with the label `le`, which Prometheus reads as one: Triton's own
-histograms take one value per call.
+histograms take one value per call. Scores have no histogram: they have no bounds, and no counter takes a negative.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class Answers:
         ids, counts = np.unique(np.concatenate([class_ids[:, 0] for class_ids, _ in batches]), return_counts=True)
         for class_id, count in zip(ids.tolist(), counts.tolist()):
             self.increment("answers_total", "class_id", str(class_id) if class_id < MOST_CLASSES else "other", count)
+        if batches[0][1].shape[1] == 1:
+            return
         winning = np.concatenate([probabilities.max(1) for _, probabilities in batches]).astype(np.float64)
         # Rounded, so that 0.9 in fp32 is at most 0.9.
         at_most = (np.round(winning, 6)[:, None] <= BUCKETS).sum(0)
