@@ -1,16 +1,16 @@
 # Every job of the project; `make` alone lists them. Variables are passed as in `make serve HTTP_PORT=9000`.
 VENV := .venv
 RUN   = $(VENV)/bin/python -m build_scripts
-# For commands that ask a running server: they install nothing, so that they leave its environment as it is.
+# For commands that query a running server: they install nothing, so that its environment does not change.
 ASK   = [ -x $(VENV)/bin/python ] || { echo "error: $(VENV) is missing; run \`make install\` first" >&2; exit 1; }; $(RUN)
 
-# Every variable of the command line is handed on as TRITON_TC_NAME. Values arrive as they were typed, with `$`, quotes,
-# `#` and blanks (but for blanks at the start), because make neither expands them nor exports the variable itself.
-# Python refuses unknown names. The environment's own names are not taken: TEXT, FILE and HOST mean other things there.
+# Each variable NAME of the command line is exported as TRITON_TC_NAME. Values arrive as typed, with `$`, quotes, `#` and
+# spaces (except leading ones), because make neither expands them nor exports NAME itself. Python refuses unknown names.
+# Variables of the environment are ignored: TEXT, FILE and HOST mean other things there.
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 $(foreach name,$(given),$(eval export TRITON_TC_$(name) := $$(value $(name))))
 unexport $(given)
-# The other way by which make hands its command line on.
+# make would also pass its command line on in this variable.
 MAKEOVERRIDES :=
 
 .DEFAULT_GOAL := help
@@ -21,9 +21,9 @@ MAKEOVERRIDES :=
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
 
-install: $(VENV)/installed ## make .venv with the pinned packages that serving needs: PYTHON= INDEX_URL=<mirror> TORCH_INDEX=<index with torch>
+install: $(VENV)/installed ## create .venv with the pinned packages that serving needs: PYTHON= INDEX_URL=<mirror> TORCH_INDEX=<index with torch>
 
-# Another PYTHON than the environment was made with makes it anew.
+# A PYTHON other than the environment's own builds the environment again.
 ifeq ($(origin PYTHON),command line)
 ifneq ($(file <$(VENV)/made-with),$(value PYTHON))
 .PHONY: $(VENV)/installed
@@ -46,22 +46,22 @@ lock: ## pin all indirect dependencies, for every Python, in constraints.txt
 repo: install ## build the model repository: MODEL= TOKENIZER= NAME= MAX_LENGTH= PRECISION= CALIBRATION= MODEL_REPOSITORY=
 	@PYTHONHASHSEED=0 $(RUN) repo
 
-package: install ## the live release without links, for a bucket, a volume or an image: OUTPUT= DEVICE=cpu MODEL_REPOSITORY=
+package: install ## pack the live releases without links, for a bucket, a volume or an image: OUTPUT= DEVICE=cpu MODEL_REPOSITORY=
 	@$(RUN) package
 
-serve: install ## build if needed and run tritonserver: HOST= HTTP_PORT= GRPC_PORT= METRICS_PORT= DRAIN= TRACE= CACHE= TLS_CERT= TLS_KEY= TLS_CA= and those of repo
+serve: install ## build if needed and run tritonserver: HOST= HTTP_PORT= GRPC_PORT= METRICS_PORT= DRAIN= TRACE= CACHE= LOG= TLS_CERT= TLS_KEY= TLS_CA=, and the variables of repo
 	@exec $(RUN) serve
 
-classify: ## class id, label and probability of TEXT="…" (PAIR="…"), or of every line of FILE=path (- for stdin): NAME= HOST= GRPC_PORT= TLS_CA=
+classify: ## print class id, label and probability of TEXT="…" (PAIR="…"), or of every line of FILE=path (- for stdin): NAME= HOST= GRPC_PORT= TLS_CA=
 	@$(ASK) classify
 
-health: ## exit 0 only if a real inference answers; with LIVE=1, as long as the server lives: NAME= HOST= HTTP_PORT= TIMEOUT=
+health: ## print the supervisor's verdict; exit 0 if the server may get requests, or with LIVE=1 if it lives; NAME= asks for an inference: HOST= HTTP_PORT= URL= TIMEOUT=
 	@$(ASK) health
 
-doctor: ## can the repository be served on this machine? One line per check: MODEL_REPOSITORY= and the ports
+doctor: ## check whether this machine can serve the repository, one line per check: MODEL_REPOSITORY= HOST= HTTP_PORT= GRPC_PORT= METRICS_PORT=
 	@$(ASK) doctor
 
-status: ## the live releases of the running server, and those to roll back to: HTTP_PORT=
+status: ## print the running server's live releases, and the releases to roll back to: HTTP_PORT=
 	@$(ASK) status
 
 release: ## build MODEL=… and put it live in the running server, without a failed request: NAME= HTTP_PORT= EVALUATE=<labelled texts> WORSE_BY=
@@ -70,51 +70,51 @@ release: ## build MODEL=… and put it live in the running server, without a fai
 rollback: ## put the previous release live again: NAME= HTTP_PORT=
 	@$(ASK) rollback
 
-evaluate: $(VENV)/installed-quality ## a classifier on labelled texts, in build/evaluate: FILE= TEXT_COLUMN= LABEL_COLUMN= PAIR_COLUMN= MODEL= RELEASE= NAME=
+evaluate: $(VENV)/installed-quality ## measure a classifier on labelled texts, in build/evaluate: FILE= TEXT_COLUMN= LABEL_COLUMN= PAIR_COLUMN= MODEL= RELEASE= NAME=
 	@$(RUN) evaluate
 
-diff: $(VENV)/installed-quality ## what changes from the running server to MODEL= or RELEASE= on the texts of FILE=, in build/diff: NAME=
+diff: $(VENV)/installed-quality ## compare the running server's answers with those of MODEL= or RELEASE= on the texts of FILE=, in build/diff: NAME=
 	@$(RUN) diff
 
-perf: $(VENV)/installed-bench ## perf_analyzer sweep over the ensemble, with report and plots in build/perf: MODEL=
+perf: $(VENV)/installed-bench ## sweep the ensemble with perf_analyzer, with report and plots in build/perf: MODEL=
 	@$(RUN) perf
 
-compare: $(VENV)/installed-bench ## this ensemble against the services it replaces, in build/compare: MODEL=
+compare: $(VENV)/installed-bench ## measure the ensemble against the services that it replaces, in build/compare: MODEL=
 	@$(RUN) compare
 
-tune: $(VENV)/installed-tune ## instances and threads for this machine, into classifier/config.pbtxt: AIM=latency or throughput, P99_MS= FILE=
+tune: $(VENV)/installed-tune ## find the best instances and threads for this machine, and write classifier/config.pbtxt: AIM=latency or throughput, P99_MS= FILE=
 	@$(RUN) tune
 
-bench: $(VENV)/installed-bench ## the classifier file alone, against the machine's peak and other runtimes, in build/bench: MODEL=
+bench: $(VENV)/installed-bench ## time the classifier file alone, against the machine's peak and other runtimes, in build/bench: MODEL=
 	@$(RUN) bench
 
-soak: $(VENV)/installed-dev ## mixed valid and hostile traffic with killed processes: DURATION=600 MODEL= MAX_LENGTH=
+soak: $(VENV)/installed-dev ## send valid and hostile traffic while processes are killed: DURATION=600 MODEL= MAX_LENGTH=
 	@$(VENV)/bin/python -m tests.soak
 
 # Without a server: more processes than cores, one thread in each. With servers: two test processes, a file at a time.
 WITHOUT_SERVER = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 3 --dist worksteal
 WITH_SERVER    = $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-check: $(VENV)/installed-dev lint ## lint, and the tests that start no server
+check: $(VENV)/installed-dev lint ## run lint, and the tests that start no server
 	@$(WITHOUT_SERVER) -m "not server and not slow and not long"
 
-test: $(VENV)/installed-dev ## the tests, in about ten minutes on 2 cores
+test: $(VENV)/installed-dev ## run the tests; about ten minutes on 2 cores
 	@failed=0; $(WITHOUT_SERVER) -m "not server and not long" || failed=1; \
 	  $(WITH_SERVER) -m "server and not long" || failed=1; exit $$failed
 
-test-all: $(VENV)/installed-dev ## all tests, the long ones too, and a short soak
+test-all: $(VENV)/installed-dev ## run all tests, the long ones too, and a short soak
 	@failed=0; $(WITHOUT_SERVER) -m "not server" || failed=1; $(WITH_SERVER) -m server || failed=1; \
 	  $(VENV)/bin/python -m tests.soak --duration 60 || failed=1; exit $$failed
 
-# The launcher takes a tritonserver on PATH with the backends that it brings.
-test-server: $(VENV)/installed-dev ## the server's tests against another one, and what is skipped there: TRITONSERVER=/opt/tritonserver/bin
+# The launcher prefers a tritonserver on PATH, with that server's backends.
+test-server: $(VENV)/installed-dev ## run the server tests against another tritonserver, and list skipped tests: TRITONSERVER=/opt/tritonserver/bin
 	@server="$${TRITON_TC_TRITONSERVER:-$$(command -v tritonserver)}"; [ ! -d "$$server" ] || server="$$server/tritonserver"; \
 	  case $$server in tritonserver|*/tritonserver) [ -x "$$server" ];; *) false;; esac || { \
 	    echo "error: TRITONSERVER=$$server is no tritonserver; name the program or its directory" >&2; exit 1; }; \
 	  PATH="$$(cd "$$(dirname "$$server")" && pwd):$$PATH" \
 	  $(VENV)/bin/python -m pytest tests/serving -m server -rs --timeout 900
 
-test-deploy: $(VENV)/installed-dev ## package, image, proxies, replicas, alerts for real; as root it installs what they need
+test-deploy: $(VENV)/installed-dev ## test package, image, proxies, replicas and alerts with the real tools; as root, install missing tools
 	@$(VENV)/bin/python -m tests.support.deploy_tools
 	@$(VENV)/bin/python -m pytest tests/deploy --timeout 1800 --durations 20
 
@@ -123,6 +123,7 @@ lint: $(VENV)/installed-dev ## check style, formatting and types; changes nothin
 
 clean: ## remove everything that was built: artefacts, reports, caches, the environment
 	rm -rf build $(VENV) $(VENV)-uv $(VENV)-new .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
-	rm -rf model_repository/.*.lock model_repository/text_classifier/live model_repository/text_classifier/releases
+	rm -rf model_repository/.*.lock model_repository/live
+	rm -rf model_repository/text_classifier/live model_repository/text_classifier/releases
 	rm -rf $(dir $(wildcard model_repository/*/config.pbtxt.copied))
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

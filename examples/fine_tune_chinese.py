@@ -4,9 +4,9 @@
     make serve MODEL=./chinese-classifier
     make classify TEXT=球队在加时赛中进球夺冠
 
-Without --base it trains a two-layer BERT from nothing, in seconds and without a download: a toy that has seen sixty
-sentences. With `--base bert-base-chinese`, or any other BERT-shaped checkpoint, it fine-tunes that one. Either way the
-result is an ordinary Hugging Face checkpoint directory, which is all that `make repo` asks for.
+Without --base it trains a two-layer BERT from scratch, in seconds and without a download: a toy for sixty sentences.
+With `--base bert-base-chinese`, or another BERT-like checkpoint, it fine-tunes that checkpoint. Either result is an
+ordinary Hugging Face checkpoint directory, which is all that `make repo` needs.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ SENTENCES = {
         "浏览器默认开启加密连接", "探测器传回火星照片", "网络延迟降低一半", "程序员用新算法压缩数据",
     ],
 }  # fmt: skip
-HELD_OUT = 4  # of each label
+HELD_OUT = 4  # sentences per label
 SEED, EPOCHS, BATCH_SIZE = 7, 30, 8
 
 
 def split() -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    """(text, class id) pairs to train on, and pairs to judge by."""
+    """(text, class id) pairs for training, and for evaluation."""
     train, held_out = [], []
     for class_id, texts in enumerate(SENTENCES.values()):
         train += [(text, class_id) for text in texts[:-HELD_OUT]]
@@ -56,7 +56,7 @@ def split() -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
 
 
 def character_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """One token a character, as Chinese BERTs have it, with a vocabulary of the characters in `texts`."""
+    """A tokenizer with one token per character, as in Chinese BERTs; its vocabulary is the characters of `texts`."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = {token: index for index, token in enumerate([*special, *sorted(set("".join(texts)))])}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
@@ -70,7 +70,7 @@ def character_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def fine_tune(output: Path, base: str) -> None:
-    """Train, print the accuracy on sentences that were not trained on, save a checkpoint directory."""
+    """Train, print the accuracy on held-out sentences, and save a checkpoint directory."""
     torch.manual_seed(SEED)
     train, held_out = split()
     names = dict(enumerate(SENTENCES))

@@ -15,6 +15,7 @@ from build_scripts.core.command_line import USAGE, command, run_one_of
 from build_scripts.core.command_line import run as run_command
 from build_scripts.core.options import OPTIONS, VARIABLE_PREFIX
 from build_scripts.core.paths import PROJECT
+from build_scripts.releases.commands import ASSEMBLED
 
 MAKEFILE = (PROJECT / "Makefile").read_text(encoding="utf-8")
 TARGETS = dict(re.findall(r"^([a-z-]+):.*?## (.+)$", MAKEFILE, re.MULTILINE))
@@ -143,6 +144,26 @@ def test_make_lists_every_target_with_its_help():
     for arguments in ((), ("help",)):
         listed = dict(re.findall(r"^  make ([a-z-]+) +(.+)$", run("make", *arguments).stdout, re.MULTILINE))
         assert listed == TARGETS
+
+
+def test_clean_leaves_only_sources(tmp_path):
+    sources = ["Makefile", "model_repository/classifier/config.pbtxt", "model_repository/text_classifier/config.pbtxt"]
+    built = [
+        "build/report.md",
+        ".venv/installed",
+        "model_repository/.build.lock",
+        f"model_repository/{ASSEMBLED}/classifier/config.pbtxt",
+        "model_repository/text_classifier/releases/history",
+        "model_repository/sentiment/config.pbtxt",
+        "model_repository/sentiment/config.pbtxt.copied",
+        "model_repository/sentiment/releases/history",
+    ]
+    for file in [*sources, *built]:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(MAKEFILE if file == "Makefile" else "", encoding="utf-8")
+    assert run("make", "-C", str(tmp_path), "clean").returncode == 0
+    left = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(left) == sorted(sources)
 
 
 def test_every_phony_target_has_a_help_line():

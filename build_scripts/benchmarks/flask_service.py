@@ -1,10 +1,12 @@
-"""The services that the ensemble replaces: a Flask route that tokenizes one text and runs the model on it.
+"""Services that the ensemble replaces: a Flask route that tokenizes one text and runs the model on it.
 
     python -m build_scripts.benchmarks.flask_service --kind padded --checkpoint ./my-checkpoint --port 8000
 
-Written in the usual way and served by waitress. Kinds: Hugging Face's eager fp32 model with every text padded to
-max_length, and without padding; the exported model, not padded, in ONNX Runtime, in ONNX Runtime quantized to int8, and
-in OpenVINO, which chooses its precision.
+Conventional code, served by waitress. Kinds:
+- padded: Hugging Face's eager fp32 model, every text padded to max_length;
+- trimmed: the same without padding, as are all that follow;
+- onnx, onnx-int8: the exported model in ONNX Runtime, in fp32 or quantized to int8;
+- openvino: the exported model in OpenVINO, at its default precision.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ from build_scripts.core.errors import ServingError
 from build_scripts.core.machine import cores
 
 KINDS = ("padded", "trimmed", "onnx", "onnx-int8", "openvino")
-# Waitress's default number of threads, each with one text at a time.
+# Waitress's default number of threads; each handles one text at a time.
 WAITRESS_THREADS = 4
 
 
 def application(checkpoint: Checkpoint, logits: Callable[[dict[str, torch.Tensor]], torch.Tensor], padded: bool):
-    """logits: from input_ids and attention_mask, (1, tokens) int64, to (1, labels) fp32."""
+    """The Flask application. logits: maps input_ids and attention_mask, (1, tokens) int64, to (1, labels) fp32."""
     app = Flask(__name__)
     padding = "max_length" if padded else False
 
@@ -68,21 +70,21 @@ def onnx_runtime(file: Path) -> Callable[[dict[str, torch.Tensor]], torch.Tensor
 def openvino(file: Path, precision: str = "") -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
     """The exported model on the CPU, compiled for latency: all cores work on one text.
 
-    precision: OpenVINO's name for it; the default is bf16 where the CPU has it.
+    precision: in OpenVINO's terms; by default OpenVINO uses bf16 where the CPU has it.
     """
     from openvino import Core
 
     options = {"PERFORMANCE_HINT": "LATENCY", **({"INFERENCE_PRECISION_HINT": precision} if precision else {})}
     compiled = Core().compile_model(str(file), "CPU", options)
     names = [port.any_name for port in compiled.inputs]
-    # A request a call: several threads may not share one.
+    # A new infer request per call: threads must not share one.
     return lambda inputs: torch.from_numpy(
         compiled.create_infer_request().infer({name: inputs[name].numpy() for name in names})[0]
     )
 
 
 def quantize(file: Path, into: Path) -> None:
-    """The usual way: weights to int8 with one scale a tensor, activations likewise at run time."""
+    """Dynamic int8 quantization, one scale per tensor: of weights now, of activations at run time."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantize_dynamic(str(file), str(into), weight_type=QuantType.QInt8)
@@ -117,7 +119,7 @@ def export_onnx(checkpoint: Checkpoint, file: Path) -> None:
                 opset_version=17,
                 dynamo=False,
             )
-        except Exception as error:  # of many kinds, most of them RuntimeError
+        except Exception as error:  # of many types, mostly RuntimeError
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ServingError(
                 f"torch cannot export this {checkpoint.model.config.model_type} to ONNX ({reason})"
@@ -125,11 +127,11 @@ def export_onnx(checkpoint: Checkpoint, file: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="A classification service of the usual kind, one text a request.")
+    parser = argparse.ArgumentParser(description="A conventional classification service: one text per request.")
     parser.add_argument("--kind", choices=KINDS, required=True)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--max-length", type=int)
-    parser.add_argument("--onnx", type=Path, help="the exported model, for the kinds that run one")
+    parser.add_argument("--onnx", type=Path, help="exported model, for the kinds onnx, onnx-int8 and openvino")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--threads", type=int, default=WAITRESS_THREADS)
     arguments = parser.parse_args()

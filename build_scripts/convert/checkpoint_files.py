@@ -1,4 +1,4 @@
-"""Explain a directory that is no complete checkpoint, from file names and first bytes."""
+"""Explain why a checkpoint directory is incomplete, from its file names and their first bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OTHER_FORMATS = {
 
 
 def refuse_incomplete(path: Path) -> None:
-    """Raises ServingError if there is no config.json, with what is there instead."""
+    """Raise ServingError if config.json is missing. The message says what the directory holds instead."""
     if not any(path.iterdir()):
         raise ServingError(f"{path} is empty; expected config.json, the weights and tokenizer files")
     if (path / "config.json").is_file():
@@ -50,8 +50,8 @@ def adapter(path: Path) -> str | None:
     if not weight_files(path):
         return _adapter_only(path)
     return (
-        f"{path} holds full weights and an adapter (adapter_config.json), and nothing says whether they are merged; "
-        "save merge_and_unload() of the model to a separate directory, or remove adapter_config.json"
+        f"{path} holds full weights and an adapter (adapter_config.json), which may be merged or not; if not, save the "
+        "result of merge_and_unload() to a separate directory; if they are, remove adapter_config.json"
     )
 
 
@@ -73,7 +73,7 @@ def lfs_pointer(path: Path, names: list[str]) -> str | None:
 
 
 def weights(path: Path, error: Exception) -> str | None:
-    """The fault of weights whose loading raised `error`, with the next step; None if unknown."""
+    """Why loading the weights raised `error`, with the next step; None if unknown."""
     if pointer := lfs_pointer(path, [file.name for file in weight_files(path)]):
         return pointer
     if "Weights only load failed" in str(error) or "UnpicklingError" in type(error).__name__:
@@ -101,13 +101,13 @@ def weights(path: Path, error: Exception) -> str | None:
 def _adapter_only(path: Path) -> str:
     base = _json(path / "adapter_config.json").get("base_model_name_or_path", "its base model")
     return (
-        f"{path} holds an adapter only (of {base}); merge it into the model with merge_and_unload() of peft, save that "
-        "and the tokenizer with save_pretrained, and take that directory"
+        f"{path} holds an adapter only (of {base}); merge it into the model with peft's merge_and_unload(), save the "
+        "result and the tokenizer with save_pretrained, and pass that directory as MODEL"
     )
 
 
 def _missing_shards(path: Path) -> list[str]:
-    """Files that an index of weights names and that are not there."""
+    """Shards that a weight index names and the directory lacks."""
     named: set[str] = set()
     for index in (path / "model.safetensors.index.json", path / "pytorch_model.bin.index.json"):
         names = _json(index).get("weight_map")
@@ -116,7 +116,7 @@ def _missing_shards(path: Path) -> list[str]:
 
 
 def sharded_training_state(path: Path) -> str | None:
-    """How to merge the shards that DeepSpeed ZeRO-3 or FSDP left in place of weights; None if there are none."""
+    """How to merge the shards of DeepSpeed ZeRO-3 or FSDP into weights; None without such shards."""
     if (path / "zero_to_fp32.py").is_file():
         return (
             "they are shards of DeepSpeed ZeRO-3; merge them with `python zero_to_fp32.py . OUTPUT` in that directory, "
@@ -146,7 +146,7 @@ def byte_order_mark(path: Path) -> str | None:
 
 
 def tokenizer_beside(path: Path) -> str:
-    """The option that names the tokenizer of MLflow's transformers flavour, or the advice to save it."""
+    """Next step for a missing tokenizer: the option for the directory where MLflow keeps it, or to save it."""
     found = _mlflow_tokenizer(path)
     return f"TOKENIZER={found}" if found else "save the tokenizer beside the model with tokenizer.save_pretrained"
 
@@ -157,9 +157,9 @@ def _mlflow_tokenizer(model: Path) -> Path | None:
 
 
 def _checkpoint_inside(path: Path) -> Path | None:
-    """The checkpoint in a directory that is not one itself.
+    """The checkpoint in a subdirectory; None if there is none.
 
-    A Trainer's best one by trainer_state.json, else its last one; the current snapshot of a hub cache.
+    Of a Trainer's output the best checkpoint by trainer_state.json, else the last. Of a hub cache the current snapshot.
     """
     found = [file.parent for file in path.glob("*/config.json") if weight_files(file.parent)]
     snapshots = [file.parent for file in path.glob("snapshots/*/config.json")]

@@ -23,7 +23,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Graph:
-    """What computes the logits: the packed graph of `parts`; without parts the traced forward in `batch_mode`."""
+    """Computation of the logits: the packed graph of `parts` or, without parts, the traced forward in `batch_mode`."""
 
     parts: EncoderParts | None = None
     batch_mode: BatchMode = BATCH_MODES[0]
@@ -52,7 +52,7 @@ def export(checkpoint: Checkpoint, graph: Graph, precision: str, path: Path) -> 
         # torch 2.13 calls TorchScript deprecated; it is the format that Triton's pytorch backend reads.
         warnings.simplefilter("ignore")
         classifier = torch.jit.script(_classifier(checkpoint, graph, DTYPES[precision]))
-    # Through memory: a full disk is then an OSError and not one of torch's own errors.
+    # Saved through memory, so that a full disk raises OSError and none of torch's own errors.
     buffer = io.BytesIO()
     torch.jit.save(classifier, buffer)
     path.write_bytes(buffer.getbuffer())
@@ -84,7 +84,7 @@ def _classifier(checkpoint: Checkpoint, graph: Graph, dtype: torch.dtype) -> Tex
 
 
 def _example(checkpoint: Checkpoint, mode: BatchMode) -> tuple[torch.Tensor, torch.Tensor]:
-    """input_ids, attention_mask: (2, width) int64 of two texts, the longer one second."""
+    """Example input_ids and attention_mask, (2, width) int64: a short text, then a longer one."""
     texts = ["one", "a longer text"]
     if mode.full_width:
         return checkpoint.tokenize(texts)

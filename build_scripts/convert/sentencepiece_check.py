@@ -1,7 +1,7 @@
-"""Check a fast tokenizer that transformers made from SentencePiece's file against SentencePiece itself.
+"""Compare a fast tokenizer that transformers converted from a SentencePiece file with SentencePiece itself.
 
-Without tokenizer.json, some classes of transformers 5 lose the blank before the first word, or the special tokens. The
-model was trained with SentencePiece's own tokens.
+Without tokenizer.json, transformers 5 converts that file. Some of its classes then drop the space before the first
+word, or the special tokens, and the model reads other tokens than in training.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ MIN_SHARE_EQUAL = 0.5
 
 
 def refuse_other_tokens(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """Raises ServingError if the tokenizer was made from SentencePiece's file and gives other tokens."""
+    """Raise ServingError if the tokenizer was converted from a SentencePiece file and its tokens differ."""
     file = Path(getattr(tokenizer, "vocab_file", None) or "")
     if (path / "tokenizer.json").is_file() or file.suffix != ".model":
         return
     model = _read(file)
-    if model is None:  # some tokenizers of other kinds are also called .model
+    if model is None:  # other kinds of tokenizers use the suffix .model, too
         return
     words = _words(model)
     equal = sum(_split(model, word) == _tokens(tokenizer, word) for word in words)
     fault = None
     if equal < MIN_SHARE_EQUAL * len(words):
         example = next(word for word in words if _split(model, word) != _tokens(tokenizer, word))
-        fault = f"splits {example!r} into {_tokens(tokenizer, example)}, and the file says {_split(model, example)}"
+        fault = f"splits {example!r} into {_tokens(tokenizer, example)}, SentencePiece into {_split(model, example)}"
     elif tokenizer.cls_token is not None and not tokenizer("")["input_ids"]:
         fault = f"adds no special token to a text, though it has {tokenizer.cls_token}"
     if fault:
         raise ServingError(
-            f"the {type(tokenizer).__name__} that this transformers makes of {file} {fault}; expected tokenizer.json: "
-            "load the tokenizer with the version of transformers that the model was trained with, and save it beside "
-            "the model with save_pretrained"
+            f"transformers converts {file} to a {type(tokenizer).__name__} that {fault}; expected tokenizer.json: load "
+            "the tokenizer with the version of transformers used in training, and save it beside the model with "
+            "save_pretrained"
         )
 
 
 def damaged(path: Path) -> str | None:
-    """The first *.model file that SentencePiece cannot read; None if there is no such file."""
+    """A message that names the first *.model file that SentencePiece cannot read; None if it reads all."""
     return next((f"{file.name} is no SentencePiece model" for file in files(path) if _read(file) is None), None)
 
 
@@ -62,7 +62,7 @@ def _read(file: Path) -> SentencePieceProcessor | None:
 
 
 def _words(model: SentencePieceProcessor) -> list[str]:
-    """Pieces of its vocabulary that no normalizer changes: lower case without accents, or scripts without case."""
+    """Words of the vocabulary that no normalizer changes: lower case without accents, or scripts without case."""
     normal = [index for index in range(len(model)) if not (model.is_control(index) or model.is_unknown(index))]
     pieces = [model.id_to_piece(index).lstrip("▁") for index in normal]
     words = [piece for piece in pieces if piece.isalpha() and unicodedata.normalize("NFKD", piece.lower()) == piece]

@@ -1,4 +1,4 @@
-"""Generate texts of many scripts, symbols, formats and lengths from a list of sentences. Deterministic."""
+"""Generate texts in many scripts, formats and lengths from a list of sentences. Deterministic."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from build_scripts.convert.checkpoint import Checkpoint, Text
 
-# First and last letter of a block, for words in scripts that few sentences use.
+# First and last letter of Unicode blocks, for random words in rarely used scripts.
 SCRIPTS = [
     (0xE0, 0x17F), (0x3B1, 0x3C9), (0x430, 0x44F), (0x561, 0x586), (0x5D0, 0x5EA), (0x621, 0x64A), (0x905, 0x939),
     (0x985, 0x9B9), (0xB85, 0xBB9), (0xE01, 0xE2E), (0x10D0, 0x10F0), (0x1200, 0x1248), (0x3041, 0x3096),
@@ -27,12 +27,12 @@ NUMBERS = [
     "{n}", "{n}.{d}{d}%", "${n},{d}00.50", "+49 30 {n}{d}{n}", "{d}:3{d} am", "0{d}/1{d}/2026", "{n} km/h", "-{n}e-{d}",
     "{d}-{d} ({d}:{d})", "№ {n}", "IBAN DE{n}{n}{n}", "192.168.{d}.{d}", "{n} × {d} = ?",
 ]  # fmt: skip
-# Local attention changes answers beyond half its window. Token counts at which the common windows begin to cut.
+# Token counts beyond which common windows of local attention hide tokens: half a window or a whole one.
 WINDOWS = (64, 128)
 
 
 def varied_texts(sentences: list[str], count: int, seed: int) -> list[str]:
-    """Generated texts, the kinds in rotation. Other seeds give other texts."""
+    """Generate `count` texts, cycling through the kinds. Different seeds give different texts."""
     rng = random.Random(seed)
     return [KINDS[number % len(KINDS)](rng, sentences) for number in range(count)]
 
@@ -43,7 +43,7 @@ def varied_pairs(sentences: list[str], count: int, seed: int) -> list[Text]:
 
 
 def lengths_around(checkpoint: Checkpoint, sentences: list[str]) -> list[str]:
-    """Texts whose token counts lie around attention windows and max_length."""
+    """Texts with token counts just below and above the limits of attention windows and max_length."""
     names = ("local_attention", "sliding_window", "attention_window", "position_buckets")
     own = [getattr(checkpoint.model.config, name, None) for name in names]
     edges = {edge for width in own if isinstance(width, int) and width > 0 for edge in (width // 2, width)}
@@ -54,7 +54,7 @@ def lengths_around(checkpoint: Checkpoint, sentences: list[str]) -> list[str]:
 
 
 def _with_tokens(checkpoint: Checkpoint, words: list[str], count: int) -> str:
-    """A run of words, the last of them cut, that has `count` tokens or just fewer."""
+    """Consecutive words, the last one cut, with `count` tokens or slightly fewer."""
     few, many = 0, min(len(words), count + 1)
     while many - few > 1:
         middle = (few + many) // 2
@@ -67,7 +67,7 @@ def _with_tokens(checkpoint: Checkpoint, words: list[str], count: int) -> str:
 
 
 def _words(rng: random.Random, sentences: list[str], median: float = 12.0) -> str:
-    """A run of words across sentences, of lognormal length."""
+    """Consecutive words of random sentences. Their number is lognormal around `median`."""
     wanted = max(1, min(600, round(rng.lognormvariate(0, 1) * median)))
     words: list[str] = []
     while len(words) < wanted:
@@ -118,7 +118,7 @@ def _numbers(rng: random.Random, sentences: list[str]) -> str:
 
 
 def _damaged(rng: random.Random, sentences: list[str]) -> str:
-    """Typing errors: another case, swapped, doubled or lost characters."""
+    """Typing errors: changed case; lost, doubled, inserted or replaced characters."""
     text = _words(rng, sentences, 8)
     characters = list(rng.choice([text.upper(), text.lower(), text.title(), text]))
     for _ in range(max(1, len(characters) // 12)):

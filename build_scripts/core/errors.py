@@ -1,7 +1,7 @@
-"""The one error that a command line turns into one line and an exit code."""
+"""The error that the command line prints as one line before it exits with a nonzero code."""
 
 from __future__ import annotations
 
 
 class ServingError(Exception):
-    """Something the user can act on: what was found, what was expected, what to do next."""
+    """A fault that the user can mend. Its message: what was found, what was expected, the next step."""

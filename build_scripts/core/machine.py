@@ -9,8 +9,8 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
-# Flags of /proc/cpuinfo that mean native matrix products; without them a precision is emulated. On a CPU, fp16 means
-# fp16 weights and fp32 activations, which FBGEMM multiplies on AVX2.
+# Flags of /proc/cpuinfo, of which one is enough for native matrix products; otherwise the precision is emulated. On a
+# CPU, fp16 means fp16 weights with fp32 activations; FBGEMM multiplies these with AVX2.
 NATIVE_CPU_FLAGS = {"bf16": {"avx512_bf16", "amx_bf16", "bf16"}, "fp16": {"avx2"}}
 CPUINFO = Path("/proc/cpuinfo")
 DEVICES = Path("/dev")
@@ -34,10 +34,10 @@ def has_gpu() -> bool:
 
 
 def cores() -> int:
-    """CPU cores for this process: those that it may run on, or fewer if its cgroup has a quota.
+    """Usable CPU cores: the size of the affinity mask, or the cgroup's CPU quota if it is smaller.
 
     torch and OpenMP ignore the quota: a pod with 2 CPUs on a node of 64 would start 64 threads, and the kernel would
-    stop them for most of each period.
+    throttle them.
     """
     quota = cpu_quota()
     allowed = len(os.sched_getaffinity(0))
@@ -52,10 +52,10 @@ def cpu_quota(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> float | None:
 
 
 def _groups(controller: str, root: Path, own: Path) -> Iterator[tuple[int, Path]]:
-    """The cgroups that may limit this process, each with the version of its files.
+    """Yield each cgroup that may limit this process: its version and its directory.
 
-    Both versions and every level up to the root, because the tightest limit counts. In a container `own` often names a
-    path of the host that is not visible; then the root is the container's group.
+    Covers both versions and every level up to the root, because the tightest limit counts. In a container, `own` often
+    names a path of the host that the container cannot see; the root is then the container's group.
     """
     for line in _lines(own):
         _, controllers, path = line.split(":", 2)
@@ -73,13 +73,13 @@ def _groups(controller: str, root: Path, own: Path) -> Iterator[tuple[int, Path]
 
 
 def _quota_v2(group: Path) -> float | None:
-    """cpu.max: "max 100000", or "200000 100000" for two CPUs."""
+    """Quota in CPUs from cpu.max: "max 100000" is no limit, "200000 100000" is two CPUs."""
     words = " ".join(_lines(group / "cpu.max")).split()
     return int(words[0]) / int(words[1]) if len(words) == 2 and words[0] != "max" else None
 
 
 def _quota_v1(group: Path) -> float | None:
-    """Two files, in microseconds; -1 is no limit."""
+    """Quota in CPUs from cpu.cfs_quota_us and cpu.cfs_period_us; a quota of -1 is no limit."""
     quota, period = (_lines(group / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
     return int(quota[0]) / int(period[0]) if quota and period and int(quota[0]) > 0 else None
 

@@ -1,6 +1,6 @@
-"""Attention of padded buckets: of all tokens to all, within a window, causal, or with scores by distance.
+"""Attention over padded buckets: full, windowed, causal, or with scores that depend on distance.
 
-Part of the graph. No method holds the scores of a long text at once.
+Part of the graph. The scores of a long text are never all in memory.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class Relation(NamedTuple):
     """How the distance of two tokens changes their attention.
 
     window: largest distance, 0 for no limit. causal: a query sees no later key.
-    bias: (heads, 2 * positions), added scores by distance query - key, from positions - 1 down; or empty.
+    bias: (heads, 2 * positions), added to the score; by distance query - key, descending from positions - 1; or empty.
     rows: (2 * positions,) int64, the row of each distance in the layers' tables, in the same order; or empty.
     """
 
@@ -29,9 +29,9 @@ class Relation(NamedTuple):
 def attention(query_key_value: Tensor, bucket: Bucket, fused: bool) -> Tensor:
     """(3, texts, heads, max_seqlen, head_size), the query already scaled -> (texts, heads, max_seqlen, head_size).
 
-    The fastest method on a CPU was measured. bf16: the fused kernel for few short texts and for long ones, else
-    products, which run in fp32 below 64 tokens. fp32: products, but the fused kernel for long texts without padding. A
-    GPU uses the fused kernel, and so does every device if `fused`.
+    The fused kernel runs on a GPU, and on any device if `fused`. Otherwise the CPU runs the method measured as fastest:
+    - bf16: the fused kernel for few short texts and for long texts, else products (in fp32 below 64 tokens);
+    - fp32: the fused kernel for long texts without padding, else products.
     """
     _, texts, heads, seqlen, head_size = query_key_value.shape
     dtype = query_key_value.dtype
@@ -54,9 +54,9 @@ def attention(query_key_value: Tensor, bucket: Bucket, fused: bool) -> Tensor:
 
 
 def block_rows(seqlen: int, window: int) -> int:
-    """Number of queries that share one product: all of a text up to 512 tokens, else 128, which bounds the scores.
+    """Queries per product: a whole text up to 512 tokens, else 128, which bounds the memory of the scores.
 
-    Within a window, blocks of 2 * window queries see 4 * window keys.
+    With a window, a block of 2 * window queries sees at most 4 * window keys.
     """
     if window > 0 and seqlen > 4 * window:
         return min(2 * window, 128)
@@ -64,7 +64,7 @@ def block_rows(seqlen: int, window: int) -> int:
 
 
 def relation_bias(relation: Relation, first_row: int, rows: int, first_column: int, columns: int) -> Tensor:
-    """What a relation adds to the scores of queries (rows) and keys (columns): (1 or heads, rows, columns) fp32."""
+    """A relation's bias on the scores of queries (rows) and keys (columns): (1 or heads, rows, columns) fp32."""
     if relation.bias.size(0) > 0:
         start = relation.bias.size(1) // 2 - rows - first_row + first_column
         return relation.bias.narrow(1, start, rows + columns - 1).unfold(1, columns, 1).flip(1).float()
@@ -78,7 +78,7 @@ def relation_bias(relation: Relation, first_row: int, rows: int, first_column: i
 
 
 def plan_biases(buckets: list[Bucket], relation: Relation, dtype: torch.dtype) -> list[Tensor]:
-    """For each bucket of one block the sum of padding's and relation's bias; empty if there is none."""
+    """The bias of each bucket: padding's, plus the relation's where one block covers a text; empty without both."""
     biases: list[Tensor] = []
     related = relation.window > 0 or relation.bias.size(0) > 0
     for bucket in buckets:
@@ -96,7 +96,7 @@ def plan_biases(buckets: list[Bucket], relation: Relation, dtype: torch.dtype) -
 def related_attention(
     query_key_value: Tensor, bucket: Bucket, relation: Relation, bias: Tensor, keys: Tensor, queries: Tensor
 ) -> Tensor:
-    """`attention` under a relation. bias: of plan_biases. keys, queries: as in DistanceTables, or empty."""
+    """`attention` with a relation. bias: from plan_biases. keys, queries: as in DistanceTables, or empty."""
     seqlen = query_key_value.size(3)
     window = relation.window
     dtype = query_key_value.dtype
@@ -161,14 +161,14 @@ def blocks(
 
 
 def products(query: Tensor, key: Tensor) -> Tensor:
-    """Scores of (texts, heads, rows, size) and (texts, heads, columns, size): (texts, heads, rows, columns)."""
+    """(texts, heads, rows, size) and (texts, heads, columns, size) -> scores (texts, heads, rows, columns)."""
     texts, heads, rows, size = query.shape
     flat = torch.bmm(query.reshape(-1, rows, size), key.reshape(texts * heads, -1, size).transpose(1, 2))
     return flat.view(texts, heads, rows, -1)
 
 
 def weighted(scores: Tensor, bias: Tensor, value: Tensor) -> Tensor:
-    """Softmax of scores and bias, applied to the values. Overwrites the scores. bias: an empty one adds nothing."""
+    """The values, weighted by softmax(scores + bias). Overwrites the scores. An empty bias adds nothing."""
     texts, heads, rows, columns = scores.shape
     if bias.numel() > 0:
         scores.add_(bias)
@@ -185,7 +185,7 @@ def by_distance(x: Tensor, table: Tensor, rows: Tensor) -> Tensor:
 
 
 def skewed(x: Tensor, first: int, columns: int) -> Tensor:
-    """Row r of the result is x[…, r, first - r:] cut to `columns`: a view, as memory between rows is even."""
+    """Shift row r left by first - r: result[…, r, c] = x[…, r, first - r + c], c < columns. A view."""
     texts, heads, rows, width = x.shape
     flat = x.transpose(0, 1).reshape(heads, texts, rows * width).narrow(2, first, rows * (width - 1))
     return flat.view(heads, texts, rows, width - 1).narrow(3, 0, columns).transpose(0, 1)

@@ -71,8 +71,8 @@ def test_build_from_the_file_alone_answers_like_transformers(tmp_path):
 @pytest.mark.parametrize(
     ("family", "file", "says"),
     [
-        # transformers 5 forgets the blank before the first word, and with it [CLS] and [SEP]
-        ("fnet", "spiece.model", ["FNetTokenizer", "splits '", "and the file says ['▁", "expected tokenizer.json"]),
+        # transformers 5 drops the space before the first word, and with it [CLS] and [SEP]
+        ("fnet", "spiece.model", ["FNetTokenizer", "splits '", ", SentencePiece into ['▁", "expected tokenizer.json"]),
         ("rembert", "sentencepiece.model", ["adds no special token to a text, though it has [CLS]", "save_pretrained"]),
         ("llama", "tokenizer.model", ["TokenizersBackend", "splits '", "expected tokenizer.json"]),
     ],

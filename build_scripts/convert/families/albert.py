@@ -1,4 +1,4 @@
-"""ALBERT: BERT's layer, shared by all depths of a group."""
+"""ALBERT: BERT's layers, of which each group shares one set of weights."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Metrics of answers: a counter per class id, and a histogram of the winning probability. They show drift.
 
-A batch only appends its outputs to a queue; a thread adds them up and passes them to Triton once a second, because one
-call takes 16 us. The histogram is a family of counters with the label `le`, which Prometheus reads as one: Triton's own
-histograms take one value per call. Scores have no histogram: they have no bounds, and no counter takes a negative.
+A batch only appends its outputs to a queue. A thread sums them up and reports to Triton once a second, because one call
+takes 16 us. The histogram is a family of counters with the label `le`, which Prometheus reads as a histogram: Triton's
+own histograms take one value per call. Scores (one output) have no histogram: they are unbounded, and may be negative.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 FLUSH_INTERVAL_S = 1.0
-# Inclusive upper bounds of the buckets. Low-confidence answers and nearly certain ones are told apart.
+# Inclusive upper bounds of the buckets, finer near certainty.
 BUCKETS = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99])
-# Class ids with a series each; the rest share the series "other". Bounds the size of the metrics page.
+# Class ids with a separate series; all others share the series "other". Bounds the size of the metrics page.
 MOST_CLASSES = 1000
-# Request id of the supervisor's and `make health`'s probes, which are no answers to users.
+# Request id of probes by the supervisor and `make health`; their answers are not counted.
 PROBE_ID = "health"
 
 
 class Answers:
-    """model: name of the model, as a label. Nothing is counted if Triton has no metrics (--allow-metrics=false)."""
+    """Count a model's answers; nothing if Triton has no metrics (--allow-metrics=false). model: label of the series."""
 
     def __init__(self, model: str) -> None:
         self.labels = {"model": model}
@@ -32,7 +32,7 @@ class Answers:
         self.waiting: deque[tuple[np.ndarray, np.ndarray]] = deque()
         self.ending = threading.Event()
         self.counters: dict[tuple[str, str], pb_utils.Metric] = {}
-        # Triton drops a family, with all its series, once the object is collected.
+        # Keep the families alive: Triton drops one, with all its series, when Python collects the object.
         self.families = {
             name: pb_utils.MetricFamily(
                 name=f"text_classifier_{name}", description=description, kind=pb_utils.MetricFamily.COUNTER
@@ -66,7 +66,7 @@ class Answers:
         if batches[0][1].shape[1] == 1:
             return
         winning = np.concatenate([probabilities.max(1) for _, probabilities in batches]).astype(np.float64)
-        # Rounded, so that 0.9 in fp32 is at most 0.9.
+        # Rounded, because 0.6 in fp32 is slightly more than 0.6.
         at_most = (np.round(winning, 6)[:, None] <= BUCKETS).sum(0)
         for bound, count in zip(BUCKETS.tolist(), at_most.tolist()):
             self.increment("probability_bucket", "le", f"{bound:g}", count)

@@ -1,4 +1,4 @@
-"""Metric of requests that the backend holds: Triton's own gauge counts them as started.
+"""Gauge of requests that the backend holds and has not started; Triton's own gauge counts them as started.
 
 The tokenizer's admission adds this gauge to Triton's.
 """
@@ -9,12 +9,12 @@ import time
 
 import triton_python_backend_utils as pb_utils
 
-# Shortest interval between updates. Zero is always shown at once.
+# Minimum interval between updates. Zero is shown immediately.
 INTERVAL_S = 0.005
 
 
 class Gauge:
-    """Both objects live as long as the model: Triton drops a metric whose family is collected."""
+    """Gauge of one instance. Keeps the family alive: Triton drops a metric when Python collects its family."""
 
     def __init__(self, model: str, instance: str) -> None:
         self.family = pb_utils.MetricFamily(

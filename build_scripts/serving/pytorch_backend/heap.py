@@ -9,11 +9,11 @@ from __future__ import annotations
 import ctypes
 import time
 
-# Names and numbers of mallopt, <malloc.h>. Blocks of up to 32 MiB, glibc's limit, stay in the heap, and the heap does
-# not shrink on its own.
+# Parameters of mallopt (<malloc.h>): number and value. Blocks of up to 32 MiB, glibc's limit, come from the heap. The
+# heap shrinks only when trimmed.
 MALLOPT = {"M_MMAP_THRESHOLD": (-3, 32 << 20), "M_TRIM_THRESHOLD": (-1, 2**31 - 1)}
-# Interval between returns of all free memory, which take 20 ms. Without them a rare large batch leaves holes for good:
-# 598 and 638 MiB after 11,000 and 45,000 requests in mixed batches; with them 577 and 591, at the same speed.
+# Interval between trims, which return all free memory in 20 ms. Without them, rare large batches fragment the heap:
+# 598 and 638 MiB after 11,000 and 45,000 requests in mixed batches. With them 577 and 591 MiB, at the same speed.
 TRIM_INTERVAL_S = 10.0
 
 

@@ -1,9 +1,9 @@
-"""Chooses one thread or all of them for a batch that follows a pause, by the time that each took before.
+"""Choose one thread or all threads for a batch after a pause, by measured times.
 
-Waking a thread on an idle virtual CPU takes about 0.2 ms, longer than OpenMP's threads spin. So after a pause each of
-some sixty parallel regions of a forward pass waits for a wake-up: a batch of 2 ms takes 15. One thread needs no other.
-In a closed loop the other cores stay awake, and all threads are used. Where one thread stops being faster depends on
-the model, the cores and the hypervisor, so both are measured on the batches themselves.
+Waking a thread on an idle virtual CPU takes about 0.2 ms, longer than OpenMP's threads spin. So after a pause, each of
+about sixty parallel regions of a forward pass waits for a wake-up: a batch of 2 ms takes 15 ms. A single thread waits
+for nothing. In a closed loop the cores stay awake, and all threads are used. The batch size up to which one thread is
+faster depends on the model, the cores and the hypervisor, so both choices are timed on real batches.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import torch
 
 # A closed loop never pauses for this long between two batches.
 IDLE_S = 0.002
-# Measurements kept per choice. The median of five ignores two that were disturbed.
+# Measurements kept per choice. The median of five tolerates two outliers.
 KEPT = 5
-# Both choices are measured this often before the faster one is preferred, and the slower one again every RETRY batches.
+# Measurements of each choice before the faster one is preferred. Every RETRY-th batch measures the slower one again.
 TRIALS, RETRY = 2, 64
 
 
 class IdleThreads:
-    """threads: all of them."""
+    """The choice for one instance, by batch size. threads: number of threads when all are used."""
 
     def __init__(self, threads: int) -> None:
         self.choices = (1, threads)
@@ -33,12 +33,13 @@ class IdleThreads:
         # Seconds per token, by (size class, number of threads). A size class spans a factor of two in tokens.
         self.measured: defaultdict[tuple[int, int], deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
         self.batches: defaultdict[int, int] = defaultdict(int)
-        # (tokens, threads) computed before: oneDNN compiles for a new pair, which takes as long as the batch.
+        # Pairs (tokens, threads) computed before. The first batch of a pair is not measured: oneDNN compiles for it,
+        # which takes as long as the batch.
         self.compiled: set[tuple[int, int]] = set()
 
     @contextlib.contextmanager
     def chosen(self, tokens: int) -> Iterator[None]:
-        """Compute a batch of `tokens` in this block, in the thread that entered it."""
+        """Context in which the calling thread computes a batch of `tokens`, with the better number of threads."""
         began = time.monotonic()
         idle = began - self.last_end > IDLE_S
         threads = self.choose(tokens) if idle and self.choices[-1] > 1 else self.choices[-1]
@@ -55,7 +56,7 @@ class IdleThreads:
 
     @contextlib.contextmanager
     def one(self) -> Iterator[None]:
-        """Compute beside another thread's batch in this block, with one thread."""
+        """Context in which the calling thread computes with one OpenMP thread, beside another batch."""
         if torch.get_num_threads() != 1:
             torch.set_num_threads(1)
         yield

@@ -1,11 +1,11 @@
 """The `pytorch` backend of the embedded server: runs TorchScript for `platform: "pytorch_libtorch"` models.
 
 NVIDIA's containers have a C++ backend for this; the embedded server has none, and Triton runs this file instead (a
-"Python-based backend"). It honours the C++ backend's settings for models like ours and refuses the others at load.
+"Python-based backend"). It honours those settings of the C++ backend that such models use, and refuses others at load.
 It adds:
 - a 400 for a request with bad values, if the model exports `check_inputs`;
 - a short pause after a batch of several requests, in which the next batch fills;
-- freed memory stays in the process for a while;
+- a heap that keeps freed memory for reuse, and returns it to the system at intervals;
 - on a CPU, a lower priority than the frontend, and long work split into parts between which short texts overtake
   (`schedule` decides, `worker` computes; a GPU finishes any batch soon).
 """
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
-# First, so that the modules beside this file win over installed ones.
+# First in the path: the modules beside this file take precedence over installed ones.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 if TYPE_CHECKING:  # the path of these modules as mypy sees it
     from build_scripts.serving.pytorch_backend import model_config
@@ -47,12 +47,12 @@ else:
     from schedule import Entry, Schedule
     from worker import Waiting, Worker
 
-# Pause in which the next batch fills: share of the last batch's time, and maximum. With 4 and 16 clients on 2 cores:
-# batches of 3.9 and 15.8 instead of 2.0 and 8.0, and 15 to 20 % and 1 to 13 % more requests/s.
+# Pause in which the next batch fills: share of the last batch's time, and maximum. On 2 cores, 4 clients: batches of
+# 3.9 instead of 2.0, and 15 to 20 % more requests/s. 16 clients: batches of 15.8 instead of 8.0, and 1 to 13 % more.
 FILLING_SHARE, FILLING_LIMIT_S = 0.15, 0.004
-# Nice value of a classifier on the CPU; the frontend has 0. At 20 times the load that 2 cores can serve, a refusal took
-# 3 ms at the median and 16 at the 99th percentile instead of 8 and 28, for 6 to 12 % fewer answers. Without overload
-# nothing changed, at 1, 4 and 16 clients.
+# Nice value of a classifier on the CPU; the frontend has 0. At 20 times the capacity of 2 cores, refusals took 3 ms
+# (p50) and 16 ms (p99) instead of 8 and 28. The price: 6 to 12 % fewer answers. Without overload, at 1, 4 and 16
+# clients, it has no effect.
 NICE = 5
 
 
@@ -96,9 +96,9 @@ class TritonPythonModel:
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse] | None:
         """One response per request, in order; or None if responses go through senders, now or later.
 
-        An idle backend computes requests that fit in one part right here: a lone text pays for no change of thread, and
-        the next batch of short texts fills meanwhile. While the worker computes a long text, which cannot be split, the
-        smallest requests are computed here beside it.
+        If the worker is idle, this thread computes requests that fit in one part: a single text needs no thread switch,
+        and the next batch of short texts fills during the computation. While the worker computes a long text, which
+        cannot be split, this thread computes the smallest requests.
         """
         began = time.monotonic()
         worker = self.worker
@@ -134,8 +134,8 @@ class TritonPythonModel:
     def pause(self, seconds: float, answered: int) -> None:
         """Sleep briefly after a batch of several requests, which took `seconds`; or return free memory instead.
 
-        The clients' next requests then share a batch with the waiting ones; otherwise two halves of the clients take
-        turns. A lone client waits for nothing, and neither does anybody after a full batch.
+        The answered clients' next requests then join the waiting ones. Otherwise the clients split into halves whose
+        batches alternate. No pause follows a batch of one request or a full batch.
         """
         if self.heap.is_due():
             self.heap.trim()
@@ -214,13 +214,13 @@ class TritonPythonModel:
         """The configured execution modes, which torch keeps per thread."""
         with (
             torch.inference_mode(self.inference_mode),
-            torch.no_grad(),  # after it: inference_mode(False) turns gradients on
+            torch.no_grad(),  # after inference_mode: inference_mode(False) enables gradients
             torch.jit.optimized_execution(self.optimized),
         ):
             yield
 
     def respond(self, request: pb_utils.InferenceRequest, arrays: Sequence[np.ndarray]) -> pb_utils.InferenceResponse:
-        """Count and send the answer of a request. arrays: its rows, one array per output."""
+        """Count the answer to a request and build the response. arrays: its rows, one array per output."""
         if self.answers and request.request_id() != PROBE_ID:
             self.answers.add(arrays)
         return pb_utils.InferenceResponse(

@@ -41,7 +41,7 @@ def read_parameters(config: Config) -> dict[str, str]:
     if unknown:
         raise pb_utils.TritonModelException(
             f"model '{config['name']}': the embedded pytorch backend does not support {', '.join(unknown)}; "
-            f"it knows the parameters {', '.join(sorted(KNOWN_PARAMETERS))}. Remove it, or use NVIDIA's container"
+            f"remove it, or use NVIDIA's container. Supported parameters: {', '.join(sorted(KNOWN_PARAMETERS))}"
         )
     return parameters
 
@@ -55,7 +55,7 @@ def boolean(parameters: Mapping[str, str], name: str, *, default: bool) -> bool:
 
 
 def set_threads(parameters: Mapping[str, str]) -> None:
-    """Apply the thread counts to this process. Every instance has a process, unlike in the C++ backend."""
+    """Apply the thread counts to this process. Unlike in the C++ backend, each instance has a separate process."""
     setters = {"INTRA_OP_THREAD_COUNT": torch.set_num_threads, "INTER_OP_THREAD_COUNT": torch.set_num_interop_threads}
     for name, set_number in setters.items():
         if name in parameters:

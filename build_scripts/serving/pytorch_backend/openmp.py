@@ -1,7 +1,7 @@
-"""Release the OpenMP threads of a thread before another thread computes.
+"""End a thread's OpenMP threads before another thread computes.
 
-Each thread that computes with torch starts OpenMP threads and keeps them. With more of them than cores, libgomp stops
-spinning between two products and sleeps instead, and each product waits for a wake-up: 80 tokens took twice as long.
+Each thread that computes with torch starts OpenMP threads and keeps them. If they outnumber the cores, libgomp sleeps
+between products instead of spinning. Each product then waits for a wake-up: 80 tokens took twice as long.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SOFT = 1  # omp_pause_soft of OpenMP 5.0, omp.h
 def releaser() -> Callable[[], object]:
     """A function that ends the calling thread's OpenMP threads; its next product starts them again.
 
-    On 2 cores that takes 45 us, and starting one takes 70. Does nothing where torch computes without libgomp.
+    On 2 cores, ending them takes 45 us and starting one takes 70 us. Does nothing if torch computes without libgomp.
     """
     maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
     files = {line.split(maxsplit=5)[-1] for line in maps if "libgomp" in line}

@@ -1,9 +1,9 @@
-"""Decides what is computed next: which rows of which requests, and how many. Knows no Triton, no torch and no clock.
+"""Choose the rows to compute next, fairly between long and short requests. Needs no Triton, no torch and no clock.
 
 Requests of similar size share a queue, first come, first served. Queues share computing time fairly: the queue that has
 used least goes next, and a queue that was empty starts level with the others (start-time fair queueing: Goyal, Vin and
-Cheng, 1996). A queue of shorter requests may be AHEAD_S ahead of the next. So a short text waits for the part that is
-being computed, not for a batch, and no queue starves. Spare room in a part is filled from the other queues.
+Cheng, 1996). Each queue may use AHEAD_S more than the queue of the next longer requests. So a short text waits for the
+part in progress, not for a batch, and no queue starves. Spare room in a part is filled from the other queues.
 
     schedule.add(Entry(request, tokens=[400] * 64, kind=512), now)
     part = schedule.take(now)      # rows of one queue's requests, filled up from others
@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-# Upper bounds of the queues in tokens per request: a message, a text that fills BERT's 512, a handful of them, a batch.
+# Upper bounds of the queues, in tokens per request: a message, a text of BERT's maximum length, a few such texts. The
+# last queue has no bound: batches.
 QUEUES = (64, 512, 4096)
 # Time budget of a part; a single text may exceed it. A short request waits for the part in progress and its own, so
 # parts are small while short requests arrive. Small parts cost no more: at 300 words per text on 2 cores, a part of
@@ -72,12 +73,12 @@ class Schedule:
     def __init__(self, max_rows: int) -> None:
         self.max_rows = max_rows
         self.queues: list[deque[Entry]] = [deque() for _ in range(len(QUEUES) + 1)]
-        # Seconds used by each queue, and the largest such value among queues at the start of their turns.
+        # Computing time used by each queue, in seconds. level: the maximum over queues at the start of their turns.
         self.used = [0.0] * len(self.queues)
         self.level = 0.0
         self.rate = FIRST_RATE
         self.last_short = -RECENT_S
-        # Backlog: requests without a started row, and rows' tokens not handed out.
+        # Backlog: requests of which no row was taken, and tokens of all rows not taken.
         self.requests = self.tokens = 0
 
     def __bool__(self) -> bool:
@@ -104,20 +105,20 @@ class Schedule:
         return self.rate * (SMALL_S if now - self.last_short < RECENT_S else LARGE_S)
 
     def is_one_part(self, costs: Sequence[Sequence[int]], now: float) -> bool:
-        """Whether new requests may be computed at once and together. costs: tokens of each request's rows."""
+        """Whether new requests fit in one part. costs: tokens of each request's rows."""
         totals = [sum(tokens) for tokens in costs]
         if min(totals) <= QUEUES[0]:
             self.last_short = now
-        # Short requests alone have nobody to overtake.
+        # Among short requests only, none needs to overtake another.
         limit = self.rate * LARGE_S if max(totals) <= QUEUES[0] else self.limit(now)
         return sum(totals) <= limit or (sum(map(len, costs)) == 1 and sum(totals) <= self.longest())
 
     def longest(self) -> float:
-        """Tokens above which a single text takes longer than any other part."""
+        """Maximum tokens of any part that is more than a single text."""
         return max(QUEUES[0], self.rate * LARGE_S)
 
     def is_long(self, part: Part) -> bool:
-        """Whether the part is a single text that takes longer than any other part; nothing can split it."""
+        """Whether the part is a single text of more than `longest` tokens; it cannot be split."""
         rows = sum(last - first for _, first, last in part.pieces)
         return rows == 1 and part.tokens > self.longest()
 
@@ -134,8 +135,8 @@ class Schedule:
         self.level = max(self.level, self.used[queue])
         limit = self.limit(now)
         kind = self.queues[queue][0].kind
-        # Short requests alone have nobody to overtake. Small parts cost 16 such clients 10 to 60 % of the requests/s,
-        # and their higher cost per token shrank the next parts further.
+        # Among short requests, none needs to overtake another. Small parts cost 16 such clients 10 to 60 % of the
+        # requests/s, and their higher cost per token shrank the next parts further.
         part = self.fill(Part([], 0), queue, kind, limit if queue else self.rate * LARGE_S)
         for other in range(len(self.queues)):
             if other != queue:
@@ -143,7 +144,7 @@ class Schedule:
         return part
 
     def fill(self, part: Part, queue: int, kind: object, limit: float) -> Part:
-        """The part plus the queue's rows that fit."""
+        """Add rows of the queue to the part, up to the limit."""
         pieces, tokens = list(part.pieces), part.tokens
         rows = sum(last - first for _, first, last in pieces)
         for entry in [entry for entry in self.queues[queue] if entry.kind == kind]:
@@ -166,13 +167,13 @@ class Schedule:
         return Part(pieces, tokens)
 
     def done(self, part: Part, seconds: float) -> None:
-        """Charge each queue for its tokens of a computed part."""
+        """Charge each queue for its share of a computed part."""
         for entry, first, last in part.pieces:
             self.used[entry.queue] += seconds * sum(entry.tokens[first:last]) / part.tokens
         self.measured(part.tokens, seconds)
 
     def measured(self, tokens: int, seconds: float) -> None:
-        """Update the rate. A few tokens predict nothing about many, so they are left out."""
+        """Update the rate, but not from tiny parts, which say little about large ones."""
         if tokens > QUEUES[0]:
             self.rate += WEIGHT * (tokens / max(seconds, 1e-6) - self.rate)
 

@@ -1,8 +1,8 @@
 """A thread that computes queued requests part by part and answers each one when its last row is done.
 
 `execute` returns at the end of the part in progress. Nothing can overtake that part, and Triton joins the requests that
-arrive meanwhile into one batch, which it hands in next. So a short text overtakes the next part of a long one. Triton
-allows response senders after `execute` in models that are not decoupled too (tried with 2.51).
+arrive during it into its next batch. So a short text overtakes the next part of a long one. Response senders also work
+after `execute` in models that are not decoupled (tried with Triton 2.51).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ else:
 
 # Cancellation is checked before rows with more tokens than this; the check costs as much as a few tokens.
 CANCELLABLE_TOKENS = 256
-# Pause after a part while more waits, so that Triton can hand in what arrived meanwhile.
+# Maximum wait after a part, if there is a backlog, for Triton to hand in requests that arrived during the part.
 LISTENING_S = 0.001
 
 
@@ -47,11 +47,11 @@ class Waiting:
 
 
 class Worker:
-    """Owns the schedule. `changed` guards all shared state.
+    """The thread and its schedule. `changed` guards all shared state.
 
     compute: inputs (rows, width) -> outputs (rows, …). respond: a request, outputs -> response. pause: called after a
-    part with its seconds and the number of requests it answered. release: ends the caller's OpenMP threads; the thread
-    calls it when nothing waits, because `execute` may compute next.
+    part with its seconds and the number of requests it answered. release: ends the calling thread's OpenMP threads;
+    called when there is no backlog, because `execute` may compute next.
     """
 
     def __init__(
@@ -72,15 +72,15 @@ class Worker:
         self.pause = pause
         self.release = release
         self.changed = threading.Condition()
-        # busy: a part is in progress. long: that part is one text that takes longer than any part should.
+        # busy: a part is in progress. long: that part is a single text over the maximum (Schedule.is_long).
         self.busy = self.long = self.ending = False
         self.handed_over = 0
         self.thread: threading.Thread | None = None
 
     def leaves_to_caller(self, costs: Sequence[Sequence[int]]) -> bool:
-        """Whether `execute` may compute these requests at once: they are one part, and nothing else is computed.
+        """Whether `execute` may compute these requests: they fit in one part, and the worker is idle.
 
-        Nothing can start in between: only the caller hands requests over. costs: tokens of each request's rows.
+        The worker stays idle, because only the caller hands requests over. costs: tokens of each request's rows.
         """
         with self.changed:
             return self.schedule.is_one_part(costs, time.monotonic()) and not self.busy and not self.schedule
@@ -94,7 +94,7 @@ class Worker:
         """Queue entries. Blocks until there is room, then until the part in progress ends or proves long.
 
         While this blocks, requests wait in Triton's queue, where its gauge shows them and its batcher joins them.
-        Handed in one by one during a part, 16 clients with short texts got 0.6 of the requests/s.
+        Without blocking, requests came in one by one during a part: 16 clients with short texts got 0.6 times the rate.
         """
         with self.changed:
             self.changed.wait_for(lambda: self.schedule.has_room_for(entries))
@@ -182,7 +182,7 @@ class Worker:
             return {entry: reason for piece in pieces for entry, reason in self.attempt([piece]).items()}
 
     def is_cancelled(self, entry: Entry, first: int) -> bool:
-        """Whether the client has gone before this row. Then the request gets its last response, and Triton frees it."""
+        """Whether the client cancelled before this row. If so, send the last response; Triton frees the request."""
         if sum(entry.tokens[first:]) < CANCELLABLE_TOKENS or not entry.request.sender.is_cancelled():
             return False
         self.give_up(entry, pb_utils.TritonError("the client cancelled the request", pb_utils.TritonError.CANCELLED))

@@ -1,6 +1,6 @@
-"""Candidates: the models of a release under other names, for the server to load beside the live ones.
+"""Candidates: the models of a new release, named after it, which the server loads beside the live models.
 
-Their configs are the repository's with other names. Loading them is `release`'s job.
+Their configs are the repository's with the names replaced. `release` loads them.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from build_scripts.releases.models import RELEASE_PARAMETER, fill
 from build_scripts.releases.named_classifiers import read_config, renamed
 from build_scripts.releases.store import CONFIG
 
-# 26.03: NVIDIA's backend gives libtorch the numbers of threads of the first classifier, and no others.
+# Triton 26.03. From there on NVIDIA's backend sets the thread counts of the first classifier only.
 SETS_THREADS_ONCE = (2, 67)
 
 
 def candidate_names(models: Models, release_id: str) -> dict[str, str]:
-    """The names under which a release is loaded beside the live one."""
+    """Each model's name while its release is loaded beside the live one."""
     return {model: f"{model}_{release_id}" for model in models.all}
 
 
 def is_candidate(models: Models, name: str) -> bool:
-    """Whether a model is a candidate of this classifier, or keeps its answers."""
+    """Whether a model is a candidate of this classifier, or the model that caches its answers."""
     loaded = name not in models.all and any(is_model_or_candidate(name, model) for model in models.all)
     return loaded or is_cached(name, models.ensemble)
 
 
 def configured(repository: Path, release_id: str, model: str, names: dict[str, str] | None = None) -> ModelConfig:
-    """The config of a model, with the release's id as a parameter. names: other names for models.
+    """The config of a model, with the release's id as a parameter. names: replacements for model names.
 
-    The parameter makes Triton load the model again even if its files are older than those that it has read, and tells
-    `make status` which release is loaded.
+    The parameter forces a reload even if the new files are older than the loaded ones. It tells `make status` which
+    release is loaded.
     """
     file = repository / model / CONFIG
     config = renamed(read_config(file), names or {})
     if config.response_cache.enable:
         raise ServingError(
-            f"{file} enables response_cache: Triton caches answers by the model's name, and would give those of the "
-            "old release; remove it, and use `make serve CACHE=64M`"
+            f"{file} enables response_cache: Triton's cache is keyed by model name and would return the old release's "
+            "answers; remove response_cache, and use `make serve CACHE=64M`"
         )
     config.parameters[RELEASE_PARAMETER].string_value = release_id
     return config
@@ -52,20 +52,19 @@ def configured(repository: Path, release_id: str, model: str, names: dict[str, s
 def refuse_what_ends_the_server(repository: Path, models: Models, version: tuple[int, ...] | None) -> None:
     """Raise ServingError if loading a second classifier would end the whole server.
 
-    version: of a server with NVIDIA's backend. None for the embedded one: there each classifier is a separate process.
+    version: of a server with NVIDIA's backend; None for the embedded server, where each classifier has a process.
     """
     parameter, file = "INTER_OP_THREAD_COUNT", repository / models.classifier / CONFIG
     ends = version is not None and version < SETS_THREADS_ONCE
     if ends and parameter in configured(repository, "", models.classifier).parameters:
         raise ServingError(
-            f"{file} sets {parameter}, which libtorch takes once in a process: in NVIDIA's backend before 26.03 a "
-            "second classifier ends the server (exit code 134); remove it, or change the release with `make repo` and "
-            "a restart"
+            f"{file} sets {parameter}, which libtorch accepts once per process: in NVIDIA's backend before 26.03 a "
+            "second classifier ends the server (exit code 134); remove it, or release with `make repo` and a restart"
         )
 
 
 def stage(repository: Path, models: Models, staging: Path, release: Path) -> None:
-    """Write the candidate's three models, put together from its release under their own names."""
+    """Assemble the candidate's three models from its release, in directories with the candidate's names."""
     names = candidate_names(models, release.name)
     for kind, model in zip(Models().all, models.all):
         config = text_format.MessageToString(configured(repository, release.name, model, names))
