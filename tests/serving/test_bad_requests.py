@@ -60,6 +60,14 @@ def test_nvidias_backend_has_one_defined_answer_too():
         assert request.is_answered_by(request.status, request.says)
 
 
+def test_each_triton_has_one_of_the_known_wordings():
+    for name in ("64 MiB of text", "empty list"):
+        request = HOSTILE[name]
+        assert all(request.is_answered_by(400, f"error: {words}") for words in request.says)
+        assert not request.is_answered_by(500, request.says[1])
+        assert not request.is_answered_by(400, "another refusal")
+
+
 @pytest.mark.parametrize(
     "text", ["", " ", "\t\r\n", "a\0b", "\x01\x07\x1b", "\ufeff", "\U0010ffff", "a" * MAX_TEXT_BYTES]
 )

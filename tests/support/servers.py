@@ -23,7 +23,8 @@ from build_scripts.serving.keep.inference import wait_until_healthy
 from build_scripts.serving.keep.run_directory import run_directory
 from build_scripts.serving.start.installation import embedded_wheel, perf_analyzer_environment
 
-START_LIMIT_S = 120.0
+# A start may build a release first, and other tests may hold the cores.
+START_LIMIT_S = 600.0
 # Whether the test that runs is marked as one that needs a server; see tests/conftest.py.
 may_start = True
 
