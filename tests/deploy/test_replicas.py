@@ -51,7 +51,7 @@ def test_requests_are_balanced_not_connections(front):
 
 
 def test_busy_replicas_stay_in(front, replicas):
-    """Twelve clients, each with 64 texts a request, keep them busy for longer than a check's interval."""
+    """Twelve clients with 64 texts a request: none fails, no check and no probe does."""
     verdicts = []
     with front.load("http", 12, 48, texts=64) as found:
         for _ in range(20):
