@@ -24,7 +24,7 @@ from build_scripts.benchmarks.corpus import Workload
 from build_scripts.benchmarks.interactive import Interactive
 from build_scripts.benchmarks.perf_analyzer import WINDOWS, Level, measure
 from build_scripts.core.errors import ServingError
-from build_scripts.core.options import Address, BuildOptions
+from build_scripts.core.options import OPTIONS, Address, BuildOptions
 from build_scripts.core.paths import BUILD
 from build_scripts.releases.before_serving import build_or_keep
 from build_scripts.releases.store import live_release, read_manifest
@@ -104,18 +104,9 @@ def server(options: BuildOptions, address: Address) -> Iterator[Address]:
 
 
 def serve_arguments(options: BuildOptions, address: Address) -> list[str]:
-    values = {
-        "--model": options.model,
-        "--max-length": options.max_length,
-        "--precision": options.precision,
-        "--calibration": options.calibration,
-        "--model-repository": options.repository,
-        "--host": address.host,
-        "--http-port": address.http_port,
-        "--grpc-port": address.grpc_port,
-        "--metrics-port": address.metrics_port,
-    }
-    return [str(part) for option, value in values.items() if value for part in (option, value)]
+    values = {**vars(options), **vars(address)}
+    del values["name"]  # a name would make `serve` build the default model beside named classifiers
+    return [str(part) for field, value in values.items() if value for part in (OPTIONS[field].flag, value)]
 
 
 def token_counter(file: Path):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from build_scripts.core.errors import ServingError
+from build_scripts.core.labelled_file import Columns
 from build_scripts.core.names import ENSEMBLE, check_name
 from build_scripts.core.paths import SOURCE_REPOSITORY
 
@@ -44,6 +45,7 @@ OPTIONS = {
     "max_length": Option("MAX_LENGTH", "tokens per text, at most 8192; default: the checkpoint's limit, at most 512"),
     "precision": Option("PRECISION", f"one of {', '.join(PRECISIONS)}"),
     "calibration": Option("CALIBRATION", "file of texts for the precision gate, one per line"),
+    "calibrate": Option("CALIBRATE", "labelled texts: fit a temperature to them, so that probabilities match accuracy"),
     "repository": Option("MODEL_REPOSITORY", "the model repository"),
     "host": Option("HOST", "address to listen on, or to ask"),
     "http_port": Option("HTTP_PORT", "HTTP port"),
@@ -117,7 +119,8 @@ class Address:
 class BuildOptions:
     """Options of a build. model: directory, hub id, or "" for the embedded checkpoint. name: of the classifier.
 
-    tokenizer: its directory, if it is not the model's.
+    tokenizer: its directory, if it is not the model's. The columns are those of labelled files: of CSV, of a TSV with a
+    header, and the keys of JSON lines.
     """
 
     model: str = ""
@@ -127,6 +130,10 @@ class BuildOptions:
     repository: Path = field(default=SOURCE_REPOSITORY)
     name: str = ENSEMBLE
     tokenizer: Path | None = None
+    calibrate: Path | None = None
+    text_column: str = Columns.text
+    pair_column: str = Columns.pair
+    label_column: str = Columns.label
 
     def __post_init__(self) -> None:
         if self.tokenizer is not None and not (self.model and self.tokenizer.is_dir()):
@@ -138,8 +145,14 @@ class BuildOptions:
             raise ServingError(f"PRECISION={self.precision}; expected one of {', '.join(PRECISIONS)}")
         if self.calibration is not None and not self.calibration.is_file():
             raise ServingError(f"CALIBRATION={self.calibration}: no such file; expected texts, one per line")
+        if self.calibrate is not None and not self.calibrate.is_file():
+            raise ServingError(f"CALIBRATE={self.calibrate}: no such file; expected labelled texts")
         check_name(self.name)
         object.__setattr__(self, "repository", self.repository.absolute())
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.text_column, self.pair_column, self.label_column)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from build_scripts.core.command_line import PROGRAM, command
 from build_scripts.core.errors import ServingError
-from build_scripts.core.labelled_file import Columns
 from build_scripts.core.names import check_name
 from build_scripts.core.options import Address, BuildOptions
 from build_scripts.core.paths import BUILD
@@ -20,33 +18,13 @@ if TYPE_CHECKING:
 EVALUATION, DIFFERENCE = BUILD / "evaluate", BUILD / "diff"
 
 
-@dataclass(frozen=True)
-class DataOptions:
-    """file: labelled texts. The columns are those of CSV, of a TSV with a header, and the keys of JSON lines."""
-
-    file: str | None = None
-    text_column: str = Columns.text
-    pair_column: str = Columns.pair
-    label_column: str = Columns.label
-
-    @property
-    def path(self) -> Path:
-        if not self.file:
-            raise ServingError("FILE=… is missing; expected labelled texts: TSV, CSV with a header, or JSON lines")
-        return Path(self.file)
-
-    @property
-    def columns(self) -> Columns:
-        return Columns(self.text_column, self.pair_column, self.label_column)
-
-
 @command(f"{PROGRAM} evaluate --file labelled.tsv", leave_out=["http_port", "metrics_port"])
-def evaluate(options: BuildOptions, data: DataOptions, address: Address, tls: Tls, release_id: str = "") -> None:
+def evaluate(options: BuildOptions, address: Address, tls: Tls, file: str = "", release_id: str = "") -> None:
     """Measure a classifier on labelled texts: the running server's, or that of MODEL or RELEASE in this process."""
     from build_scripts.quality.evaluate import evaluate as run
 
     source = candidate(options, release_id) if options.model or release_id else served(options.name, address, tls)
-    done = run(source, data.path, EVALUATION, data.columns)
+    done = run(source, path_of(file), EVALUATION, options.columns)
     figures = ", ".join(f"{name} {figure}" for name, figure in done.quality.headline.items())
     print(f"{source.described}, {done.quality.texts} texts: {figures}")
     if done.collected.bad:
@@ -55,7 +33,7 @@ def evaluate(options: BuildOptions, data: DataOptions, address: Address, tls: Tl
 
 
 @command(f"{PROGRAM} diff --model ./retrained --file texts.txt", leave_out=["http_port", "metrics_port"])
-def diff(options: BuildOptions, data: DataOptions, address: Address, tls: Tls, release_id: str = "") -> None:
+def diff(options: BuildOptions, address: Address, tls: Tls, file: str = "", release_id: str = "") -> None:
     """Compare the running server's answers with those of MODEL or RELEASE, which is asked in this process."""
     from build_scripts.quality.difference import compare, write_difference
 
@@ -64,9 +42,15 @@ def diff(options: BuildOptions, data: DataOptions, address: Address, tls: Tls, r
             "MODEL=… is missing; expected the checkpoint to compare with, or RELEASE=… from `make status`"
         )
     live, other = served(options.name, address, tls), candidate(options, release_id)
-    found = compare(live, other, data.path, data.columns)
+    found = compare(live, other, path_of(file), options.columns)
     report = write_difference(DIFFERENCE, found, live.described, other.described)
     print(f"{found.changed} of {found.texts} class ids differ\nwritten: {report}")
+
+
+def path_of(file: str) -> Path:
+    if not file:
+        raise ServingError("FILE=… is missing; expected labelled texts: TSV, CSV with a header, or JSON lines")
+    return Path(file)
 
 
 def served(name: str, address: Address, tls: Tls) -> Source:

@@ -32,11 +32,13 @@ class Verdict:
         return f"accuracy {was.value:.4f} -> {now.value:.4f}, change {self.change} on {texts} texts"
 
 
-def release_check(file: Path, worse_by: float, name: str) -> Callable[[Path, str], None]:
+def release_check(
+    file: Path, worse_by: float, name: str, columns: Columns = DEFAULT_COLUMNS
+) -> Callable[[Path, str], None]:
     """A check for `release`: refuses a release that is less accurate on `file` than the running server."""
 
     def check(release: Path, grpc_url: str) -> None:
-        verdict = judge(Served(grpc_url, name), InProcess(release), file, EVALUATION, worse_by)
+        verdict = judge(Served(grpc_url, name), InProcess(release), file, EVALUATION, worse_by, columns)
         print(f"not worse than the live release: {verdict}", flush=True)
 
     return check

@@ -29,6 +29,7 @@ def build_or_keep(options: BuildOptions, *, named: bool) -> Built | None:
             "MAX_LENGTH": options.max_length,
             "PRECISION": "" if options.precision == "auto" else options.precision,
             "CALIBRATION": options.calibration,
+            "CALIBRATE": options.calibrate,
             "TOKENIZER": options.tokenizer,
         }
         if given := [f"{variable}={value}" for variable, value in asked.items() if value]:

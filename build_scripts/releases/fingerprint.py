@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from dataclasses import astuple
 from importlib.metadata import version
 from pathlib import Path
 
 from build_scripts.core.machine import cpu_precisions, has_gpu
 from build_scripts.core.options import BuildOptions
 from build_scripts.core.paths import CALIBRATION, CORPUS, OURS, UNSEEN
+from build_scripts.releases.files import digest as digest_of
 
 # A change to one of these changes what a build writes, or could. What prints and stores a release is not among them.
 INGREDIENTS = (OURS / "core", OURS / "graph", OURS / "convert")
 INGREDIENT_PACKAGES = ("torch", "transformers", "tokenizers")
 # The files of a release and what its manifest says. Raise it with every change, which makes all releases stale.
-LAYOUT = 2
+LAYOUT = 3
 DEFAULT_CHECKPOINT = "embedded default"
 
 
@@ -34,7 +36,13 @@ def fingerprint(options: BuildOptions, source: Path) -> str:
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    asked = {"max_length": options.max_length, "precision": options.precision, "model": checkpoint_name(options)}
+    asked = {
+        "max_length": options.max_length,
+        "precision": options.precision,
+        "model": checkpoint_name(options),
+        "calibrate": options.calibrate
+        and [digest_of(options.calibrate), options.calibrate.suffix, *astuple(options.columns)],
+    }
     versions = {name: version(name) for name in INGREDIENT_PACKAGES}
     here = [platform.machine(), cpu_precisions(), has_gpu()]  # the tokenizers library is a processor's own
     digest.update(json.dumps([LAYOUT, asked, versions, here], sort_keys=True).encode())

@@ -14,7 +14,7 @@ from build_scripts.convert.error_guard import refusing
 from build_scripts.core.options import BuildOptions
 from build_scripts.releases import store
 from build_scripts.releases.default_model import demo_checkpoint, headlines
-from build_scripts.releases.files import copy_tree, same
+from build_scripts.releases.files import copy_tree, digest, same
 from build_scripts.releases.fingerprint import DEFAULT_CHECKPOINT, INGREDIENT_PACKAGES, checkpoint_name, fingerprint
 from build_scripts.releases.sources import update_sources
 
@@ -103,12 +103,20 @@ def _fill(staging: Path, options: BuildOptions, source: Path, release_id: str) -
     import tokenizers
     import torch
 
+    from build_scripts.convert.calibrate import calibrate
     from build_scripts.convert.checkpoint import load, serving_tokenizer, write_labels
     from build_scripts.convert.gate_texts import calibration_texts, gate_texts
     from build_scripts.convert.verified_file import write_verified
 
     print(f"reading the checkpoint {source}", flush=True)
     checkpoint = load(source, options.max_length, options.tokenizer)
+    temperature = None
+    if options.calibrate:
+        print(f"fitting a temperature on half of {options.calibrate}", flush=True)
+        temperature = {
+            "file_sha256": digest(options.calibrate),
+            **calibrate(checkpoint, options.calibrate, options.columns),
+        }
     default = not (options.model or options.calibration)
     texts = [text for _, text in headlines("heldout")] if default else calibration_texts(options.calibration)
     compared = gate_texts(checkpoint, texts, users=options.calibration is not None)
@@ -130,6 +138,7 @@ def _fill(staging: Path, options: BuildOptions, source: Path, release_id: str) -
         "multi_label": checkpoint.multi_label,
         "score": checkpoint.score,
         "max_length": checkpoint.max_length,
+        "temperature": temperature,
         **facts,
         "versions": {name: version(name) for name in INGREDIENT_PACKAGES},
         "files": store.digests(staging),

@@ -24,6 +24,8 @@ def print_build(built: Built) -> None:
         kind = "multi-label" if manifest["multi_label"] else "single-label"
         table.add_row("labels", f"{len(manifest['labels'])}, {kind}: {shortened(manifest['labels'])}")
     table.add_row("max_length", str(manifest["max_length"]))
+    if manifest["temperature"]:
+        table.add_row("temperature", _temperature(manifest["temperature"]))
     for attempt in manifest["attempts"]:
         table.add_row(f"precision {attempt['precision']}", _attempt(attempt, manifest))
     sizes = {name: (built.release / name).stat().st_size / 1e6 for name in ("model.pt", "tokenizer.json")}
@@ -41,6 +43,18 @@ def verdict(attempt: dict, chosen: str) -> str:
         return "rejected"
     unseen = attempt["unseen"]
     return "passed" if unseen is None or unseen["within_promise"] else "passed, but not safe enough for auto"
+
+
+def _temperature(found: dict) -> str:
+    values = found["temperatures"]
+    shown = f"{values[0]:g}" if len(values) == 1 else f"{min(values):g} to {max(values):g}, one per label"
+    if values == [1.0]:
+        shown = "1 (none lowers the log loss)"
+    figures = [
+        f"{name} {found[key]['before']:.4f} -> {found[key]['after']:.4f}"
+        for name, key in (("expected calibration error", "expected_calibration_error"), ("log loss", "log_loss"))
+    ]
+    return f"{shown}: {', '.join(figures)} on {found['held_out_texts']} held-out texts"
 
 
 def _attempt(attempt: dict, manifest: dict) -> str:

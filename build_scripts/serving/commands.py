@@ -47,7 +47,7 @@ def release(
     if evaluate:  # only then: needs scikit-learn
         from build_scripts.quality.gate import release_check
 
-        check = release_check(evaluate, worse_by, options.name)
+        check = release_check(evaluate, worse_by, options.name, options.columns)
     put_live(options, http_port, check)
 
 
