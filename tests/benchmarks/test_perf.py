@@ -7,10 +7,11 @@ import statistics
 
 import pytest
 
+from build_scripts.__main__ import COMMANDS
 from build_scripts.benchmarks import corpus, perf, perf_analyzer
 from build_scripts.benchmarks.perf_analyzer import Counters, Level
 from build_scripts.core.errors import ServingError
-from build_scripts.core.options import Address
+from build_scripts.core.options import Address, BuildOptions
 from build_scripts.serving.keep.run_state import RunState
 from tests.support.texts import VARIED
 
@@ -51,6 +52,17 @@ def test_counters_give_means_and_batch_fill():
 def test_counters_without_requests_are_zero():
     nothing = Counters(0, 0, 0, 0, 0)
     assert (nothing.queue_ms, nothing.compute_ms, nothing.batch_fill) == (0, 0, 0)
+
+
+def test_a_started_server_gets_every_option_of_the_build(tmp_path):
+    texts = tmp_path / "texts.tsv"
+    texts.write_text("a text\tlabel\n", encoding="utf-8")
+    options = BuildOptions(
+        "./mine", 64, "fp32", texts, tmp_path, tokenizer=tmp_path, calibrate=texts, text_column="sentence"
+    )
+    address = Address("127.0.0.1", 9000, 9001, 9002)
+    read = COMMANDS["serve"].arguments("", perf.serve_arguments(options, address))
+    assert (read["options"], read["address"], read["name"]) == (options, address, "")
 
 
 def test_reads_perf_analyzers_report_in_milliseconds():

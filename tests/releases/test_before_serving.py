@@ -62,6 +62,15 @@ def test_options_without_a_model_are_refused_in_one_line(built, tmp_path):
     assert built == []
 
 
+def test_labelled_texts_without_a_model_are_refused(built, tmp_path):
+    live(tmp_path, "./mine")
+    labelled = tmp_path / "labelled.tsv"
+    labelled.write_text("a text\tfinance\n", encoding="utf-8")
+    with pytest.raises(ServingError, match=r"CALIBRATE=.*labelled\.tsv asks for another release of \./mine"):
+        build_or_keep(BuildOptions(repository=tmp_path, calibrate=labelled), named=False)
+    assert built == []
+
+
 def test_other_classifiers_do_not_bring_the_default(built, tmp_path):
     live(tmp_path, "./mine", "topic")
     assert build_or_keep(BuildOptions(repository=tmp_path), named=False) is None

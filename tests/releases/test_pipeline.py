@@ -96,6 +96,13 @@ def test_fingerprint_covers_every_input(subject, tmp_path, monkeypatch):
     ids = [release_id(), release_id(max_length=64), release_id(precision="bf16"), release_id(calibration=None)]
     calibration.write_text("two\n", encoding="utf-8")
     ids.append(release_id())
+    labelled = tmp_path / "labelled.tsv"
+    labelled.write_text("one\tlabel 1\n", encoding="utf-8")
+    ids += [release_id(calibrate=labelled), release_id(calibrate=labelled, label_column="topic")]
+    ids += [release_id(calibrate=calibration), release_id(calibrate=calibration, calibration=None)]
+    labelled.write_text("one\tlabel 2\n", encoding="utf-8")
+    ids.append(release_id(calibrate=labelled))
+    assert release_id(label_column="topic") == release_id(), "columns matter only with CALIBRATE"
     monkeypatch.setattr(fingerprint, "CALIBRATION", SOURCE_REPOSITORY / "tokenizer" / "config.pbtxt")
     ids.append(release_id(calibration=None))
     make_checkpoint("bert", directory, seed=1)
