@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from build_scripts.core.errors import ServingError
-from build_scripts.core.labelled_file import DEFAULT_COLUMNS
+from build_scripts.core.labelled_file import DEFAULT_COLUMNS, Columns
+from build_scripts.quality import gate
 from build_scripts.quality.difference import accuracies, compare, write_difference
 from build_scripts.quality.evaluate import evaluate
-from build_scripts.quality.gate import judge
+from build_scripts.quality.gate import judge, release_check
 from tests.support.scripted_source import ScriptedSource
 
 LABELS = ["finance", "sports", "教育"]
@@ -138,6 +139,17 @@ def test_the_gate_refuses_a_worse_model_and_names_the_report(tmp_path):
 def test_the_gate_lets_better_and_allowed_models_through(was, now, worse_by, tmp_path):
     verdict = judge(model(was), model(now), labelled(tmp_path), tmp_path / "out", worse_by=worse_by)
     assert verdict.change.low <= verdict.change.value <= verdict.change.high
+
+
+def test_the_gate_reads_the_columns_that_were_given(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gate, "EVALUATION", tmp_path / "out")
+    monkeypatch.setattr(gate, "Served", lambda url, name: model(0.9))
+    monkeypatch.setattr(gate, "InProcess", lambda release: model(0.9))
+    file = tmp_path / "labelled.csv"
+    lines = [f"{number} of {number % 3},{LABELS[number % 3]}" for number in range(60)]
+    file.write_text("\n".join(["sentence,topic", *lines]), encoding="utf-8")
+    release_check(file, 0.01, "text_classifier", Columns("sentence", "pair", "topic"))(tmp_path, "nowhere")
+    assert "on 60 texts" in capsys.readouterr().out
 
 
 def test_the_gate_refuses_a_model_without_a_live_label(tmp_path):
