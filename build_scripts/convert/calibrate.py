@@ -41,6 +41,8 @@ def calibrate(checkpoint: Checkpoint, file: Path, columns: Columns = DEFAULT_COL
 
     Raises ServingError if the last layer is unknown, if the file cannot be used, or if a class id would change.
     """
+    if checkpoint.score:
+        raise ServingError("CALIBRATE: this checkpoint has one label and gives a score; build without CALIBRATE")
     layer = last_layer(checkpoint)
     labelled = read(checkpoint, file, columns)
     plain = logits_of(checkpoint, labelled.texts, "labelled texts")
@@ -131,7 +133,7 @@ def logits_of(checkpoint: Checkpoint, texts: Sequence[Text], what: str) -> Tenso
 
 def refuse_other_answers(checkpoint: Checkpoint, plain: Tensor, expected: Tensor, found: Tensor) -> None:
     """Raise ServingError unless the folded model gives the expected logits, and the class ids of the plain ones."""
-    wanted, given = (probabilities(logits, checkpoint.multi_label) for logits in (expected, found))
+    wanted, given = (probabilities(logits, checkpoint.activation) for logits in (expected, found))
     error, other = float((wanted - given).abs().max()), changed(plain, found)
     if error > ROUNDING or other:
         raise ServingError(

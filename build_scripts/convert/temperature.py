@@ -95,7 +95,7 @@ def calibration_error(logits: Tensor, truth: Tensor) -> float:
 
     For multi-label each yes or no is an answer.
     """
-    found = probabilities(logits, truth.ndim == 2)
+    found = probabilities(logits, "sigmoid" if truth.ndim == 2 else "softmax")
     if truth.ndim == 2:
         confidence, right = torch.maximum(found, 1 - found).flatten(), ((found >= 0.5) == truth.bool()).flatten()
     else:

@@ -109,6 +109,7 @@ def test_release_is_better_calibrated_with_the_same_class_ids(over_confident, tm
     assert "expected calibration error" in said
 
 
+@pytest.mark.slow
 def test_every_packed_family_scales_by_its_last_layer(subject):
     for kind in PACKED_KINDS:
         checkpoint = load(subject(kind).directory)
@@ -122,6 +123,12 @@ def test_every_packed_family_scales_by_its_last_layer(subject):
 def test_a_traced_architecture_is_refused(subject, sharp):
     with pytest.raises(ServingError, match="this megatron-bert is traced, so its last layer is not known"):
         calibrate(load(subject("megatron-bert").directory), sharp.file)
+
+
+def test_a_score_is_refused(tmp_path, sharp):
+    checkpoint = load(make_checkpoint("bert", tmp_path, labels=["relevance"], problem_type=None))
+    with pytest.raises(ServingError, match=r"CALIBRATE: this checkpoint has one label and gives a score"):
+        calibrate(checkpoint, sharp.file)
 
 
 @pytest.mark.parametrize("flawed", ["without effect", "one label only", "negative"])
@@ -198,7 +205,9 @@ def test_fitted_temperature_has_the_lowest_log_loss(over_confident):
 
 def test_calibration_error_equals_that_of_evaluations(over_confident):
     truth = over_confident.truth
-    found = temperature.probabilities(over_confident.logits, over_confident.multi_label).numpy()
+    found = (
+        over_confident.logits.sigmoid() if over_confident.multi_label else over_confident.logits.softmax(1)
+    ).numpy()
     other = measure(truth.bool().numpy() if over_confident.multi_label else truth.numpy(), found)
     assert temperature.calibration_error(over_confident.logits, truth) == pytest.approx(
         other.headline["expected calibration error"].value, abs=1e-9
