@@ -30,7 +30,6 @@ import triton_python_backend_utils as pb_utils
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 if TYPE_CHECKING:  # the path of these modules as mypy sees it
     from build_scripts.serving.pytorch_backend import model_config
-    from build_scripts.serving.pytorch_backend.answers import PROBE_ID, Answers
     from build_scripts.serving.pytorch_backend.gauge import Gauge
     from build_scripts.serving.pytorch_backend.heap import Heap
     from build_scripts.serving.pytorch_backend.idle_threads import IdleThreads
@@ -39,7 +38,6 @@ if TYPE_CHECKING:  # the path of these modules as mypy sees it
     from build_scripts.serving.pytorch_backend.worker import Waiting, Worker
 else:
     import model_config
-    from answers import PROBE_ID, Answers
     from gauge import Gauge
     from heap import Heap
     from idle_threads import IdleThreads
@@ -78,7 +76,6 @@ class TritonPythonModel:
         path = Path(args["model_repository"]) / args["model_version"] / file
         self.model = torch.jit.load(str(path), map_location=self.device).eval()
         self.check_inputs = getattr(self.model, "check_inputs", None)
-        self.answers = Answers(config["name"]) if model_config.is_classifier(self.outputs) else None
         self.worker: Worker | None = None
         self.release = releaser()
         if self.device.type == "cpu" and self.max_batch_size > 1:
@@ -90,8 +87,6 @@ class TritonPythonModel:
     def finalize(self) -> None:
         if self.worker:
             self.worker.finish()
-        if self.answers:
-            self.answers.close()
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse] | None:
         """One response per request, in order; or None if responses go through senders, now or later.
@@ -188,7 +183,7 @@ class TritonPythonModel:
         if any(messages):
             return self.answer_the_rest(requests, messages)
         arrays = self.compute(joined)
-        return [self.respond(request, [array[span] for array in arrays]) for request, span in zip(requests, rows)]
+        return [self.respond([array[span] for array in arrays]) for span in rows]
 
     def compute(self, columns: Sequence[np.ndarray]) -> list[np.ndarray]:
         """columns: (rows, width) per input. Returns (rows, …) per output."""
@@ -219,10 +214,8 @@ class TritonPythonModel:
         ):
             yield
 
-    def respond(self, request: pb_utils.InferenceRequest, arrays: Sequence[np.ndarray]) -> pb_utils.InferenceResponse:
-        """Count the answer to a request and build the response. arrays: its rows, one array per output."""
-        if self.answers and request.request_id() != PROBE_ID:
-            self.answers.add(arrays)
+    def respond(self, arrays: Sequence[np.ndarray]) -> pb_utils.InferenceResponse:
+        """The response to a request. arrays: its rows, one array per output."""
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(spec["name"], array) for spec, array in zip(self.outputs, arrays)]
         )

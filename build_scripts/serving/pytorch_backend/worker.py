@@ -49,7 +49,7 @@ class Waiting:
 class Worker:
     """The thread and its schedule. `changed` guards all shared state.
 
-    compute: inputs (rows, width) -> outputs (rows, …). respond: a request, outputs -> response. pause: called after a
+    compute: inputs (rows, width) -> outputs (rows, …). respond: outputs -> response. pause: called after a
     part with its seconds and the number of requests it answered. release: ends the calling thread's OpenMP threads;
     called when there is no backlog, because `execute` may compute next.
     """
@@ -60,7 +60,7 @@ class Worker:
         gauge: Gauge,
         threads: IdleThreads,
         compute: Callable[[list[np.ndarray]], list[np.ndarray]],
-        respond: Callable[[Waiting, list[np.ndarray]], pb_utils.InferenceResponse],
+        respond: Callable[[list[np.ndarray]], pb_utils.InferenceResponse],
         pause: Callable[[float, int], None],
         release: Callable[[], object],
     ) -> None:
@@ -157,7 +157,7 @@ class Worker:
         complete = [entry for entry, _, last in pieces if last == len(entry.tokens) and entry not in failed]
         for entry in complete:
             outputs = [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*entry.results)]
-            entry.request.send(self.respond(entry.request, outputs))
+            entry.request.send(self.respond(outputs))
         return len(complete)
 
     def attempt(self, pieces: list[Piece]) -> dict[Entry, Exception]:
