@@ -91,20 +91,20 @@ bench: $(VENV)/installed-bench ## time the classifier file alone, against the ma
 soak: $(VENV)/installed-dev ## send valid and hostile traffic while processes are killed: DURATION=600 MODEL= MAX_LENGTH=
 	@$(VENV)/bin/python -m tests.soak
 
-# Without a server: more processes than cores, one thread in each. With servers: two test processes, a file at a time.
+# Without a server: more processes than cores, one thread in each. With servers: one after the other, because
+# Triton 2.51 may crash when it unloads models on a machine without spare CPU.
 WITHOUT_SERVER = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 3 --dist worksteal
-WITH_SERVER    = $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+WITH_SERVER    = $(VENV)/bin/python -m pytest
 
 check: $(VENV)/installed-dev lint ## run lint, and the tests that start no server
 	@$(WITHOUT_SERVER) -m "not server and not slow and not long"
 
-test: $(VENV)/installed-dev ## run the tests; about ten minutes on 2 cores
+test: $(VENV)/installed-dev ## run the tests; about 25 minutes on 2 cores
 	@failed=0; $(WITHOUT_SERVER) -m "not server and not long" || failed=1; \
 	  $(WITH_SERVER) -m "server and not long" || failed=1; exit $$failed
 
-test-all: $(VENV)/installed-dev ## run all tests, the long ones too, and a short soak
-	@failed=0; $(WITHOUT_SERVER) -m "not server" || failed=1; $(WITH_SERVER) -m server || failed=1; \
-	  $(VENV)/bin/python -m tests.soak --duration 60 || failed=1; exit $$failed
+test-all: $(VENV)/installed-dev ## run all tests, the long ones too
+	@failed=0; $(WITHOUT_SERVER) -m "not server" || failed=1; $(WITH_SERVER) -m server || failed=1; exit $$failed
 
 # The launcher prefers a tritonserver on PATH, with that server's backends.
 test-server: $(VENV)/installed-dev ## run the server tests against another tritonserver, and list skipped tests: TRITONSERVER=/opt/tritonserver/bin

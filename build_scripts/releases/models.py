@@ -40,7 +40,13 @@ def serving_models(repository: Path, directory: Path) -> tuple[list[Path], dict[
     for name, manifest in served.items():
         if not store.is_package(repository):
             release = store.releases_directory(repository, name) / manifest["release"]
-            put_together(repository, name, release, directory)
+            try:
+                put_together(repository, name, release, directory)
+            except OSError as error:
+                raise ServingError(
+                    f"the models cannot be put together in {directory} ({error.strerror}); expected a directory that "
+                    "this user may write to, with some space"
+                ) from error
         elif changed := damaged_file(repository, name):
             raise ServingError(f"{changed} is not the file that the package was made with; copy the package again")
     ids = {name: manifest["release"] for name, manifest in served.items()}

@@ -49,7 +49,6 @@ def serving(tiny_repository, subject, tmp_path) -> Callable:
 @pytest.mark.parametrize(
     ("script", "namespaces"),
     [
-        pytest.param(NO_ROOM, OF_MOUNTS, id="a full disk for state and log"),
         pytest.param("mount -t tmpfs -o size=64m tmpfs /dev/shm", OF_MOUNTS, id="64 MiB of /dev/shm"),
         pytest.param("unset HOME", NOBODY, id="no root and no HOME"),
         pytest.param("ulimit -n 256", (), id="256 open files"),
@@ -72,6 +71,7 @@ def test_it_serves(serving, script, namespaces):
 @pytest.mark.parametrize(
     ("script", "namespaces", "words"),
     [
+        pytest.param(NO_ROOM, OF_MOUNTS, "No space left", id="a full disk for models, state and log"),
         pytest.param("mount -t proc -o subset=pid proc /proc", OF_MOUNTS, "ProcSubset=pid", id="no machine in /proc"),
         pytest.param(
             "mount -t tmpfs -o size=512k tmpfs /dev/shm", OF_MOUNTS, "shared memory", id="512 KiB of /dev/shm"
