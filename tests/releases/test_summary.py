@@ -39,7 +39,7 @@ def test_prints_a_row_for_each_precision(tmp_path, monkeypatch, capsys):
     manifest = {
         "release": "0123", "checkpoint": "a", "architecture": "bert", "graph": "packed",
         "multi_label": False, "score": None,
-        "labels": ["no", "yes"], "max_length": 128, "precision": "fp32",
+        "labels": ["no", "yes"], "max_length": 128, "temperature": None, "precision": "fp32",
         "attempts": [
             {**attempt("fp32", within_promise=None), "milliseconds": 2.0, "parity": {**parity, "wrong": 0}},
             {**attempt("bf16", passed=False, within_promise=False), "milliseconds": 1.0, "parity": parity},
@@ -66,7 +66,7 @@ def test_prints_ten_of_20000_labels(tmp_path, monkeypatch, capsys):
     manifest = {
         "release": "0123", "checkpoint": "a", "architecture": "bert", "graph": "packed",
         "multi_label": False, "score": None,
-        "labels": [f"label {index}" for index in range(20_000)], "max_length": 128, "precision": "fp32", "attempts": [],
+        "labels": [f"label {index}" for index in range(20_000)], "max_length": 128, "temperature": None, "precision": "fp32", "attempts": [],
     }  # fmt: skip
     monkeypatch.setenv("COLUMNS", "300")
     print_build(Built(release, manifest, changed=True))

@@ -43,6 +43,9 @@ class StandIn:
             steps = tuple(step.model_name for step in config.ensemble_scheduling.step)
             self.ensembles[model] = Running(config.parameters[RELEASE_PARAMETER].string_value, steps, model)
 
+    def version_with_nvidias_backend(self) -> None:
+        return None
+
     def unload(self, model: str) -> None:
         self.models.add(model)
 
