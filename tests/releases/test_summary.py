@@ -66,7 +66,8 @@ def test_prints_ten_of_20000_labels(tmp_path, monkeypatch, capsys):
     manifest = {
         "release": "0123", "checkpoint": "a", "architecture": "bert", "graph": "packed",
         "multi_label": False, "score": None,
-        "labels": [f"label {index}" for index in range(20_000)], "max_length": 128, "temperature": None, "precision": "fp32", "attempts": [],
+        "labels": [f"label {index}" for index in range(20_000)], "max_length": 128, "temperature": None,
+        "precision": "fp32", "attempts": [],
     }  # fmt: skip
     monkeypatch.setenv("COLUMNS", "300")
     print_build(Built(release, manifest, changed=True))
