@@ -21,8 +21,8 @@ from build_scripts.serving.keep.suspicion import Suspicion, Work, limit_for_larg
 
 # Pause between looks, and time for a probe.
 LOOK_EVERY_S, PROBE_TIMEOUT_S = 0.4, 1.0
-# Probes in a row that fail with an error before the server is given up: beside a dead process, and without one. Triton
-# calls a living stub unhealthy that gets no CPU for a second.
+# Probes since the last answer that fail with an error before the server is given up: beside a dead process, and
+# without one. Triton calls a living stub unhealthy that gets no CPU for a second.
 FAILED_BESIDE_DEAD, FAILED_PROBES = 3, 6
 # Longest period that a look counts for: a machine that was suspended must not make a server look idle.
 LONGEST_PERIOD_S = 1.5
@@ -89,7 +89,6 @@ class Watch:
             dead = told_broken(self.view.processes(), ZOMBIE, "was killed")
             limit = FAILED_BESIDE_DEAD if dead else FAILED_PROBES
             return f"{dead}{inference} fails: {found.reason}" if self.failed >= limit else None
-        self.failed = 0
         if not looks or self.view.now() - looks[0][0] < LOOK_EVERY_S:  # refused at once
             look_at_processes()
             self.stop.wait(LOOK_EVERY_S)
