@@ -99,7 +99,7 @@ WITH_SERVER    = $(VENV)/bin/python -m pytest
 check: $(VENV)/installed-dev lint ## run lint, and the tests that start no server
 	@$(WITHOUT_SERVER) -m "not server and not slow and not long"
 
-test: $(VENV)/installed-dev ## run the tests; about 25 minutes on 2 cores
+test: $(VENV)/installed-dev ## run the tests, but for the long ones
 	@failed=0; $(WITHOUT_SERVER) -m "not server and not long" || failed=1; \
 	  $(WITH_SERVER) -m "server and not long" || failed=1; exit $$failed
 
