@@ -6,6 +6,7 @@ import contextlib
 import json
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import tritonclient.grpc as triton
 from build_scripts.benchmarks.services import infer_body
 from build_scripts.core.errors import ServingError
 from build_scripts.core.names import Models
+from build_scripts.core.options import BuildOptions
 from build_scripts.releases.pipeline import build
 from build_scripts.serving.client import classify, inputs
 from build_scripts.serving.keep.health import HEALTHY, report
@@ -54,17 +56,15 @@ def server(checkpoints, tmp_path_factory) -> Iterator[RunningServer]:
     directory = tmp_path_factory.mktemp("names")
     repository = directory / "repository"
     for name in ("sentiment", "topic"):
-        build(options(checkpoints[name], repository, name))
+        build(options(checkpoints[name], name, repository=repository))
     arguments = ["--model", checkpoints["text_classifier"].options.model, "--precision", "fp32"]
     with running(repository, directory / "output.txt", *arguments) as server:
         wait_for(lambda: report(server.http, 2.0, live=False)[0] == HEALTHY, RECOVERED_WITHIN_S, server.said())
         yield server
 
 
-def options(checkpoint: Release, repository, name: str):
-    from dataclasses import replace
-
-    return replace(checkpoint.options, repository=repository, name=name)
+def options(checkpoint: Release, name: str, **changes) -> BuildOptions:
+    return replace(checkpoint.options, name=name, **changes)
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_ten_releases_of_one_under_load_of_all(server, checkpoints, port):
             for name in SERVED
         }
         for _ in range(5):
-            release(options(checkpoints["next"], None, "sentiment"), port)
+            release(options(checkpoints["next"], "sentiment"), port)
             assert label_of(server, "sentiment").startswith("next")
             wait_for(lambda: answered(load["sentiment"], "next"), 60, "a client met no answer of the release")
             rollback(port, "sentiment")
@@ -169,13 +169,16 @@ def label_of(server: RunningServer, name: str) -> str:
 def test_unknown_name_is_one_clear_line(server, port):
     with pytest.raises(ServingError, match="NAME=nobody: the server has none of that name, it has text_classifier, s"):
         rollback(port, "nobody")
-    with pytest.raises(ServingError, match="unknown model: 'nobody'"):
+    with pytest.raises(
+        ServingError,
+        match="has no classifier of that name; it has text_classifier, sentiment, topic",
+    ):
         list(classify(["x"], server.grpc, name="nobody"))
 
 
 def test_new_classifier_survives_a_restart(server, checkpoints, port):
     with Clients(server, {"topic": checkpoints["topic"]}, "topic") as load:
-        release(options(checkpoints["new"], None, "new"), port)
+        release(options(checkpoints["new"], "new"), port)
         assert label_of(server, "new").startswith("new")
     assert load.wrong == []
     assert list(blocks(port)) == [*SERVED, "new"]

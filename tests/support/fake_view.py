@@ -54,13 +54,15 @@ class Clock:
 class FakeView:
     """answers: classifier name -> the answer to a probe; a SILENT one takes the probe's whole timeout.
 
-    cores: process id -> cores that the process uses. runnable: process ids that wait for the CPU. counting: classifier
-    suffix -> requests a second that others get answered; refusing: that others get refused.
+    embedded: the classifier has a process. cores: process id -> cores that the process uses. runnable: process ids
+    that wait for the CPU. counting: classifier suffix -> requests a second that others get answered; refusing: that
+    others get refused.
     """
 
     clock: Clock
     answers: dict[str, Probe] = field(default_factory=dict)
     table: Processes = field(default_factory=dict)
+    embedded: bool = True
     cores: dict[int, float] = field(default_factory=dict)
     runnable: set[int] = field(default_factory=set)
     counting: dict[str, float] = field(default_factory=dict)

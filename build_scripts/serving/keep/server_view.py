@@ -24,12 +24,13 @@ SLOW_S = 0.1
 
 
 class ServerView:
-    """The view of a real server. stop: when it is set, a probe in progress is abandoned."""
+    """The view of a real server. embedded: see `Installation`. stop: when set, a probe in progress is abandoned."""
 
-    def __init__(self, server: TritonProcess, address: Address, stop: threading.Event):
+    def __init__(self, server: TritonProcess, address: Address, stop: threading.Event, *, embedded: bool):
         self.server = server
         self.address = address
         self.stop = stop
+        self.embedded = embedded
 
     @property
     def pid(self) -> int:

@@ -91,7 +91,7 @@ class Supervisor:
         self.releases: dict[str, str] = {}
 
     def view_of(self, server: TritonProcess) -> ServerView:
-        return ServerView(server, self.address, self.stop)
+        return ServerView(server, self.address, self.stop, embedded=self.installation.embedded)
 
     def tell(self, word: str, detail: str) -> None:
         """Tell the verdict to probes. While it drains, that is all they need to know."""

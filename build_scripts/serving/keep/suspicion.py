@@ -58,21 +58,40 @@ class Suspicion:
         return self.seconds[work] >= limits[work]
 
 
+def model_without_process(name: str, processes: Processes, *, embedded: bool) -> str | None:
+    """The model of a classifier whose process was killed. embedded: see `work_of`."""
+    own = Models(name)
+    for model in (own.tokenizer, own.classifier) if embedded else (own.tokenizer,):
+        if not any(is_model_or_candidate(one.model, model) for one in processes.values()):
+            return model
+    return None
+
+
 def work_of(
-    name: str, tritonserver: int, before: Processes, after: Processes, period_s: float, *, refuses: bool
+    name: str,
+    tritonserver: int,
+    before: Processes,
+    after: Processes,
+    period_s: float,
+    *,
+    refuses: bool,
+    embedded: bool,
 ) -> tuple[Work, float]:
     """What the processes behind a classifier did in a period, and for how many seconds of it.
 
     On a busy machine a process that waits for the CPU works, and only the CPU time that it gets counts as seconds.
     refuses: the tokenizer and tritonserver are busy with refusals then, so only the classifier's process counts.
+    embedded: this project's pytorch backend computes in a process of its own, NVIDIA's inside tritonserver.
     """
     own = Models(name)
     classifiers = {pid for pid, one in after.items() if is_model_or_candidate(one.model, own.classifier)}
     tokenizers = {pid for pid, one in after.items() if is_model_or_candidate(one.model, own.tokenizer)}
     frontend = {pid for pid, one in after.items() if not one.model}
+    if model_without_process(name, after, embedded=embedded):  # tritonserver may still answer from its cache
+        return Work.NONE, period_s
     if any(after[pid].state == STOPPED for pid in classifiers | tokenizers | {tritonserver} & set(after)):
         return Work.NONE, period_s
-    models = classifiers or frontend  # NVIDIA's backend computes inside tritonserver
+    models = classifiers if embedded else frontend
     if not refuses:
         models = models | tokenizers
     working = {pid for pid, one in after.items() if worked(one, before.get(pid), period_s)}

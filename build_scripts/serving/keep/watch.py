@@ -1,6 +1,6 @@
 """Tell whether a running tritonserver still does its work, by what it answers and what its processes do.
 
-    failure = Watch(ServerView(server, address, stop), stop, names, tell).run()
+    failure = Watch(view, stop, names, tell).run()
 
 What follows from a failure is `supervisor`'s job; what is a failure, `suspicion`'s.
 """
@@ -15,15 +15,21 @@ from build_scripts.serving.keep import verdict
 from build_scripts.serving.keep.counters import Counters
 from build_scripts.serving.keep.inference import Outcome, Probe
 from build_scripts.serving.keep.overload import Overload
-from build_scripts.serving.keep.processes import STOPPED, ZOMBIE, Processes
+from build_scripts.serving.keep.processes import STOPPED, Processes
 from build_scripts.serving.keep.server_view import ServerView
-from build_scripts.serving.keep.suspicion import Suspicion, Work, limit_for_largest_request, work_of
+from build_scripts.serving.keep.suspicion import (
+    Suspicion,
+    Work,
+    limit_for_largest_request,
+    model_without_process,
+    work_of,
+)
 
 # Pause between looks, and time for a probe.
 LOOK_EVERY_S, PROBE_TIMEOUT_S = 0.4, 1.0
-# Probes since the last answer that fail with an error before the server is given up: beside a dead process, and
-# without one. Triton calls a living stub unhealthy that gets no CPU for a second.
-FAILED_BESIDE_DEAD, FAILED_PROBES = 3, 6
+# Probes since the last answer that fail with an error before the server is given up: if a model's process is gone, and
+# if not. Triton calls a living stub unhealthy that gets no CPU for a second.
+FAILED_WITHOUT_PROCESS, FAILED_PROBES = 3, 6
 # Longest period that a look counts for: a machine that was suspended must not make a server look idle.
 LONGEST_PERIOD_S = 1.5
 
@@ -86,9 +92,12 @@ class Watch:
         if found.outcome is Outcome.FAILED:
             self.failed += 1
             self.tell(verdict.SILENT, f"{inference} fails: {found.reason}")
-            dead = told_broken(self.view.processes(), ZOMBIE, "was killed")
-            limit = FAILED_BESIDE_DEAD if dead else FAILED_PROBES
-            return f"{dead}{inference} fails: {found.reason}" if self.failed >= limit else None
+            killed = model_without_process(name, self.view.processes(), embedded=self.view.embedded)
+            if self.failed < (FAILED_WITHOUT_PROCESS if killed else FAILED_PROBES):
+                return None
+            return (
+                f"the process of {killed} was killed, and " if killed else ""
+            ) + f"{inference} fails: {found.reason}"
         if not looks or self.view.now() - looks[0][0] < LOOK_EVERY_S:  # refused at once
             look_at_processes()
             self.stop.wait(LOOK_EVERY_S)
@@ -101,12 +110,19 @@ class Watch:
     def judge(self, name: str, inference: str, found: Probe, before: Processes, period_s: float) -> str | None:
         """What a probe without an answer means."""
         after = self.view.processes()
-        work, seconds = work_of(name, self.view.pid, before, after, period_s, refuses=found.overloaded)
+        embedded = self.view.embedded
+        work, seconds = work_of(
+            name, self.view.pid, before, after, period_s, refuses=found.overloaded, embedded=embedded
+        )
         silence_s = self.view.now() - self.last_answer
         largest_s = limit_for_largest_request(self.counters.seconds_per_token(name) if self.counters else None)
         if self.suspicion.exceeds(work, seconds, largest_s):
-            broken = told_broken(after, STOPPED, "is stopped")
-            return f"{broken}{inference} hangs: nothing was answered for {silence_s:.1f} s ({found.reason})"
+            stopped = [
+                f"process {pid} of the server is stopped, and " for pid, one in after.items() if one.state == STOPPED
+            ]
+            killed = model_without_process(name, after, embedded=embedded)
+            cause = f"the process of {killed} was killed, and " if killed else "".join(stopped[:1])
+            return f"{cause}{inference} hangs: nothing was answered for {silence_s:.1f} s ({found.reason})"
         if found.overloaded:
             self.tell(verdict.OVERLOADED, found.reason)
         elif work is Work.NONE:
@@ -136,10 +152,3 @@ class Watch:
             self.tell(verdict.OVERLOADED, f"most requests to {', '.join(refusing)} are refused")
         else:
             self.tell(verdict.READY, "inference answers")
-
-
-def told_broken(processes: Processes, state: str, what: str) -> str:
-    """The beginning of a reason: which process is broken, if any is."""
-    return next(
-        (f"process {pid} of the server {what}, and " for pid, one in processes.items() if one.state == state), ""
-    )

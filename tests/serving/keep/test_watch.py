@@ -58,6 +58,12 @@ def failure(view: FakeView, *names: str, within_s: float = NOTICED_S) -> str:
     return found
 
 
+def with_nvidias_backend(view: FakeView) -> None:
+    """It computes inside tritonserver."""
+    view.embedded = False
+    del view.table[CLASSIFIER]
+
+
 def test_silent_idle_server_hangs(view):
     view.answers[DEFAULT] = TIMEOUT
     assert re.fullmatch(r"inference hangs: nothing was answered for \d+\.\d s \(timed out\)", failure(view))
@@ -82,7 +88,7 @@ def test_computing_server_is_left_alone(view, answer, pid):
     """For as long as the largest request may take: at 5 ms a token that is 655 s."""
     view.answers[DEFAULT], view.cores[pid], view.seconds_per_token = answer, 1.0, 0.005
     if pid == TRITON:
-        del view.table[CLASSIFIER]
+        with_nvidias_backend(view)
     watch = watch_of(view)
     assert watch.run(500.0) is None
     assert watch.words == [verdict.READY if answer is TIMEOUT else verdict.OVERLOADED]
@@ -95,7 +101,7 @@ def test_server_that_waits_for_the_cpu_is_left_alone(view, pid, cores):
     view.answers[DEFAULT], view.cores[pid] = TIMEOUT, cores
     view.runnable.add(pid)
     if pid == TRITON:
-        del view.table[CLASSIFIER]
+        with_nvidias_backend(view)
     watch = watch_of(view)
     assert watch.run(LONG_S / 3) is None
     assert watch.words == [verdict.READY]
@@ -169,11 +175,29 @@ def test_failing_inference_is_a_failure_with_its_reason(view):
     assert failure(view) == "inference fails: HTTP 500: stub is not healthy"
 
 
-def test_killed_process_is_named_when_inference_fails(view):
+@pytest.mark.parametrize("pid", [TOKENIZER, CLASSIFIER])
+@pytest.mark.parametrize("collected", [True, False])
+def test_killed_process_is_named_when_inference_fails(view, pid, collected):
     view.answers[DEFAULT] = ERROR
-    view.table[CLASSIFIER] = Process("", ZOMBIE, 0.0)
-    found = failure(view)
-    assert found == f"process {CLASSIFIER} of the server was killed, and inference fails: {ERROR.reason}"
+    model = view.table.pop(pid).model
+    if not collected:
+        view.table[pid] = Process("", ZOMBIE, 0.0)
+    assert failure(view, within_s=1.5) == f"the process of {model} was killed, and inference fails: {ERROR.reason}"
+
+
+@pytest.mark.parametrize("pid", [TOKENIZER, CLASSIFIER])
+def test_answers_from_the_cache_do_not_hide_a_killed_process(view, pid):
+    """Probes time out, and tritonserver is busy with texts that it has answered before."""
+    view.answers[DEFAULT] = TIMEOUT
+    model = view.table.pop(pid).model
+    view.cores[TRITON] = 1.0
+    assert failure(view).startswith(f"the process of {model} was killed, and inference hangs")
+
+
+def test_nvidias_backend_has_no_process_to_lose(view):
+    view.answers[DEFAULT] = ERROR
+    with_nvidias_backend(view)
+    assert failure(view) == f"inference fails: {ERROR.reason}"
 
 
 @pytest.mark.parametrize("answer", [TIMEOUT, OVERLOAD], ids=["silent", "refusing"])

@@ -14,17 +14,12 @@ NAMES = (DEFAULT, "sentiment", "topic")
 
 
 @pytest.fixture
-def view() -> FakeView:
-    return FakeView(Clock(), table=embedded_processes())
-
-
-@pytest.fixture
-def several(view) -> FakeView:
-    view.table |= {
+def several() -> FakeView:
+    others = {
         **{20: Process("tokenizer_sentiment", SLEEPING, 0.0), 21: Process("classifier_sentiment", SLEEPING, 0.0)},
         **{30: Process("tokenizer_topic", SLEEPING, 0.0), 31: Process("classifier_topic", SLEEPING, 0.0)},
     }
-    return view
+    return FakeView(Clock(), table=embedded_processes() | others)
 
 
 @pytest.mark.parametrize(
@@ -60,10 +55,10 @@ def test_classifiers_take_turns(several):
     assert several.probed[:6] == 2 * list(NAMES)
 
 
-def test_classifier_of_a_release_is_watched_too(view):
+def test_classifier_of_a_release_is_watched_too(several):
     names = [DEFAULT]
-    watch = Watch(view, view.clock, lambda: names, lambda *_: None)
+    watch = Watch(several, several.clock, lambda: names, lambda *_: None)
     watch.run(5.0)
     names.append("topic")
-    view.answers["topic"] = ERROR
+    several.answers["topic"] = ERROR
     assert watch.run(NOTICED_S).startswith("inference of topic fails")
