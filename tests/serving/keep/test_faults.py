@@ -115,7 +115,7 @@ def test_server_lives_on_without_a_reader_of_its_output(tiny_repository, subject
     options = ("--model", str(subject("bert").directory), "--precision", "fp32")
     server = start(tiny_repository, tmp_path / "output.txt", *options, output_to=subprocess.PIPE)
     try:
-        wait_for(lambda: inference.probe(server.http, 5.0).healthy, RECOVERED_S, "no answer")
+        assert any(b"ready:" in line for line in server.process.stdout)
         server.process.stdout.close()
         before = server.find("bin/tritonserver").pid
         server.find("bin/tritonserver").kill()
