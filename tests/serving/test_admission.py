@@ -81,9 +81,9 @@ def test_admits_what_the_gauge_leaves_room_for(admission, metrics, monkeypatch):
 @pytest.mark.parametrize(
     "held",
     [
-        'text_classifier_held_requests{instance="classifier_0",model="classifier"} 40\n'
-        'text_classifier_held_requests{instance="classifier_1",model="classifier"} 57\n',
-        'text_classifier_held_requests{model="classifier",instance="classifier_0"} 97.0\n',
+        'text_classifier_held_requests{model="classifier",process="41"} 40\n'
+        'text_classifier_held_requests{model="classifier",process="42"} 57\n',
+        'text_classifier_held_requests{process="41",model="classifier"} 97.0\n',
     ],
 )
 def test_requests_held_by_the_backend_count(admission, metrics, held):
@@ -108,7 +108,7 @@ def test_each_classifier_has_its_limit(admission, metrics, tokenizer, room):
         **{"classifier": 40, "classifier_0123456789ab": 50, "classifier_topic": 70, "classifier_topic_2": 70},
         **{"topic": 9000, "tokenizer_topic": 9000},
     }
-    metrics.more = 'text_classifier_held_requests{instance="0",model="classifier_topic"} 10\n'
+    metrics.more = 'text_classifier_held_requests{model="classifier_topic",process="41"} 10\n'
     assert admission.Admission(100, metrics.address, tokenizer, warn=pytest.fail).admit(100) == room
 
 

@@ -182,9 +182,10 @@ def test_new_classifier_survives_a_restart(server, checkpoints, port):
         assert label_of(server, "new").startswith("new")
     assert load.wrong == []
     assert list(blocks(port)) == [*SERVED, "new"]
-    before, killed = server.find("bin/tritonserver"), server.find(f"/{in_processes('new')[-1]}/1")
-    killed.send_signal(signal.SIGKILL)
-    wait_for(lambda: "inference of new fails: HTTP 500" in server.said(), RECOVERED_WITHIN_S, server.said())
+    before, victim = server.find("bin/tritonserver"), in_processes("new")[-1]
+    server.find(f"/{victim}/1").send_signal(signal.SIGKILL)
+    said = f"the process of {victim} was killed, and inference of new "  # fails or hangs: Triton may be slow to notice
+    wait_for(lambda: said in server.said(), RECOVERED_WITHIN_S, server.said())
     wait_for(lambda: not before.is_running(), RECOVERED_WITHIN_S, "the old server did not end")
     wait_for(lambda: report(server.http, 2.0, live=False)[0] == HEALTHY, RECOVERED_WITHIN_S, server.said())
     for name in (*SERVED, "new"):

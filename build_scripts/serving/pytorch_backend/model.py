@@ -79,7 +79,7 @@ class TritonPythonModel:
         self.worker: Worker | None = None
         self.release = releaser()
         if self.device.type == "cpu" and self.max_batch_size > 1:
-            gauge = Gauge(config["name"], args["model_instance_name"])
+            gauge = Gauge(config["name"])
             schedule, threads = Schedule(self.max_batch_size), IdleThreads(torch.get_num_threads())
             self.worker = Worker(schedule, gauge, threads, self.compute, self.respond, self.pause, self.release)
         self.heap = Heap()

@@ -33,7 +33,9 @@ class Metrics:
         labels = {"model": model}
         self.enabled = True
         try:
-            # Triton drops a family, with all its series, once the object is collected.
+            # Triton drops a family, with all its series, once the object is collected. These objects never are, as the
+            # thread below holds them: a release loads the model a second time under its name, both share the series,
+            # and the one that ends first would leave the other writing to freed memory.
             self.families = {
                 name: pb_utils.MetricFamily(name=f"text_classifier_{name}", description=description, kind=kind)
                 for name, description, kind in (
