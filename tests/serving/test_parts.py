@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -264,6 +265,12 @@ def test_execute_blocks_at_the_backlog_limit_and_the_gauge_shows_the_backlog(bac
     backend.finalize()
     assert values[-1] == 0
     assert max(values) == 3
+
+
+def test_two_processes_of_a_model_share_no_gauge(backend):
+    """Triton frees a metric with the first of two owners, and a release loads a model twice."""
+    [labels] = backend.worker.gauge.family.told
+    assert labels == (("model", "classifier"), ("process", str(os.getpid())))
 
 
 def test_execute_blocks_during_a_part_so_that_triton_joins_requests(backend, subject, monkeypatch):
