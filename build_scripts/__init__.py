@@ -19,6 +19,6 @@ Beside five other busy programs, a build took over 16 minutes without a limit an
 import os
 
 # The version of the project; CHANGELOG.md says what changed.
-__version__ = "1.1.0"
+__version__ = "2.0.0"
 
 os.environ.setdefault("GOMP_SPINCOUNT", "6000")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from build_scripts.benchmarks import report
 from build_scripts.benchmarks.runtimes import PEAK_SHAPE, Seconds
+from build_scripts.core import markdown
 
 # Suffix of the batch with the same number of texts and tokens in equal lengths.
 EQUAL = ", equal"
@@ -42,7 +43,7 @@ def sections(workloads: Sequence[Workload], seconds: Seconds, precisions: Sequen
         "project's file with padded inputs, as it is served; HF is Hugging Face's eager model, trimmed to the longest "
         "text or padded. ONNX Runtime and OpenVINO run the exported model on trimmed inputs, OpenVINO in the precision "
         "that it chooses.",
-        report.table(
+        markdown.table(
             ["batch", "tokens", f"{baseline} ms", *(f"{name} ms" for name in others)],
             [times(one, {name: batches[one.name] for name, batches in ms.items()}) for one in workloads],
         ),
@@ -55,7 +56,7 @@ def sections(workloads: Sequence[Workload], seconds: Seconds, precisions: Sequen
         "Time of each mixed batch relative to the same number of texts and tokens in equal lengths: 1.00× means that "
         "unequal lengths cost nothing. Attention is quadratic, so a few long texts need more operations than many "
         "equal ones.",
-        report.table(
+        markdown.table(
             ["batch", *(f"{precision} time" for precision in precisions), "operations"],
             [evenness(one, [ms[precision] for precision in precisions]) for one in mixed],
         ),
@@ -92,7 +93,7 @@ def share_of_peak(workloads: Sequence[Workload], ms: dict[str, dict[str, float]]
         f"is the fastest {' × '.join(map(str, PEAK_SHAPE))} product of the file's oneDNN kernel in this run. Counted: "
         "the linear layers for real tokens, attention within each text, and in the last layer the first token only. "
         "Not counted: padding, embeddings, LayerNorm, GELU, softmax.",
-        report.table(["batch", "GFLOP", *(f"{p} {what}" for p in ms for what in ("tokens/s", "share"))], rows),
+        markdown.table(["batch", "GFLOP", *(f"{p} {what}" for p in ms for what in ("tokens/s", "share"))], rows),
     ]
 
 

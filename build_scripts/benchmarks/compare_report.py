@@ -11,6 +11,7 @@ from build_scripts.benchmarks import interactive, report
 from build_scripts.benchmarks.corpus import Workload
 from build_scripts.benchmarks.interactive import Interactive
 from build_scripts.benchmarks.mixed_lengths import ALONE, LONG_WORDS, Traffic, Waiting
+from build_scripts.core import markdown
 
 BLUES = (report.SKY, report.BLUE)  # ours, the last two
 OTHERS = (report.GREY, "#D9A400", report.ORANGE, "#CC79A7", report.GREEN, "#7A5195")
@@ -68,7 +69,7 @@ def write(directory: Path, run: Measured) -> Path:
         "![short texts beside long ones](mixed-lengths.png)",
         mixed_table(shown, run.waiting),
         "## Answers and memory",
-        report.table(
+        markdown.table(
             ["service", "other class ids than the first", "peak memory MiB"],
             [[name, same, f"{peak:.0f}"] for name, same, peak in zip(names, run.agreement, run.memory)],
         ),
@@ -105,7 +106,7 @@ def workload_table(names: Sequence[str], results: Sequence[Results]) -> str:
     levels = list(results[-1].throughput)
     header = ["service", f"p50 ms at {levels[0]}", *(f"requests/s at {level}" for level in levels)]
     columns = [p50_column(results, levels[0]), *(throughput_column(results, level) for level in levels)]
-    return report.table(header, [[name, *(notes[row] for _, notes in columns)] for row, name in enumerate(names)])
+    return markdown.table(header, [[name, *(notes[row] for _, notes in columns)] for row, name in enumerate(names)])
 
 
 def workload_panels(workload: str, results: Sequence[Results]) -> list[report.Bars]:
@@ -152,7 +153,7 @@ def mixed_table(names: Sequence[str], waiting: Mapping[Traffic, Mapping[str, Wai
             )
             if traffic != ALONE:
                 row.append(report.number(statistics.median(one.long_texts)) if one else "–")
-    return report.table(header, list(rows.values()))
+    return markdown.table(header, list(rows.values()))
 
 
 def mixed_panels(names: Sequence[str], waiting: Mapping[Traffic, Mapping[str, Waiting]]) -> list[report.Bars]:

@@ -14,6 +14,7 @@ from build_scripts.benchmarks import report
 from build_scripts.benchmarks.http_load import percentile
 from build_scripts.benchmarks.report import Bars
 from build_scripts.benchmarks.services import Service
+from build_scripts.core import markdown
 
 # Minimum number of requests in a round, about.
 REQUESTS = 10
@@ -97,7 +98,7 @@ def table(found: Interactive, names: Sequence[str]) -> list[str]:
         "Milliseconds, p50 / p95, of one client that pauses after each answer, and of Poisson arrivals. Arrivals do "
         "not wait for earlier answers, and latency counts from the scheduled arrival. Capacity: "
         f"{report.number(found.capacity)} requests/s. A dash: the arrivals exceed this service's capacity.",
-        report.table(["service", *(heading(load, found.capacity) for load in LOADS)], rows),
+        markdown.table(["service", *(heading(load, found.capacity) for load in LOADS)], rows),
     ]
 
 

@@ -23,6 +23,7 @@ from build_scripts.benchmarks import corpus, interactive, report, services, subp
 from build_scripts.benchmarks.corpus import Workload
 from build_scripts.benchmarks.interactive import Interactive
 from build_scripts.benchmarks.perf_analyzer import WINDOWS, Level, measure
+from build_scripts.core import markdown
 from build_scripts.core.errors import ServingError
 from build_scripts.core.options import OPTIONS, Address, BuildOptions
 from build_scripts.core.paths import BUILD
@@ -192,8 +193,8 @@ def tables(levels: list[Level]) -> list[str]:
     ]
     counters = "queue", "tokenizer", "classifier", "rest", "tokenizer batch fill", "classifier batch fill"
     return [
-        report.table(["concurrency", "texts/s", "its windows", "p50 ms", "p90 ms", "p95 ms", "p99 ms"], latency),
-        report.table(["concurrency", "mean ms", *counters], parts),
+        markdown.table(["concurrency", "texts/s", "its windows", "p50 ms", "p90 ms", "p95 ms", "p99 ms"], latency),
+        markdown.table(["concurrency", "mean ms", *counters], parts),
     ]
 
 

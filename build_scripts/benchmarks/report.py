@@ -64,15 +64,6 @@ def ratio(value: float, baseline: float) -> str:
     return f"{times:.0f}×" if times >= 100 else f"{times:.1f}×"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers, aligned right."""
-    for row in rows:
-        if len(row) != len(header):
-            raise ValueError(f"a row has {len(row)} cells, the header {len(header)}: {row}")
-    lines = [list(header), ["---", *["---:"] * (len(header) - 1)], *map(list, rows)]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
-
-
 def facts(**others: str) -> str:
     """A Markdown list: the machine, the versions, and further facts."""
     lines = {"machine": describe(), "versions": ", ".join(versions()), **others}

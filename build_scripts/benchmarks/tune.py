@@ -22,6 +22,7 @@ from tqdm import tqdm
 from build_scripts.benchmarks import interactive, report, services, subprocesses
 from build_scripts.benchmarks.http_load import percentile
 from build_scripts.benchmarks.interactive import LOADS, Load
+from build_scripts.core import markdown
 from build_scripts.core.errors import ServingError
 from build_scripts.core.machine import cores, describe, has_gpu
 from build_scripts.core.names import CLASSIFIER
@@ -96,7 +97,7 @@ def tune(repository: Path, texts: Sequence[str], aim: str, p99_ms: float | None,
     limit = f", P99_MS={p99_ms:g}" if p99_ms else ""
     heading = f"{BEGIN} for AIM={aim}{limit} on {describe()}."
     loads, capacity = (*ALONE, *ARRIVALS), settings[0].rate[0]
-    table = report.table(
+    table = markdown.table(
         [
             "instances × threads",
             f"requests/s at {MANY}",

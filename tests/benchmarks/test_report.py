@@ -30,14 +30,6 @@ def test_known_numbers_and_ratios():
     assert [report.ratio(value, 4.0) for value in (4, 50, 4000)] == ["1.0×", "12.5×", "1000×"]
 
 
-def test_a_table_is_rectangular_and_its_cells_hold_no_bars():
-    lines = report.table(["name", "ms"], [["a|b", "1"], ["c", "2"]]).splitlines()
-    assert [line.count("|") for line in lines] == [3] * 4
-    assert lines[1] == "| --- | ---: |"
-    with pytest.raises(ValueError, match="3 cells, the header 2"):
-        report.table(["name", "ms"], [["a", "1", "2"]])
-
-
 @pytest.mark.slow
 def test_charts_are_written_as_png_and_svg(tmp_path):
     pytest.importorskip("matplotlib", reason="the group bench is not installed")
