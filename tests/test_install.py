@@ -163,7 +163,7 @@ def test_uv_gets_a_python_where_none_fits(machine):
 
 
 def test_uv_comes_from_the_package_index(machine):
-    """In an environment of its own, in the version that is pinned."""
+    """In a separate environment, in the pinned version."""
     machine.python("python3", "too new")
     theirs = machine.python("from-uv")
     uv = machine.script("uv-from-pip", f'[ "$2" = install ] || echo {theirs}\n')

@@ -2,7 +2,7 @@
 
 Closed loop: each connection sends its next request `pause` seconds after the last answer. Open loop: requests arrive at
 random at a mean rate, whether or not earlier ones are answered, and latency counts from the scheduled arrival. So a
-stall of the server delays every request that arrives meanwhile, in the figures as for real clients.
+stall of the server delays every request that arrives during it, in the figures as for real clients.
 
 `load` runs the client as a separate process, so that it does not wait for the caller, in one thread for the loop, so
 that it takes little CPU from the server. The same client loads every service and floods ours.

@@ -157,7 +157,7 @@ def _mlflow_tokenizer(model: Path) -> Path | None:
 
 
 def _checkpoint_inside(path: Path) -> Path | None:
-    """The checkpoint in a subdirectory; None if there is none.
+    """The checkpoint in a subdirectory, or None.
 
     Of a Trainer's output the best checkpoint by trainer_state.json, else the last. Of a hub cache the current snapshot.
     """

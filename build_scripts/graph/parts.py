@@ -95,7 +95,7 @@ class EncoderParts:
 
     position_embeddings: (token types, positions, embedding_size), row i for column i, with the token type's embedding
     and constant ones added. Without learned positions there is one row per token type; without token types none.
-    skipped_position_id: id of the token that has no position of its own (fairseq numbering), -1 if columns count.
+    skipped_position_id: id of the token without a position (fairseq numbering), -1 if columns count.
     layers: a shared layer appears several times in a row.
     norm_first: each half of a layer normalises its input; otherwise the sum of its input and output.
     pooling: "first", "last" or "mean" token of a text. pad_id: id that "last" skips at the end of a text, or -1.

@@ -56,7 +56,7 @@ class Source(Protocol):
 
 
 class Served:
-    """The classifier of a running server. It may restart meanwhile: requests are sent again for up to AWAY_S."""
+    """The classifier of a running server. It may restart: requests are then sent again for up to AWAY_S."""
 
     def __init__(self, url: str, name: str = ENSEMBLE, tls: Tls = Tls()):  # noqa: B008 (frozen)
         self.url = url

@@ -13,7 +13,7 @@ from build_scripts.core.errors import ServingError
 from build_scripts.core.labelled_file import BadRow, Columns, Row, class_ids_of, read_labelled
 from build_scripts.quality.answers import Batch, Source
 
-# Probabilities kept at once (4 bytes each); a larger file is to be split.
+# Probabilities kept at once (4 bytes each); split a larger file.
 MAX_PROBABILITIES = 500_000_000
 
 

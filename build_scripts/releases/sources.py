@@ -1,6 +1,6 @@
 """Bring what people write, the configs and the tokenizer's code, from the project to a model repository.
 
-A config that was edited in the repository belongs to whoever edited it, and stays.
+A config that somebody edited in the repository stays.
 """
 
 from __future__ import annotations

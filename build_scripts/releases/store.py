@@ -218,7 +218,7 @@ def write_history(repository: Path, ids: list[str], name: str = ENSEMBLE) -> Non
 
 
 def releases(repository: Path, name: str = ENSEMBLE) -> list[Path]:
-    """Complete releases, the one that went live last first; those that never were come last."""
+    """Complete releases, the one that went live last first; releases that never were come last."""
     complete = sorted(path.parent for path in releases_directory(repository, name).glob(f"[!.]*/{MANIFEST}"))
     order = {release_id: place for place, release_id in enumerate(history(repository, name))}
     return sorted(complete, key=lambda path: order.get(path.name, len(order)))

@@ -73,7 +73,7 @@ def torch_reads(written_by: str) -> Finding:
     name = f"model.pt was written by torch {written_by}"
     if shutil.which("tritonserver"):
         return Finding(
-            "torch", f"{name}; tritonserver on PATH has a libtorch of its own (read by {TORCH_READ_BY} so far)"
+            "torch", f"{name}; tritonserver on PATH brings another libtorch (read by {TORCH_READ_BY} so far)"
         )
     try:
         installed = version("torch")
@@ -196,7 +196,7 @@ def threads_of_classifiers(repository: Path, names: list[str]) -> Iterator[Findi
 
 def ports(address: Address) -> Iterator[Finding]:
     pid, held = 0, set[int]()
-    with contextlib.suppress(ServingError):  # nobody serves there, or another user does
+    with contextlib.suppress(ServingError):  # no server there, or another user's
         running = read_state(address.http_port)
         pid, held = running.pid, running.ports
     for name, port in address.ports.items():

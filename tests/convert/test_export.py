@@ -4,7 +4,7 @@ What cannot be exported is the planning, which decides by the lengths themselves
 and `plan_buckets` make lists whose length depends on the data, and an exported graph has one course for all inputs.
 (`round_up` is for oneDNN's cache, whose kernels an exported graph does not call.) Here one part with one bucket takes
 its place: the same answers, with more padding inside attention. To leave TorchScript without that padding, planning
-would become an operator of its own, or move to the caller, which then hands over the buckets' indices.
+would become a separate operator, or move to the caller, which then hands over the buckets' indices.
 """
 
 from __future__ import annotations

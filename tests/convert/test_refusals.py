@@ -48,7 +48,7 @@ def prefixed(prefix: str) -> Callable[[Path], None]:
 
 
 def trainer_output(directory: Path) -> None:
-    """Checkpoints of a training run in a directory that is none itself; 1500 is later than 500."""
+    """Checkpoints of a training run in a directory that holds none itself; 1500 is later than 500."""
     for step in (500, 1500):
         make_checkpoint("bert", directory / f"checkpoint-{step}")
     remove("config.json", "model.safetensors")(directory)

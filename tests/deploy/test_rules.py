@@ -27,7 +27,7 @@ def test_every_alert_has_a_test_that_makes_it_fire(rules):
 
 
 def test_every_alert_is_silent_beside_another_teams_metrics(rules):
-    """But for those that say that this service is gone, which the others' series must not hide."""
+    """Except the alerts that say that this service is gone, which the others' series must not hide."""
     tests = (rules / "rules_test.yaml").read_text(encoding="utf-8")
     beside = tests[tests.index("another team") :].split("  - name: ")[0]
     assert set(re.findall(r"alertname: (\w+)", beside)) == alerts(rules)

@@ -1,4 +1,4 @@
-"""The commands in the pages are well-formed, and those that ask a server print what is shown."""
+"""The commands in the pages are well-formed, and the ones that ask a server print what is shown."""
 
 from __future__ import annotations
 

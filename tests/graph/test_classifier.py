@@ -1,4 +1,4 @@
-"""Whatever integers arrive, the exported file answers the rows it can and refuses the others, each by itself."""
+"""Whatever integers arrive, the exported file answers the rows it can and refuses the others, row by row."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def test_pairs_and_single_texts_in_one_batch_equal_hugging_face(subject, kind):
 
 
 def assert_pairs_equal_hugging_face(own) -> None:
-    """Each by itself, with all that its tokenizer gives. Without token types a 2 in the mask means what a 1 does."""
+    """Alone, with all that its tokenizer gives. Without token types a 2 in the mask means what a 1 does."""
     rows, expected = [], []
     for text in [*PAIRS, *VARIED[::7]]:
         columns = [[text]] if isinstance(text, str) else [[one] for one in text]

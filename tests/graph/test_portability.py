@@ -164,7 +164,7 @@ def columns(input_ids: Tensor) -> Tensor:
 
 
 class Careless(torch.nn.Module):
-    """Always uses the CPU: in a function that it calls, which is a graph of its own."""
+    """Always uses the CPU: in a function that it calls, which is a separate graph."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         return input_ids + columns(input_ids), attention_mask
@@ -249,7 +249,7 @@ def test_the_file_holds_plain_weights_once(subject, kind):
     assert 0.5 * stored["fp32"] < stored["bf16"] <= stored["fp16"] < 0.6 * stored["fp32"]
 
 
-# Loads the file in a process of its own, says which kernels its layers took, and answers.
+# Loads the file in a separate process, says which kernels its layers took, and answers.
 OTHER_CPU = """
 import json, sys, torch
 file = torch.jit.load(sys.argv[1]).eval()

@@ -109,7 +109,7 @@ def test_fingerprint_covers_every_input(subject, tmp_path, monkeypatch):
     ids.append(release_id())
     (directory / "tokenizer.json").write_text("{}", encoding="utf-8")
     ids.append(release_id())
-    monkeypatch.setattr(fingerprint.platform, "machine", lambda: "another")  # with a tokenizers library of its own
+    monkeypatch.setattr(fingerprint.platform, "machine", lambda: "another")  # with another tokenizers library
     ids.append(release_id())
     assert len(set(ids)) == len(ids)
     copy = shutil.copytree(directory, tmp_path / "elsewhere" / directory.name)

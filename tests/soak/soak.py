@@ -1,7 +1,7 @@
 """Send valid and hostile traffic, kill processes under it, and check every answer.
 
 Four phases: calm, attacks, flood, storm. The calm phase kills no process, so its early and late memory are comparable.
-The storm kills or stops the server's processes in turn. Outside the flood every class id is compared with Hugging
+The storm kills or stops the server's processes, one after the other. Outside the flood every class id is compared with Hugging
 Face's. A request may fail only in a recovery window, which opens with a kill or a deadly attack and closes when the
 service answers again, after RECOVERY_LIMIT_S at most.
 """
@@ -40,7 +40,7 @@ SHORT = 120
 WARM_REQUESTS, SAMPLES = 10_000, 20
 # The last kill comes this long before the end, so that the recovery is seen.
 LAST_KILL_S = 10.0
-# Parts of command lines, struck in turn.
+# Parts of command lines, struck one after the other.
 VICTIMS = (f"/{TOKENIZER}/", f"/{CLASSIFIER}/", "bin/tritonserver")
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP)
 

@@ -47,7 +47,7 @@ class Attacked:
 def attack_all(
     supervisor: int, address: Address, traffic: Traffic, findings: Findings, seconds: float, progress: tqdm
 ) -> list[Attacked]:
-    """Every attack in turn, about `seconds` together. supervisor: process id of `serve`."""
+    """Every attack, one after the other, about `seconds` together. supervisor: process id of `serve`."""
     text = min(traffic.texts, key=len)
     target = Target(address, text, traffic.class_ids[text], traffic.class_ids[""])
     found, share = [], seconds / len(ATTACKS)

@@ -13,7 +13,7 @@ ANSWERS = {
 
 
 class Frontend(StandIn):
-    """statuses: of the answers to inferences in turn, the last one repeated; None is no answer. of_models: the status
+    """statuses: of the answers to inferences, in order, the last one repeated; None is no answer. of_models: the status
     of one model's answers. successes: the count in the statistics; with `busy`, each request adds one.
     """
 

@@ -46,7 +46,7 @@ class Clock:
         self.stopped = False
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
-        """Run an action once so much time has passed."""
+        """Run an action once the time has passed."""
         self.at.append((self.seconds + seconds, action))
 
 

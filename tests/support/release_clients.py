@@ -54,7 +54,7 @@ class Release:
 class Clients:
     """Four kinds of clients that send requests until they are told to stop, and judge every answer.
 
-    releases: those that the answers may come from. name: the classifier's.
+    releases: the ones that may answer. name: the classifier's.
     """
 
     def __init__(self, server: RunningServer, releases: dict[str, Release], name: str = ENSEMBLE):

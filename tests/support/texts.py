@@ -89,7 +89,7 @@ PAIRS = [
 ]
 
 LONGEST = 1 << 17
-# One text of the most bytes that are served, of every kind that a tokenizer handles in a way of its own.
+# One text of the most bytes that are served, of every kind that a tokenizer handles differently.
 LONGEST_TEXTS: dict[str, str] = {
     "words": ("quarterly results beat forecasts " * LONGEST)[:LONGEST],
     "one giant word": "antidisestablishmentarianism" * (LONGEST // 28),

@@ -204,7 +204,7 @@ def no_special_tokens() -> PreTrainedTokenizerBase:
 
 
 def xlnet() -> PreTrainedTokenizerBase:
-    """Its special tokens stand at the end, and the last has a token type of its own."""
+    """Its special tokens stand at the end, and the last has another token type."""
     special = ("<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>")
     return transformers.XLNetTokenizer(vocab=checkpoints.unigrams(special), model_max_length=128)
 

@@ -67,7 +67,7 @@ class ServerView:
 
 
 def in_background(function: Callable, *arguments: Any) -> Future:
-    """Call a function in a thread that nobody waits for."""
+    """Call a function in a thread, without waiting for it."""
     result: Future = Future()
 
     def call() -> None:

@@ -81,7 +81,7 @@ def work_of(
 
     On a busy machine a process that waits for the CPU works, and only the CPU time that it gets counts as seconds.
     refuses: the tokenizer and tritonserver are busy with refusals then, so only the classifier's process counts.
-    embedded: this project's pytorch backend computes in a process of its own, NVIDIA's inside tritonserver.
+    embedded: this project's pytorch backend computes in a separate process, NVIDIA's inside tritonserver.
     """
     own = Models(name)
     classifiers = {pid for pid, one in after.items() if is_model_or_candidate(one.model, own.classifier)}

@@ -141,7 +141,7 @@ def launch(
                 METRICS_VARIABLE: address.metrics_address,
             },
             umask=0o077,
-            # A group of its own: Ctrl-C reaches the supervisor alone, and the whole group can be killed.
+            # A separate process group: Ctrl-C reaches the supervisor alone, and the whole group can be killed.
             start_new_session=True,
             preexec_fn=_before_exec,
         )

@@ -195,7 +195,7 @@ def settle(control: Control, repository: Path, models: Models, release_id: str, 
 
 
 def remove_candidates(control: Control, models: Models) -> None:
-    """Unload and delete this classifier's candidates, except those that requests pass through."""
+    """Unload and delete this classifier's candidates, but not what requests pass through."""
     running = control.running(models.ensemble)
     used = (*running.models, running.cached)
     staged = [path for path in Path(control.state.staging).iterdir() if is_candidate(models, path.name)]

@@ -80,7 +80,7 @@ def memory_of(supervisor: int, models: Models) -> dict[str, int]:
 
 def memory_lines(sizes: dict[str, int]) -> list[str]:
     told = ", ".join(f"{model} {size}" for model, size in sorted(sizes.items()))
-    return [f"memory   {sum(sizes.values())} MiB of its own: {told}"] if sizes else []
+    return [f"memory   {sum(sizes.values())} MiB not shared: {told}"] if sizes else []
 
 
 def describe(release_id: str, manifests: dict[str, dict]) -> str:

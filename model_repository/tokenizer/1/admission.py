@@ -34,7 +34,7 @@ TIMEOUT_S = 1.0
 class Admission:
     """Admits requests while the queue has room; reads the gauge again once the room is used up.
 
-    A thread reads, so that metrics that hang delay nobody.
+    A thread reads, so that metrics that hang delay no request.
 
     limit: maximum number of waiting requests. address: host:port of Triton's metrics. tokenizer: name of this model,
     from which the classifier's follows. warn: called once with a message when the metrics become unreadable.

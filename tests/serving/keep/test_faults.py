@@ -60,7 +60,7 @@ class Load:
                 try:
                     response = client.post(self.url + GENERATE, json={"TEXT": TEXT})
                 except httpx.HTTPError:
-                    time.sleep(0.01)  # nobody listens during a restart
+                    time.sleep(0.01)  # no server listens during a restart
                     continue
                 if response.status_code == 200:
                     self.answered += 1

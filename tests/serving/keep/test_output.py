@@ -1,4 +1,4 @@
-"""Output that cannot be written ends nobody."""
+"""Output that cannot be written ends no process."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ DEFAULT = "text_classifier"
 
 @pytest.fixture
 def view() -> FakeView:
-    """A server whose classifier has a process, and that nobody but the watch asks."""
+    """A server whose classifier has a process, and that only the watch asks."""
     return FakeView(Clock(), table=embedded_processes())
 
 

@@ -58,7 +58,7 @@ def test_rejects_platform_without_embedded_server(monkeypatch, tmp_path, system,
 
 
 def test_rejects_read_only_project(monkeypatch, tmp_path):
-    (tmp_path / "build").write_text("a file where the directory is to be")
+    (tmp_path / "build").write_text("a file where the directory belongs")
     monkeypatch.setattr(installation, "BUILD", tmp_path / "build")
     with pytest.raises(ServingError, match=r"cannot be written \(.*\); .*may write to") as refusal:
         prepare_backends(embedded_wheel())

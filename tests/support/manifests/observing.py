@@ -127,7 +127,7 @@ def monitoring(whole: Whole) -> Iterator[str]:
             yield from (f"{name}: {one}" for one in selected_series(whole, rule["expr"]))
             for metric in re.findall(r"\b(?:nv_|haproxy_|text_classifier)[\w:]+", rule["expr"]):
                 if metric not in METRICS and metric not in recorded(whole):
-                    yield f"{name}: nobody has the metric {metric}"
+                    yield f"{name}: no exporter has the metric {metric}"
             if "alert" in rule:
                 if rule.get("labels", {}).get("severity") not in ("critical", "warning"):
                     yield f"{name} has the severity {rule.get('labels')}"
