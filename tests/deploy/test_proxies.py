@@ -78,7 +78,7 @@ def test_compressed_bodies_are_refused(front, tmp_path):
 
 def test_body_needs_a_length_within_the_limit(front, tmp_path):
     assert front.curl(INFER, "-d", BODY, "-H", "Transfer-Encoding: chunked")[0] == 411
-    # curl asks (Expect: 100-continue) before it sends a large body; otherwise the answer may be lost with the connection.
+    # curl asks (Expect: 100-continue) before it sends a large body. Without that, the answer may be lost.
     (tmp_path / "large").write_bytes(b" " * (9 << 20))
     assert front.curl(INFER, "--data-binary", f"@{tmp_path}/large")[0] == 413
     texts = ["word " * 24_000] * 8

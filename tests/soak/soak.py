@@ -1,9 +1,9 @@
 """Send valid and hostile traffic, kill processes under it, and check every answer.
 
 Four phases: calm, attacks, flood, storm. The calm phase kills no process, so its early and late memory are comparable.
-The storm kills or stops the server's processes, one after the other. Outside the flood every class id is compared with Hugging
-Face's. A request may fail only in a recovery window, which opens with a kill or a deadly attack and closes when the
-service answers again, after RECOVERY_LIMIT_S at most.
+The storm kills or stops the server's processes, one after the other. Outside the flood every class id is compared with
+Hugging Face's. A request may fail only in a recovery window, which opens with a kill or a deadly attack and closes when
+the service answers again, after RECOVERY_LIMIT_S at most.
 """
 
 from __future__ import annotations
