@@ -24,13 +24,13 @@ from pathlib import Path
 from build_scripts.core import machine
 from build_scripts.core.command_line import command, run
 from build_scripts.core.errors import ServingError
-from build_scripts.core.names import Models
 from build_scripts.core.options import Address
 from build_scripts.core.paths import BUILD, PROJECT, SOURCE_REPOSITORY
 from build_scripts.releases import models, store
 from build_scripts.serving.keep.run_state import read_state
 from build_scripts.serving.start.environment import threads
 from build_scripts.serving.start.limits import STACK_BYTES, Finding, surroundings
+from build_scripts.serving.start.thread_settings import ONE_FOR_ALL, differing_threads
 
 # Releases of torch that read and ran a file of torch 2.13. 1.13 lacks two of its operators.
 TORCH_READS, TORCH_READ_BY = (2, 1), "2.1.2, 2.5.1 and 2.13"
@@ -41,7 +41,6 @@ SHARED_MEMORY_BYTES = 48 * MIB
 # Triton's python backend and the run directory (state, log) write a few MiB.
 TEMPORARY_BYTES = 16 * MIB
 OPEN_FILES = 1024
-INTRA_OP = re.compile(r'^[^#\n]*"INTRA_OP_THREAD_COUNT"[^#"]*string_value:\s*"(\d+)"', re.MULTILINE)
 # e_machine of an ELF file, its bytes 18 and 19.
 ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
 
@@ -178,20 +177,8 @@ def cores(classifiers: int) -> Finding:
 
 
 def threads_of_classifiers(repository: Path, names: list[str]) -> Iterator[Finding]:
-    """Whether the classifiers ask for different numbers of threads, of which NVIDIA's backend uses one."""
-    if not shutil.which("tritonserver"):
-        return
-    wanted = {}
-    for name in names:
-        classifier = Models(name).classifier
-        config = (repository / classifier / store.CONFIG).read_text(encoding="utf-8")
-        wanted[classifier] = "".join(re.findall(INTRA_OP, config)) or "none"
-    if len(set(wanted.values())) > 1:
-        found = ", ".join(f"{count} in {classifier}" for classifier, count in wanted.items())
-        advice = (
-            "NVIDIA's backend has one number for all, from 26.03 on that of the first one loaded: set it in all alike"
-        )
-        yield Finding("threads", f"INTRA_OP_THREAD_COUNT is {found}", advice)
+    if shutil.which("tritonserver") and (found := differing_threads(repository, names)):
+        yield Finding("threads", found, ONE_FOR_ALL)
 
 
 def ports(address: Address) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from build_scripts.core.names import ENSEMBLE
 from build_scripts.core.options import Address
 from build_scripts.releases.store import names, require_release
 from build_scripts.serving.start.installation import Installation
+from build_scripts.serving.start.thread_settings import ONE_FOR_ALL, differing_threads
 
 # Start of the message; the server is loaded, answers, and is warm.
 READY = "ready: a real inference answered on "
@@ -33,6 +34,8 @@ def start_message(installation: Installation, repository: Path, address: Address
     lines = ["", f"{READY}{address.http_url}", f"  server     {installation.description}"]
     for name in served:
         lines += describe(require_release(repository, name), f"{address.http_url}/v2/models/{name}")
+    if not installation.embedded and (found := differing_threads(repository, names(repository))):
+        lines.append(f"  warning    {found}; {ONE_FOR_ALL}")
     lines += [
         f"  gRPC       {address.grpc_url}",
         f"  metrics    http://{address.metrics_address}/metrics",

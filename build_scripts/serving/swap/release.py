@@ -39,6 +39,7 @@ from build_scripts.releases.models import put_together
 from build_scripts.releases.pipeline import build_release
 from build_scripts.releases.summary import print_build
 from build_scripts.serving.keep.run_state import write_state
+from build_scripts.serving.start.thread_settings import ONE_FOR_ALL, differing_threads
 from build_scripts.serving.swap.answer_cache import load_cached
 from build_scripts.serving.swap.model_control import Control, Running
 from build_scripts.serving.swap.staging import (
@@ -115,6 +116,8 @@ def join(control: Control, release_id: str, name: str) -> None:
         if control.state.caches:
             load_cached(control, repository, release_id, name)
         print(f"release {release_id} is live as {name}", flush=True)
+        if not control.state.embedded and (found := differing_threads(repository, served)):
+            print(f"warning: {found}; {ONE_FOR_ALL}", flush=True)
 
 
 def go_live(control: Control, release_id: str, name: str = ENSEMBLE) -> None:

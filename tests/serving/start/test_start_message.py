@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,18 @@ def test_the_example_uses_infer(monkeypatch):
     curl, silent, url, data, body = shlex.split(line.removeprefix("  try "))
     assert (curl, silent, url, data) == ("curl", "-s", "127.0.0.1:9000/v2/models/text_classifier/infer", "-d")
     assert json.loads(body)["inputs"][0]["name"] == "TEXT"
+
+
+@pytest.mark.parametrize("embedded", [False, True], ids=["NVIDIA's backend", "embedded"])
+def test_warns_of_different_threads_with_nvidias_backend_only(monkeypatch, tmp_path, embedded):
+    for classifier, threads in {"classifier": "2", "classifier_topic": "1"}.items():
+        (tmp_path / classifier).mkdir()
+        setting = f'parameters {{ key: "INTRA_OP_THREAD_COUNT", value: {{ string_value: "{threads}" }} }}'
+        (tmp_path / classifier / "config.pbtxt").write_text(setting, encoding="utf-8")
+    monkeypatch.setattr(start_message, "require_release", lambda *_: MANIFEST)
+    monkeypatch.setattr(start_message, "cpu_precisions", lambda: ["bf16"])
+    monkeypatch.setattr(start_message, "names", lambda _: ["text_classifier", "topic"])
+    installation = replace(INSTALLATION, embedded=embedded)
+    said = start_message.start_message(installation, tmp_path, Address())
+    warned = "  warning    INTRA_OP_THREAD_COUNT is 2 in classifier, 1 in classifier_topic; NVIDIA's backend" in said
+    assert warned is not embedded

@@ -113,3 +113,17 @@ def test_unloadable_classifier_does_not_stay_live(control, monkeypatch):
         join(control, "a" * 12, "new")
     assert store.live_release(repository, "new").name == "b" * 12
     assert store.history(repository, "new") == ["b" * 12]
+
+
+@pytest.mark.parametrize("embedded", [False, True], ids=["NVIDIA's backend", "embedded"])
+def test_new_classifier_with_other_threads_is_told_with_nvidias_backend_only(control, monkeypatch, capsys, embedded):
+    monkeypatch.setattr(releasing, "replace", lambda state, **_: state)
+    monkeypatch.setattr(releasing, "write_state", lambda *_: None)
+    repository = control.state.repository
+    fake_release(repository, "a" * 12, "new", labels=LABELS)
+    update_sources(repository, "new")
+    with (repository / "classifier_new" / "config.pbtxt").open("a", encoding="utf-8") as config:
+        config.write('parameters { key: "INTRA_OP_THREAD_COUNT", value: { string_value: "2" } }\n')
+    control.state.embedded = embedded
+    join(control, "a" * 12, "new")
+    assert ("2 in classifier_new; NVIDIA's backend has one number for all" in capsys.readouterr().out) is not embedded
