@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -130,6 +131,25 @@ def test_tokenizing_client_works(default_server, default_oracle):
     response = httpx.post(f"{default_server.http}/v2/models/classifier/infer", json=body).json()
     (output,) = response["outputs"]
     assert (output["datatype"], output["shape"], output["data"]) == ("INT64", [1, 1], [SPORTS])
+
+
+def test_clients_that_share_a_batch_may_ask_for_one_output(default_server, default_oracle):
+    """Triton ends a stub that drops an output without Python's lock; batches are answered through senders."""
+    encoded = default_oracle.tokenizer(TEXT, padding="max_length", max_length=512)
+    inputs = [
+        {"name": name, "shape": [1, 512], "datatype": "INT64", "data": encoded[key]}
+        for name, key in (("INPUT__0", "input_ids"), ("INPUT__1", "attention_mask"))
+    ]
+    asked = {"classifier": {"inputs": inputs, "outputs": [{"name": "OUTPUT__0"}]}}
+    asked["tokenizer"] = {**infer_body([TEXT]), "outputs": [{"name": "TOKENS"}]}
+
+    def ask(number: int) -> bool:
+        model = "tokenizer" if number % 4 == 0 else "classifier"
+        answer = httpx.post(f"{default_server.http}/v2/models/{model}/infer", json=asked[model], timeout=60).json()
+        return [output["name"] for output in answer["outputs"]] == [asked[model]["outputs"][0]["name"]]
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(ask, range(200)))
 
 
 def test_metadata_is_as_documented(default_server):

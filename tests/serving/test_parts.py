@@ -118,6 +118,21 @@ def test_execute_computes_a_lone_text_or_one_part_itself(backend, subject):
     assert backend.gate.batches == [input_ids[:1].tolist(), input_ids[:3].tolist()]
 
 
+def test_responses_hold_the_requested_outputs_only(backend, subject):
+    """Of a lone request, of a batch, and of the worker."""
+    ids, mask = batch(subject("bert"), [5, 6, 7, 8])
+    backend.gate.open.set()
+    backend.worker.schedule.rate = 1e9
+    alone, first, second, later = requests = [request(ids[row : row + 1], mask[row : row + 1]) for row in range(4)]
+    for one in requests:
+        one.requested = ["OUTPUT__0"]
+    responses = backend.execute([alone])
+    assert backend.execute([first, second]) is None
+    backend.worker.busy = True
+    hand_over(backend, later)
+    assert [[*one.outputs] for one in [*responses, *answers(first, second, later)]] == [["OUTPUT__0"]] * 4
+
+
 def test_short_request_overtakes_long_one(backend, subject):
     ids, mask = batch(subject("bert"), [20] * 6)
     long, short = request(ids, mask), request(ids[:1], mask[:1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Container
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar
@@ -79,11 +80,20 @@ class InferenceResponse:
 TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
 
 
+class AllOutputs:
+    def __contains__(self, name: str) -> bool:
+        return True
+
+
 class Request:
-    """Also its own response sender; `sent` holds the responses."""
+    """Also its own response sender; `sent` holds the responses. requested: names of outputs."""
 
     def __init__(self, **arrays: np.ndarray):
         self.arrays, self.sent, self.cancelled, self.id = arrays, [], False, ""
+        self.requested: Container[str] = AllOutputs()
+
+    def requested_output_names(self) -> Container[str]:
+        return self.requested
 
     def request_id(self) -> str:
         return self.id
@@ -95,7 +105,9 @@ class Request:
         return self.cancelled
 
     def send(self, response: InferenceResponse, flags: int) -> None:
+        """Triton's sender drops unrequested outputs without Python's lock, which may end the process."""
         assert flags == TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        assert all(name in self.requested for name in response.outputs)
         self.sent.append(response)
 
 

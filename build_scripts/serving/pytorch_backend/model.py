@@ -183,7 +183,7 @@ class TritonPythonModel:
         if any(messages):
             return self.answer_the_rest(requests, messages)
         arrays = self.compute(joined)
-        return [self.respond([array[span] for array in arrays]) for span in rows]
+        return [self.respond(request, [array[span] for array in arrays]) for request, span in zip(requests, rows)]
 
     def compute(self, columns: Sequence[np.ndarray]) -> list[np.ndarray]:
         """columns: (rows, width) per input. Returns (rows, …) per output."""
@@ -214,11 +214,17 @@ class TritonPythonModel:
         ):
             yield
 
-    def respond(self, arrays: Sequence[np.ndarray]) -> pb_utils.InferenceResponse:
-        """The response to a request. arrays: its rows, one array per output."""
-        return pb_utils.InferenceResponse(
-            [pb_utils.Tensor(spec["name"], array) for spec, array in zip(self.outputs, arrays)]
-        )
+    def respond(
+        self, request: pb_utils.InferenceRequest | Waiting, arrays: Sequence[np.ndarray]
+    ) -> pb_utils.InferenceResponse:
+        """The response to a request. arrays: its rows, one array per output.
+
+        It has the requested outputs only. A sender drops the others without Python's lock: the last reference to an
+        array of torch then ends the process.
+        """
+        requested = request.requested_output_names()
+        named = [(spec["name"], array) for spec, array in zip(self.outputs, arrays) if spec["name"] in requested]
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in named])
 
     def rows_of(self, arrays: Sequence[np.ndarray]) -> list[slice]:
         """Each request's rows in the joined batch."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,11 +33,15 @@ class Waiting:
 
     def __init__(self, request: pb_utils.InferenceRequest, columns: Sequence[np.ndarray]) -> None:
         self.id = request.request_id()
+        self.requested = request.requested_output_names()
         self.sender = request.get_response_sender()
         self.columns = columns
 
     def request_id(self) -> str:
         return self.id
+
+    def requested_output_names(self) -> Collection[str]:
+        return self.requested
 
     def send(self, response: pb_utils.InferenceResponse) -> None:
         try:
@@ -49,7 +53,7 @@ class Waiting:
 class Worker:
     """The thread and its schedule. `changed` guards all shared state.
 
-    compute: inputs (rows, width) -> outputs (rows, …). respond: outputs -> response. pause: called after a
+    compute: inputs (rows, width) -> outputs (rows, …). respond: request, outputs -> response. pause: called after a
     part with its seconds and the number of requests it answered. release: ends the calling thread's OpenMP threads;
     called when there is no backlog, because `execute` may compute next.
     """
@@ -60,7 +64,7 @@ class Worker:
         gauge: Gauge,
         threads: IdleThreads,
         compute: Callable[[list[np.ndarray]], list[np.ndarray]],
-        respond: Callable[[list[np.ndarray]], pb_utils.InferenceResponse],
+        respond: Callable[[Waiting, list[np.ndarray]], pb_utils.InferenceResponse],
         pause: Callable[[float, int], None],
         release: Callable[[], object],
     ) -> None:
@@ -157,7 +161,7 @@ class Worker:
         complete = [entry for entry, _, last in pieces if last == len(entry.tokens) and entry not in failed]
         for entry in complete:
             outputs = [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*entry.results)]
-            entry.request.send(self.respond(outputs))
+            entry.request.send(self.respond(entry.request, outputs))
         return len(complete)
 
     def attempt(self, pieces: list[Piece]) -> dict[Entry, Exception]:

@@ -14,7 +14,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,13 +66,14 @@ class TritonPythonModel:
                 responses[index] = failure(problem, pb_utils.TritonError.INVALID_ARG)
         now = affordable(texts)
         for index, rows in zip(now, self.tokenize([texts[index].rows for index in now])):
-            responses[index] = self.answer(rows)
+            responses[index] = self.answer(rows, requests[index].requested_output_names())
         if len(now) == len(texts):
             return responses
         # Once one request of a batch is answered through its sender, all must be.
         senders = [request.get_response_sender() for request in requests]
         for index in texts.keys() - set(now):
-            if not self.long_texts.add(*texts[index], self.answer_through(senders[index])):
+            answer = self.answer_through(senders[index], requests[index].requested_output_names())
+            if not self.long_texts.add(*texts[index], answer):
                 responses[index] = self.refusal_of_long_texts(texts[index].size)
         for sender, response in zip(senders, responses):
             if response is not None:
@@ -89,11 +90,14 @@ class TritonPythonModel:
         rows = iter(self.encoder.tokenize([text for texts in requests for text in texts]))
         return ([*itertools.islice(rows, len(texts))] for texts in requests)
 
-    def answer(self, rows: list[Row]) -> pb_utils.InferenceResponse:
-        """The response of a request with these rows."""
+    def answer(self, rows: list[Row], requested: Collection[str]) -> pb_utils.InferenceResponse:
+        """The response of a request with these rows, with the requested outputs only.
+
+        A sender would drop the others without Python's lock, which may end the process.
+        """
         outputs = self.encoder.outputs(rows)
         self.metrics.texts(outputs)
-        return success(outputs)
+        return success({name: array for name, array in outputs.items() if name in requested})
 
     def refusal(self) -> pb_utils.InferenceResponse:
         self.metrics.refused("overload")
@@ -109,14 +113,14 @@ class TritonPythonModel:
             f"limit is {self.max_waiting_bytes} (max_waiting_bytes in tokenizer/config.pbtxt)"
         )
 
-    def answer_through(self, sender: pb_utils.InferenceResponseSender) -> Answer:
+    def answer_through(self, sender: pb_utils.InferenceResponseSender, requested: Collection[str]) -> Answer:
         """A callback for LongTexts.add that sends a request's response."""
 
         def answer(rows: list[Row], error: Exception | None) -> None:
             try:
                 if error is not None:
                     raise error
-                response = self.answer(rows)
+                response = self.answer(rows, requested)
             except Exception as problem:  # the client must be told about any error, as Triton does for `execute`
                 response = failure(f"tokenizing failed: {problem!r}", pb_utils.TritonError.INTERNAL)
             try:
