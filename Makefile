@@ -91,10 +91,9 @@ bench: $(VENV)/installed-bench ## time the classifier file alone, against the ma
 soak: $(VENV)/installed-dev ## send valid and hostile traffic while processes are killed: DURATION=600 MODEL= MAX_LENGTH=
 	@$(VENV)/bin/python -m tests.soak
 
-# Without a server: more processes than cores, one thread in each. With servers: one after the other, because
-# Triton 2.51 may crash when it unloads models on a machine without spare CPU.
+# More processes than cores, because tests wait a lot. Tests of one file share a server.
 WITHOUT_SERVER = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 3 --dist worksteal
-WITH_SERVER    = $(VENV)/bin/python -m pytest
+WITH_SERVER    = $(VENV)/bin/python -m pytest -n 3 --dist loadfile
 
 check: $(VENV)/installed-dev lint ## run lint, and the tests that start no server
 	@$(WITHOUT_SERVER) -m "not server and not slow and not long"
