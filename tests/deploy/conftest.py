@@ -5,8 +5,10 @@ Not part of `make test`: `make test-deploy` installs what they need, and runs th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,8 @@ import yaml
 from build_scripts.core.paths import PROJECT
 from build_scripts.releases.package import Package, package
 from tests.support import containers
-from tests.support.containers import Buildah, Container, Namespaces, run
+from tests.support.balancers import CONFIGURATIONS, REPLICA, Proxy, proxy
+from tests.support.containers import NETWORK, Buildah, Container, Namespaces, run
 from tests.support.deploy_tools import PATH, TOOLS, need, pip_as_here
 from tests.support.servers import wait_for
 
@@ -143,3 +146,25 @@ def await_well(container: Container) -> float:
         return container.inside("python", "-m", "build_scripts.serving.keep.health", check=False).returncode == 0
 
     return wait_for(well, START_LIMIT_S, container.said())
+
+
+@pytest.fixture
+def started(network, tmp_path):
+    """started(kind, patient, number, **environment): a proxy as shipped, in front of the stand-in alone.
+
+    patient: it waits minutes for the rest of a request, so that a flood adds up however slowly it comes.
+    """
+    need("haproxy", "nginx-light", "curl", "openssl")
+    with contextlib.ExitStack() as stack:
+
+        def start(kind: str = "haproxy", patient: bool = False, number: int = 1, **environment: str) -> Proxy:
+            shipped = next(CONFIGURATIONS.glob(f"{kind}.c*")).read_text(encoding="utf-8")
+            text = re.sub(r"(?m)^ *server (replica[23] |192\.0\.2\.1[23]:).*\n", "", shipped)
+            if patient:
+                text = re.sub(r"(timeout http-request|wait-for-body time|client_\w+_timeout) \d+s", r"\1 300s", text)
+            configuration = tmp_path / f"{kind}.cfg"
+            configuration.write_text(text.replace("192.0.2.11", f"{NETWORK}.{REPLICA}"), encoding="utf-8")
+            directory = tmp_path / f"{kind}{number}"
+            return stack.enter_context(proxy(kind, network, directory, configuration, number, **environment))
+
+        yield start

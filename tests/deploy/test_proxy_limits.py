@@ -1,4 +1,4 @@
-"""What the proxies do about slow checks, floods, keys, logs and their own end, in front of stand-ins for replicas."""
+"""What the proxies do about slow checks, floods, keys and logs, in front of stand-ins for replicas."""
 
 from __future__ import annotations
 
@@ -7,64 +7,20 @@ import hashlib
 import json
 import re
 import select
-import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from build_scripts.core.paths import PROJECT
-from tests.support.balancers import CONFIGURATIONS, HOST, PORT, Proxy, certificate, proxy
-from tests.support.containers import NETWORK, Namespaces, run
-from tests.support.deploy_tools import need
+from tests.support.balancers import HOST, INFER, PORT, REPLICA, Proxy, replica
+from tests.support.containers import NETWORK, run
 from tests.support.servers import wait_for
 
-INFER = "/v2/models/text_classifier/infer"
-REPLICA = 31
 # Memory of the proxy's pod, in deploy/kubernetes/components/proxy/deployment.yaml.
 POD_MIB = 512
-
-
-@contextlib.contextmanager
-def replica(network: Namespaces, directory: Path, *options: str) -> Iterator[Path]:
-    """A stand-in for the one replica; yields the file of what it was sent."""
-    seen = directory / "seen"
-    seen.touch()
-    command = [*network.enter(network.add(REPLICA)), sys.executable, "-m", "tests.support.echo", "8000", str(seen)]
-    process = subprocess.Popen([*command, *options], cwd=PROJECT)
-    try:
-        inside = network.enter(network.balancer)
-        url = f"http://{NETWORK}.{REPLICA}:8000/v2"
-        wait_for(lambda: run(*inside, "curl", "-s", url, check=False).returncode == 0, 60, "no stand-in")
-        yield seen
-    finally:
-        process.kill()
-        process.wait()
-
-
-@pytest.fixture
-def started(network, tmp_path):
-    """started(kind, patient, **environment): a proxy as shipped, in front of the stand-in alone.
-
-    patient: it waits minutes for the rest of a request, so that a flood adds up however slowly it comes.
-    """
-    need("haproxy", "nginx-light", "curl", "openssl")
-    with contextlib.ExitStack() as stack:
-
-        def start(kind: str = "haproxy", patient: bool = False, **environment: str) -> Proxy:
-            shipped = next(CONFIGURATIONS.glob(f"{kind}.c*")).read_text(encoding="utf-8")
-            text = re.sub(r"(?m)^ *server (replica[23] |192\.0\.2\.1[23]:).*\n", "", shipped)
-            if patient:
-                text = re.sub(r"(timeout http-request|wait-for-body time|client_\w+_timeout) \d+s", r"\1 300s", text)
-            configuration = tmp_path / f"{kind}.cfg"
-            configuration.write_text(text.replace("192.0.2.11", f"{NETWORK}.{REPLICA}"), encoding="utf-8")
-            return stack.enter_context(proxy(kind, network, tmp_path / kind, configuration, **environment))
-
-        yield start
 
 
 def checked(front: Proxy) -> str:
@@ -228,49 +184,3 @@ def test_metrics_and_readiness_of_the_proxy(network, started, tmp_path):
         assert front.curl("/metrics")[0] == 404
     wait_for(lambda: scrape(front, "/ready")[0] == 503, 60, "ready without a replica")
     assert scrape(front, "/live")[0] == 200
-
-
-def test_a_new_certificate_costs_no_request(network, started, tmp_path):
-    with replica(network, tmp_path):
-        front = started()
-        old, new = front.directory / "certificate.pem", certificate(tmp_path / "new")
-        both = tmp_path / "both.pem"
-        both.write_text(old.read_text() + new.read_text(), encoding="utf-8")
-        answered, stopped = [], threading.Event()
-
-        def ask() -> None:
-            while not stopped.is_set():
-                answered.append(front.curl(INFER, "-d", "{}", "--cacert", str(both))[0])
-
-        clients = [threading.Thread(target=ask) for _ in range(2)]
-        for client in clients:
-            client.start()
-        try:
-            wait_for(lambda: len(answered) >= 10, 60, "no answers")
-            name = front.directory / "service.pem"
-            payload = (tmp_path / "new" / "service.pem").read_text(encoding="utf-8")
-            assert "Transaction created" in front.admin(f"set ssl cert {name} <<\n{payload}")
-            assert "Success" in front.admin(f"commit ssl cert {name}")
-            before = len(answered)
-            wait_for(lambda: len(answered) >= before + 10, 60, "no answers")
-        finally:
-            stopped.set()
-            for client in clients:
-                client.join(60)
-        assert set(answered) == {200}
-        assert front.curl(INFER, "-d", "{}", "--cacert", str(new))[0] == 200
-
-
-def test_a_stopped_proxy_answers_what_it_has(network, started, tmp_path):
-    """On SIGUSR1, which the image's STOPSIGNAL is. The pod's preStop hook comes before it."""
-    with replica(network, tmp_path, "--slow-answer", "3") as seen:
-        front = started()
-        answered: list[int] = []
-        client = threading.Thread(target=lambda: answered.append(front.curl(INFER, "-d", "{}")[0]))
-        client.start()
-        wait_for(lambda: "x-slow" in seen.read_text(encoding="utf-8") or seen.stat().st_size > 0, 60, "nothing sent")
-        time.sleep(0.2)
-        front.process.send_signal(signal.SIGUSR1)
-        client.join(60)
-        assert answered == [200]
-        assert front.process.wait(60) == 0

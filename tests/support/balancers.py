@@ -24,15 +24,18 @@ CONFIGURATIONS = PROJECT / "deploy" / "proxy"
 # What curl is given: a path and arguments.
 TEXT_REQUEST = ("/v2/models/text_classifier/generate", ("-d", json.dumps({"TEXT": TEXT})))
 HOST, PORT = f"{NETWORK}.1", 8443
+INFER = "/v2/models/text_classifier/infer"
+# Last part of the address of a stand-in for a replica.
+REPLICA = 31
 
 
-def certificate(directory: Path) -> Path:
-    """A new certificate for HOST; key and certificate lie in one more file, service.pem. Returns the certificate."""
+def certificate(directory: Path, host: str = HOST) -> Path:
+    """A new certificate for an address. Writes key and certificate to service.pem, too. Returns the certificate."""
     directory.mkdir(parents=True, exist_ok=True)
     key, made = directory / "key.pem", directory / "certificate.pem"
     run(
         *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-        *("-days", "2", "-subj", f"/CN={HOST}", "-addext", f"subjectAltName=IP:{HOST},DNS:localhost"),
+        *("-days", "2", "-subj", f"/CN={host}", "-addext", f"subjectAltName=IP:{host},DNS:localhost"),
         *("-keyout", key, "-out", made),
     )
     (directory / "service.pem").write_text(made.read_text() + key.read_text(), encoding="utf-8")
@@ -44,6 +47,7 @@ class Proxy:
     """HAProxy or nginx, with its configuration of deploy/proxy or another.
 
     directory: holds the certificate, the log and HAProxy's admin socket. environment: further variables for HAProxy.
+    number: the last part of its address.
     """
 
     kind: str
@@ -51,6 +55,11 @@ class Proxy:
     directory: Path
     configuration: Path
     environment: dict[str, str] = field(default_factory=dict)
+    number: int = 1
+
+    @property
+    def host(self) -> str:
+        return f"{NETWORK}.{self.number}"
 
     @property
     def log(self) -> Path:
@@ -58,11 +67,11 @@ class Proxy:
 
     def start(self) -> None:
         """Run it, and wait until it answers; whether a replica is up is the caller's to wait for."""
-        certificate(self.directory)
+        certificate(self.directory, self.host)
         (self.directory / "temp").mkdir(exist_ok=True)
         file = Path(shutil.copy(self.configuration, self.directory))
         commands = {
-            "haproxy": ["haproxy", "-db", "-f", file],
+            "haproxy": ["haproxy", "-W", "-db", "-f", file],
             "nginx": ["nginx", "-c", file, "-p", self.directory, "-e", "stderr", "-g", "daemon off;"],
         }
         environment = {
@@ -72,8 +81,9 @@ class Proxy:
             **self.environment,
         }
         log = self.log
+        namespace = self.network.balancer if self.number == 1 else self.network.add(self.number)
         with log.open("wb") as output:
-            command = [*self.network.enter(self.network.balancer), *map(str, commands[self.kind])]
+            command = [*self.network.enter(namespace), *map(str, commands[self.kind])]
             self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
 
         def answers() -> bool:
@@ -103,7 +113,7 @@ class Proxy:
         done = run(
             *self.network.enter(self.network.balancer),
             *("curl", "-sS", "--path-as-is", "--max-time", "60", version, "-w", "\n%{http_code}"),
-            *("--cacert", self.directory / "certificate.pem", *arguments, f"https://{HOST}:{PORT}{path}"),
+            *("--cacert", self.directory / "certificate.pem", *arguments, f"https://{self.host}:{PORT}{path}"),
         )
         body, _, status = done.stdout.rpartition("\n")
         return int(status), body
@@ -148,13 +158,35 @@ class Proxy:
 
 @contextlib.contextmanager
 def proxy(
-    kind: str, network: Namespaces, directory: Path, configuration: Path | None = None, **environment: str
+    kind: str,
+    network: Namespaces,
+    directory: Path,
+    configuration: Path | None = None,
+    number: int = 1,
+    **environment: str,
 ) -> Iterator[Proxy]:
     """A running proxy with its shipped configuration or another. environment: variables for HAProxy."""
     shipped = next(CONFIGURATIONS.glob(f"{kind}.c*"))
-    running = Proxy(kind, network, directory, configuration or shipped, environment)
+    running = Proxy(kind, network, directory, configuration or shipped, environment, number)
     running.start()
     try:
         yield running
     finally:
         running.stop()
+
+
+@contextlib.contextmanager
+def replica(network: Namespaces, directory: Path, *options: str) -> Iterator[Path]:
+    """A stand-in for the one replica; yields the file of what it was sent."""
+    seen = directory / "seen"
+    seen.touch()
+    command = [*network.enter(network.add(REPLICA)), sys.executable, "-m", "tests.support.echo", "8000", str(seen)]
+    process = subprocess.Popen([*command, *options], cwd=PROJECT)
+    try:
+        inside = network.enter(network.balancer)
+        url = f"http://{NETWORK}.{REPLICA}:8000/v2"
+        wait_for(lambda: run(*inside, "curl", "-s", url, check=False).returncode == 0, 60, "no stand-in")
+        yield seen
+    finally:
+        process.kill()
+        process.wait()
