@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import subprocess
 import sys
 
 import pytest
@@ -12,12 +11,11 @@ import pytest
 from build_scripts.benchmarks.services import infer_body
 from build_scripts.core.paths import PROJECT
 from tests.deploy.conftest import await_well
-from tests.support.balancers import HOST, PORT, TEXT_REQUEST, proxy
+from tests.support.balancers import HOST, INFER, PORT, TEXT_REQUEST, proxy
 from tests.support.containers import run
 from tests.support.deploy_tools import need
 
 pytestmark = pytest.mark.server
-INFER = "/v2/models/text_classifier/infer"
 BODY = json.dumps(infer_body(["goal"]))
 
 
@@ -85,26 +83,6 @@ def test_body_needs_a_length_within_the_limit(front, tmp_path):
     (tmp_path / "allowed").write_text(json.dumps({"TEXT": texts}), encoding="utf-8")
     status, body = front.curl("/v2/models/text_classifier/generate", "--data-binary", f"@{tmp_path}/allowed")
     assert (status, len(json.loads(body)["CLASS_ID"])) == (200, 8)
-
-
-def test_model_controls_key_is_dropped(front, network, tmp_path):
-    """To a backend that shows what it was sent, in the place of Triton."""
-    seen = tmp_path / "seen"
-    echo = subprocess.Popen(
-        [*network.enter(network.add(14)), sys.executable, "-m", "tests.support.echo", "8000", str(seen)], cwd=PROJECT
-    )
-    try:
-        original = front.configuration.read_text(encoding="utf-8")
-        configuration = tmp_path / front.configuration.name
-        configuration.write_text(original.replace("192.0.2.11", "192.0.2.14"), encoding="utf-8")
-        with front.instead(configuration) as other:
-            other.curl(INFER, "-d", BODY, "-H", "triton-control: abc", "-H", "x-kept: yes")
-        lines = seen.read_text(encoding="utf-8").lower()
-        assert "x-kept: yes" in lines
-        assert "triton-control" not in lines
-    finally:
-        echo.kill()
-        echo.wait()
 
 
 def grpc(front, code: str) -> str:

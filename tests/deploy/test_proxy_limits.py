@@ -118,6 +118,16 @@ def keys(directory: Path, **clients: str) -> str:
     return str(directory / "keys")
 
 
+@pytest.mark.parametrize("kind", ["haproxy", "nginx"])
+def test_model_controls_key_is_dropped(network, started, tmp_path, kind):
+    with replica(network, tmp_path) as seen:
+        front = started(kind)
+        assert front.curl(INFER, "-d", "{}", "-H", "triton-control: abc", "-H", "x-kept: yes")[0] == 200
+        lines = seen.read_text(encoding="utf-8").lower()
+    assert "x-kept: yes" in lines
+    assert "triton-control" not in lines
+
+
 def test_only_clients_with_a_key_are_answered(network, started, tmp_path):
     with replica(network, tmp_path) as seen:
         front = started(API_KEYS=keys(tmp_path, shop="a-key", press="another"))
