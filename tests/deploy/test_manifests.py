@@ -114,3 +114,11 @@ def test_the_image_has_what_torch_needs():
     names = [one.name for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
     assert "typing-extensions" in names
     assert [name for name in names if not re.search(rf"(?m)^{name}==", listed)] == []
+
+
+def test_the_documented_wheelhouse_has_what_the_installer_asks_for():
+    page = (PROJECT / "docs" / "production.md").read_text(encoding="utf-8")
+    asked = (PROJECT / "build_scripts" / "install.sh").read_text() + (PROJECT / "pyproject.toml").read_text()
+    pins = re.search(r"(?m)^\$ \$fetch (pip==.*)", page)[1].split()
+    assert [pin.partition("==")[0] for pin in pins] == ["pip", "setuptools"]
+    assert [pin for pin in pins if pin not in asked] == []
