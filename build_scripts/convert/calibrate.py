@@ -1,6 +1,6 @@
-"""Calibrate a checkpoint's probabilities: fold temperatures, fitted on labelled texts, into its last layer.
+"""Calibrate a checkpoint's probabilities: fold a temperature, fitted on labelled texts, into its last layer.
 
-Half of the texts fits the temperatures, the other half gives the figures. The weights and bias of the last layer are
+Half of the texts fits the temperature, the other half gives the figures. The weights and bias of the last layer are
 divided in place, so that the export and the reference of the gate agree, and serving costs no more.
 """
 
@@ -37,7 +37,7 @@ class Labelled:
 
 
 def calibrate(checkpoint: Checkpoint, file: Path, columns: Columns = DEFAULT_COLUMNS) -> dict:
-    """Divide the model's last layer by fitted temperatures, in place; returns the manifest's facts about them.
+    """Divide the model's last layer by the fitted temperature, in place; returns the manifest's facts about it.
 
     Raises ServingError if the last layer is unknown, if the file cannot be used, or if a class id would change.
     """
@@ -47,20 +47,20 @@ def calibrate(checkpoint: Checkpoint, file: Path, columns: Columns = DEFAULT_COL
     labelled = read(checkpoint, file, columns)
     plain = logits_of(checkpoint, labelled.texts, "labelled texts")
     try:
-        temperatures = choose(plain, labelled.truth, labelled.fitted)
+        temperature = choose(plain, labelled.truth, labelled.fitted)
     except ServingError as error:
         raise ServingError(f"CALIBRATE={file}: {error}") from error
     with torch.no_grad():
-        fold(layer, temperatures)
+        fold(layer, temperature)
     plain, truth = plain[labelled.fitted :], labelled.truth[labelled.fitted :]
     found = logits_of(checkpoint, labelled.texts[labelled.fitted :], "held-out texts")
-    refuse_other_answers(checkpoint, plain, plain / temperatures, found)
+    refuse_other_answers(checkpoint, plain, plain / temperature, found)
 
     def figures(figure: Callable[[Tensor, Tensor], float]) -> dict[str, float]:
         return {"before": round(figure(plain, truth), 4), "after": round(figure(found, truth), 4)}
 
     return {
-        "temperatures": temperatures.tolist(),
+        "value": temperature,
         "fitted_texts": labelled.fitted,
         "held_out_texts": len(found),
         "expected_calibration_error": figures(calibration_error),
@@ -79,11 +79,11 @@ def last_layer(checkpoint: Checkpoint) -> nn.Linear:
     return parts.classifier
 
 
-def fold(layer: nn.Linear, temperatures: Tensor) -> None:
-    """Divide weights and bias by one temperature, or each label's row by its own."""
-    layer.weight.div_(temperatures[:, None])
+def fold(layer: nn.Linear, temperature: float) -> None:
+    """Divide weights and bias."""
+    layer.weight.div_(temperature)
     if layer.bias is not None:
-        layer.bias.div_(temperatures)
+        layer.bias.div_(temperature)
 
 
 def read(checkpoint: Checkpoint, file: Path, columns: Columns) -> Labelled:

@@ -46,10 +46,7 @@ def verdict(attempt: dict, chosen: str) -> str:
 
 
 def _temperature(found: dict) -> str:
-    values = found["temperatures"]
-    shown = f"{values[0]:g}" if len(values) == 1 else f"{min(values):g} to {max(values):g}, one per label"
-    if values == [1.0]:
-        shown = "1 (none lowers the log loss)"
+    shown = "1 (no other lowers the log loss)" if found["value"] == 1.0 else f"{found['value']:g}"
     figures = [
         f"{name} {found[key]['before']:.4f} -> {found[key]['after']:.4f}"
         for name, key in (("expected calibration error", "expected_calibration_error"), ("log loss", "log_loss"))

@@ -1,4 +1,4 @@
-"""Temperatures: fitted on one half, better on the other, folded into the last layer without a changed class id."""
+"""Temperature: fitted on one half, better on the other, folded into the last layer without a changed class id."""
 
 from __future__ import annotations
 
@@ -92,9 +92,9 @@ def test_release_is_better_calibrated_with_the_same_class_ids(over_confident, tm
     assert found["fitted_texts"] + found["held_out_texts"] == len(TEXTS)
     for figure in ("expected_calibration_error", "log_loss"):
         assert found[figure]["after"] < 0.8 * found[figure]["before"]
-    assert all(2.0 < value < 4.5 for value in found["temperatures"])
+    assert 2.0 < found["value"] < 4.5
 
-    scaled = over_confident.logits / torch.tensor(found["temperatures"])
+    scaled = over_confident.logits / found["value"]
     expected = scaled.sigmoid() if over_confident.multi_label else scaled.softmax(1)
     batches = list(InProcess(built.release).answers(TEXTS))
     probabilities = torch.cat([torch.from_numpy(batch.probabilities) for batch in batches])
@@ -115,7 +115,7 @@ def test_every_packed_family_scales_by_its_last_layer(subject):
         checkpoint = load(subject(kind).directory)
         with torch.no_grad():
             before = torch.stack([checkpoint.logits(text) for text in TEXTS[:3]])
-            calibration.fold(calibration.last_layer(checkpoint), torch.tensor([4.0]))
+            calibration.fold(calibration.last_layer(checkpoint), 4.0)
             after = torch.stack([checkpoint.logits(text) for text in TEXTS[:3]])
         torch.testing.assert_close(after, before / 4, msg=kind)
 
@@ -133,9 +133,9 @@ def test_a_score_is_refused(tmp_path, sharp):
 
 @pytest.mark.parametrize("flawed", ["without effect", "one label only", "negative"])
 def test_a_layer_that_does_not_scale_the_logits_is_refused(sharp, monkeypatch, flawed):
-    def fold(layer, temperatures):
+    def fold(layer, temperature):
         if flawed == "one label only":
-            layer.weight[0].div_(temperatures[0])
+            layer.weight[0].div_(temperature)
         elif flawed == "negative":
             layer.weight.neg_()
 
@@ -194,13 +194,12 @@ def test_halves_share_no_text_and_ignore_the_order_of_lines(sharp, tmp_path, cap
 def test_fitted_temperature_has_the_lowest_log_loss(over_confident):
     """Compared with scipy's search on the log loss."""
     truth = over_confident.truth
-    *_, common = temperature.candidates(over_confident.logits, truth)
     best = minimize_scalar(
         lambda log: temperature.log_loss(over_confident.logits / math.exp(log), truth),
         bounds=(math.log(0.05), math.log(20)),
         method="bounded",
     )
-    assert float(common) == pytest.approx(math.exp(best.x), rel=2e-3)
+    assert temperature.fit(over_confident.logits, truth) == pytest.approx(math.exp(best.x), rel=2e-3)
 
 
 def test_calibration_error_equals_that_of_evaluations(over_confident):
@@ -220,42 +219,25 @@ def drawn(logits: torch.Tensor, true_temperatures: list[float]) -> torch.Tensor:
     return (torch.rand(logits.shape, generator=generator) < scaled).double()
 
 
-def two_labels(*, first_always_wins: bool) -> torch.Tensor:
+def two_labels() -> torch.Tensor:
     """(4000, 2) logits."""
-    logits = 6 * torch.rand(4000, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    return logits * torch.tensor([1.0, -1.0]) if first_always_wins else logits - 3
+    return 6 * torch.rand(4000, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64) - 3
 
 
-def test_each_label_gets_its_own_temperature():
-    logits = two_labels(first_always_wins=True)
-    found = temperature.choose(logits, drawn(logits, [1.5, 5.0]), 2000)
-    assert found.tolist() == pytest.approx([1.5, 5.0], rel=0.15)
-
-
-def test_labels_share_a_temperature_where_a_class_id_would_change():
-    logits = two_labels(first_always_wins=False)
-    truth = drawn(logits, [1.5, 5.0])
-    own = next(temperature.candidates(logits[:2000], truth[:2000]))
-    assert temperature.changed(logits, logits / own) > 0
-    found = temperature.choose(logits, truth, 2000)
-    assert len(found) == 1
-    assert temperature.log_loss(logits / found, truth) < temperature.log_loss(logits, truth)
-
-
-def test_a_rare_label_takes_the_common_temperature():
-    logits = two_labels(first_always_wins=True)
-    truth = drawn(logits, [1.5, 5.0])
-    truth[9:, 1] = 0
-    own, common = temperature.candidates(logits, truth)
-    assert own[1] == common[0]
-    assert own[0] != common[0]
+def test_labels_share_a_temperature_so_that_unseen_class_ids_stay():
+    """A temperature per label fits these texts better and keeps their class ids, but not that of another text."""
+    seen = two_labels().abs() * torch.tensor([1.0, -1.0])
+    found = temperature.choose(seen, drawn(seen, [1.5, 5.0]), 2000)
+    unseen = torch.tensor([[0.8, 1.0], [-1.0, -0.8]], dtype=torch.float64)
+    assert 1.5 < found < 5.0
+    assert torch.equal((unseen / found).argmax(1), unseen.argmax(1))
 
 
 def test_a_temperature_that_does_not_help_is_not_used():
     """The fitted half is over-confident, the held-out half is not."""
-    logits = two_labels(first_always_wins=False)
+    logits = two_labels()
     truth = torch.cat([drawn(logits[:2000], [3.0, 3.0]), drawn(logits[2000:], [0.5, 0.5])])
-    assert temperature.choose(logits, truth, 2000).tolist() == [1.0]
+    assert temperature.choose(logits, truth, 2000) == 1.0
 
 
 def test_columns_of_the_file_have_the_names_that_were_given(sharp, tmp_path):
@@ -264,6 +246,6 @@ def test_columns_of_the_file_have_the_names_that_were_given(sharp, tmp_path):
     cells = [f'"{text}","{label}"' for text, label in lines if '"' not in text]
     file.write_text("\n".join(["sentence,topic", *cells]), encoding="utf-8")
     options = BuildOptions(calibrate=file, text_column="sentence", label_column="topic")
-    assert calibrate(load(sharp.directory), file, options.columns)["temperatures"][0] > 2
+    assert calibrate(load(sharp.directory), file, options.columns)["value"] > 2
     with pytest.raises(ServingError, match=r"no text and no label; name them with TEXT_COLUMN="):
         calibrate(load(sharp.directory), file)
