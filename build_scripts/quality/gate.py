@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ from build_scripts.core.paths import BUILD
 from build_scripts.quality.answers import InProcess, Served, Source
 from build_scripts.quality.evaluate import Evaluated, evaluate
 from build_scripts.quality.metrics import Figure, difference
+from build_scripts.releases.files import digest
+from build_scripts.releases.store import record
 
 EVALUATION = BUILD / "evaluate"
 
@@ -35,13 +37,23 @@ class Verdict:
 def release_check(
     file: Path, worse_by: float, name: str, columns: Columns = DEFAULT_COLUMNS
 ) -> Callable[[Path, str], None]:
-    """A check for `release`: refuses a release that is less accurate on `file` than the running server."""
+    """A check for `release`: refuses a release that is less accurate on `file` than the running server.
+
+    Records the figures of a release that it lets through, for `make status`.
+    """
 
     def check(release: Path, grpc_url: str) -> None:
         verdict = judge(Served(grpc_url, name), InProcess(release), file, EVALUATION, worse_by, columns)
+        record(release, evaluation=figures_of(verdict.candidate, file))
         print(f"not worse than the live release: {verdict}", flush=True)
 
     return check
+
+
+def figures_of(evaluated: Evaluated, file: Path) -> dict:
+    """What a release remembers of its evaluation."""
+    figures = {name: asdict(figure) for name, figure in evaluated.quality.headline.items()}
+    return {"file": file.name, "file_sha256": digest(file), "texts": evaluated.quality.texts, "figures": figures}
 
 
 def judge(

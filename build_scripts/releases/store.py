@@ -26,7 +26,7 @@ from build_scripts.releases.files import digest, is_disk_full, sync, sync_tree, 
 KEPT_RELEASES = 3
 # What the release is. It ends up in the package, so it holds nothing of the machine that built it.
 MANIFEST = "manifest.json"
-# How the build went on this machine: timings, and where the checkpoint lay.
+# How the build went on this machine: timings, and where the checkpoint lay. Then the gate's figures.
 MEASURED = "measured.json"
 CONFIG = "config.pbtxt"
 # The ids of the releases that were live, one a line, the live one first.
@@ -82,6 +82,14 @@ def read_manifest(release: Path) -> dict:
     with contextlib.suppress(FileNotFoundError):
         manifest.update(json.loads((release / MEASURED).read_text(encoding="utf-8")))
     return manifest
+
+
+def record(release: Path, **facts: object) -> None:
+    """Add facts to what was measured of a release. The release, its digests and its package stay the same."""
+    known: dict = {}
+    with contextlib.suppress(FileNotFoundError):
+        known = json.loads((release / MEASURED).read_text(encoding="utf-8"))
+    write_whole(release / MEASURED, json.dumps({**known, **facts}, indent=1, ensure_ascii=False))
 
 
 def require_release(repository: Path, name: str = ENSEMBLE) -> dict:

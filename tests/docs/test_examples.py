@@ -44,7 +44,8 @@ def test_the_notebook_runs_and_answers_like_hugging_face(default_server, default
         GRPC_SERVER=default_server.grpc,
     )
     outputs = [output for cell in nbformat.read(executed, 4).cells for output in cell.get("outputs", [])]
-    assert any("image/png" in output.get("data", {}) for output in outputs)
+    # The answers' probabilities, and the confusion matrix.
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
     texts = [
         "Central bank holds interest rates as inflation slows",
         "Midfielder scores twice as champions win away",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from build_scripts.quality import gate
 from build_scripts.quality.difference import accuracies, compare, write_difference
 from build_scripts.quality.evaluate import evaluate
 from build_scripts.quality.gate import judge, release_check
+from build_scripts.releases import store
+from build_scripts.serving.swap import status
+from tests.support.fake_releases import fake_release
 from tests.support.scripted_source import ScriptedSource
 
 LABELS = ["finance", "sports", "教育"]
@@ -141,15 +145,24 @@ def test_the_gate_lets_better_and_allowed_models_through(was, now, worse_by, tmp
     assert verdict.change.low <= verdict.change.value <= verdict.change.high
 
 
-def test_the_gate_reads_the_columns_that_were_given(tmp_path, monkeypatch, capsys):
+def test_the_gate_reads_the_given_columns_and_records_the_figures_for_status(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gate, "EVALUATION", tmp_path / "out")
     monkeypatch.setattr(gate, "Served", lambda url, name: model(0.9))
     monkeypatch.setattr(gate, "InProcess", lambda release: model(0.9))
     file = tmp_path / "labelled.csv"
     lines = [f"{number} of {number % 3},{LABELS[number % 3]}" for number in range(60)]
     file.write_text("\n".join(["sentence,topic", *lines]), encoding="utf-8")
-    release_check(file, 0.01, "text_classifier", Columns("sentence", "pair", "topic"))(tmp_path, "nowhere")
+    fake_release(tmp_path, "1" * 12, labels=LABELS, precision="fp32")
+    [release] = store.releases(tmp_path)
+    before = store.digests(release)
+    release_check(file, 0.01, "text_classifier", Columns("sentence", "pair", "topic"))(release, "nowhere")
     assert "on 60 texts" in capsys.readouterr().out
+    manifest = store.read_manifest(release)
+    assert manifest["evaluation"]["texts"] == 60
+    assert {**store.digests(release), store.MEASURED: ""} == {**before, store.MEASURED: ""}
+    assert re.search(
+        r"accuracy 0\.\d{4} \(0\.\d{4} to 0\.\d{4}\) on 60 texts of labelled\.csv", status.figures(manifest)[0]
+    )
 
 
 def test_the_gate_refuses_a_model_without_a_live_label(tmp_path):

@@ -87,4 +87,25 @@ def describe(release_id: str, manifests: dict[str, dict]) -> str:
     manifest = manifests.get(release_id)
     if manifest is None:
         return f"{release_id} (no longer on disk)"
-    return f"{release_id} {manifest['checkpoint']}, {manifest['precision']}, {len(manifest['labels'])} labels"
+    parts = [manifest["checkpoint"], manifest["precision"], f"{len(manifest['labels'])} labels", *figures(manifest)]
+    return f"{release_id} {', '.join(parts)}"
+
+
+def figures(manifest: dict) -> list[str]:
+    """What was measured of a release: agreement with its checkpoint, calibration, and accuracy before it went live."""
+    found = []
+    chosen = [one["parity"] for one in manifest.get("attempts", []) if one["precision"] == manifest["precision"]]
+    if chosen and not manifest.get("score"):
+        found.append(
+            f"{chosen[0]['texts'] - chosen[0]['wrong']} of {chosen[0]['texts']} class ids like the checkpoint's"
+        )
+    if temperature := manifest.get("temperature"):
+        error = temperature["expected_calibration_error"]
+        found.append(f"calibration error {error['after']:.4f} (uncalibrated {error['before']:.4f})")
+    if evaluation := manifest.get("evaluation"):
+        accuracy = evaluation["figures"]["accuracy"]
+        found.append(
+            f"accuracy {accuracy['value']:.4f} ({accuracy['low']:.4f} to {accuracy['high']:.4f}) on "
+            f"{evaluation['texts']} texts of {evaluation['file']}"
+        )
+    return found
