@@ -86,7 +86,7 @@ class RunningServer:
     def said(self) -> str:
         return self.output.read_text(encoding="utf-8", errors="replace")
 
-    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 30.0) -> int:
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 120.0) -> int:
         self.process.send_signal(number)
         return self.process.wait(timeout_s)
 

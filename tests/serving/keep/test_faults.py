@@ -159,6 +159,8 @@ def test_stop_answers_requests_in_flight_and_refuses_others(number, default_repo
             (model,) = httpx.get(f"{server.http}/v2/models/tokenizer/stats").json()["model_stats"]
             return model["inference_count"]
 
+        # Until then the supervisor's own requests count, too.
+        wait_for(lambda: "ready:" in server.said(), RECOVERED_S, server.said())
         before = tokenized()
         asking = threading.Thread(target=ask)
         asking.start()
