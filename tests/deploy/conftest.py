@@ -48,7 +48,8 @@ def rules(tmp_path_factory) -> Path:
         file = PROJECT / "deploy" / "kubernetes" / "components" / component / "prometheus-rule.yaml"
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
         (directory / name).write_text(yaml.safe_dump(document["spec"]), encoding="utf-8")
-    shutil.copy(Path(__file__).parent / "rules_test.yaml", directory)
+    for tests in Path(__file__).parent.glob("*_test.yaml"):
+        shutil.copy(tests, directory)
     return directory
 
 

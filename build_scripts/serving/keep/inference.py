@@ -15,7 +15,7 @@ from build_scripts.serving.keep.local_http import exchange
 from build_scripts.serving.keep.run_state import read_state
 
 PROBE_TEXT = "health"
-# Request id of probes and warm-up, for traces and logs.
+# Request id of probes and warm-up. The backend's metrics of answers leave it out.
 PROBE_ID = "health"
 # Pause between probes while a server starts.
 ASK_AGAIN_S = 0.05

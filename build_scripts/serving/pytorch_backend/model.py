@@ -30,6 +30,7 @@ import triton_python_backend_utils as pb_utils
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 if TYPE_CHECKING:  # the path of these modules as mypy sees it
     from build_scripts.serving.pytorch_backend import model_config
+    from build_scripts.serving.pytorch_backend.answers import PROBE_ID, Answers
     from build_scripts.serving.pytorch_backend.gauge import Gauge
     from build_scripts.serving.pytorch_backend.heap import Heap
     from build_scripts.serving.pytorch_backend.idle_threads import IdleThreads
@@ -38,6 +39,7 @@ if TYPE_CHECKING:  # the path of these modules as mypy sees it
     from build_scripts.serving.pytorch_backend.worker import Waiting, Worker
 else:
     import model_config
+    from answers import PROBE_ID, Answers
     from gauge import Gauge
     from heap import Heap
     from idle_threads import IdleThreads
@@ -76,6 +78,8 @@ class TritonPythonModel:
         path = Path(args["model_repository"]) / args["model_version"] / file
         self.model = torch.jit.load(str(path), map_location=self.device).eval()
         self.check_inputs = getattr(self.model, "check_inputs", None)
+        counted = self.max_batch_size > 0 and model_config.is_classifier(self.outputs)
+        self.answers = Answers(config["name"], parameters.get("release", "")) if counted else None
         self.worker: Worker | None = None
         self.release = releaser()
         if self.device.type == "cpu" and self.max_batch_size > 1:
@@ -87,6 +91,8 @@ class TritonPythonModel:
     def finalize(self) -> None:
         if self.worker:
             self.worker.finish()
+        if self.answers:
+            self.answers.close()
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse] | None:
         """One response per request, in order; or None if responses go through senders, now or later.
@@ -217,11 +223,13 @@ class TritonPythonModel:
     def respond(
         self, request: pb_utils.InferenceRequest | Waiting, arrays: Sequence[np.ndarray]
     ) -> pb_utils.InferenceResponse:
-        """The response to a request. arrays: its rows, one array per output.
+        """Count the answer to a request and build the response. arrays: its rows, one array per output.
 
         It has the requested outputs only. A sender drops the others without Python's lock: the last reference to an
         array of torch then ends the process.
         """
+        if self.answers and request.request_id() != PROBE_ID:
+            self.answers.add(arrays)
         requested = request.requested_output_names()
         named = [(spec["name"], array) for spec, array in zip(self.outputs, arrays) if spec["name"] in requested]
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in named])

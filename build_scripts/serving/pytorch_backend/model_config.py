@@ -76,6 +76,12 @@ def positional(specs: Sequence[Spec], prefix: str) -> list[Spec]:
     return [by_name[name] for name in names]
 
 
+def is_classifier(outputs: Sequence[Spec]) -> bool:
+    """Whether the outputs are class ids (rows, 1) int64 and probabilities (rows, labels) fp32."""
+    found = [(spec["data_type"], len(spec["dims"])) for spec in outputs]
+    return found == [("TYPE_INT64", 1), ("TYPE_FP32", 1)] and [int(size) for size in outputs[0]["dims"]] == [1]
+
+
 def device_of(kind: str, device_id: str) -> torch.device:
     """The torch device of an instance. The model file holds no device, so this alone decides."""
     if kind == "GPU":

@@ -19,6 +19,7 @@ from build_scripts.core.errors import ServingError
 from build_scripts.core.names import CACHED, ENSEMBLE, Models
 from build_scripts.releases.models import RELEASE_PARAMETER
 from build_scripts.serving.client import connect, is_overload, text_input
+from build_scripts.serving.keep.inference import PROBE_ID
 from build_scripts.serving.keep.run_state import read_state
 from build_scripts.serving.start.tritonserver import CONTROL_HEADER, LOAD_LIMIT_S
 
@@ -106,7 +107,8 @@ class Control:
     def labels_of(self, ensemble: str, count: int) -> list[str]:
         """Ask an ensemble for answers; returns its labels in the order of class ids. count: how many to expect."""
         outputs = [triton.InferRequestedOutput("PROBABILITIES", class_count=count)]
-        result = self._call(self.client.infer, ensemble, [text_input(PROBE_TEXTS)], outputs=outputs)
+        texts = [text_input(PROBE_TEXTS)]
+        result = self._call(self.client.infer, ensemble, texts, request_id=PROBE_ID, outputs=outputs)
         best = [text.decode("utf-8").split(":", 2) for text in result.as_numpy("PROBABILITIES")[0]]
         return [label for _, _, label in sorted(best, key=lambda parts: int(parts[1]))]
 
