@@ -9,6 +9,7 @@ A model with one label gives scores, and has no such metrics: scores are unbound
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import deque
@@ -100,6 +101,7 @@ class Answers:
         if not self.ending.is_set():
             self.ending.set()
             self.thread.join()
-            self.flush()
+            with contextlib.suppress(pb_utils.TritonModelException):  # as in `run`
+                self.flush()
         self.counters = {}
         self.families = {}
