@@ -5,6 +5,7 @@ Each stand-in ends with its test."""
 from __future__ import annotations
 
 import contextlib
+import inspect
 import subprocess
 from collections.abc import Callable, Iterator
 
@@ -18,6 +19,11 @@ from build_scripts.core.paths import PROJECT, SOURCE_REPOSITORY
 from build_scripts.serving.start.tritonserver import TritonProcess
 from tests.support import fake_triton
 from tests.support.fake_frontend import Frontend
+
+# Includes unset fields, as Triton's own JSON does. The first name is protobuf's from version 5 on.
+(UNSET_FIELDS,) = {"always_print_fields_with_no_presence", "including_default_value_fields"} & set(
+    inspect.signature(MessageToDict).parameters
+)
 
 
 @pytest.fixture
@@ -58,8 +64,7 @@ def load(subject, tmp_path_factory) -> Callable:
     def make(edit: tuple[str, str] = ("", ""), kind: str = "CPU"):
         assert edit[0] in committed
         config = text_format.Parse(committed.replace(*edit) if edit[0] else committed, ModelConfig())
-        # Unset fields included, as Triton's own JSON has them.
-        as_json = MessageToDict(config, preserving_proto_field_name=True, including_default_value_fields=True)
+        as_json = MessageToDict(config, preserving_proto_field_name=True, **{UNSET_FIELDS: True})
         where = {"model_repository": str(directory), "model_version": "1", "model_instance_name": "classifier_0_0"}
         return fake_triton.initialized(module, as_json, **where, model_instance_kind=kind, model_instance_device_id="0")
 
