@@ -43,7 +43,7 @@ lock: ## pin all indirect dependencies, for every Python, in constraints.txt
 	@$(VENV)/bin/uv pip compile pyproject.toml --group dev --universal --python-version 3.10 --quiet \
 	  --no-python-downloads --no-annotate --custom-compile-command "make lock" --output-file constraints.txt
 
-repo: install ## build the model repository: MODEL= TOKENIZER= NAME= MAX_LENGTH= PRECISION= CALIBRATION= CALIBRATE=<labelled texts> MODEL_REPOSITORY=
+repo: install ## build the model repository: MODEL= TOKENIZER= NAME= MAX_LENGTH= DOCUMENTS=mean or max STRIDE= PRECISION= CALIBRATION= CALIBRATE=<labelled texts> MODEL_REPOSITORY=
 	@PYTHONHASHSEED=0 $(RUN) repo
 
 package: install ## pack the live releases without links, for a bucket, a volume or an image: OUTPUT= DEVICE=cpu MODEL_REPOSITORY=

@@ -43,6 +43,11 @@ def calibrate(checkpoint: Checkpoint, file: Path, columns: Columns = DEFAULT_COL
     """
     if checkpoint.score:
         raise ServingError("CALIBRATE: this checkpoint has one label and gives a score; build without CALIBRATE")
+    if checkpoint.multi_label and checkpoint.documents and checkpoint.documents.pooling == "mean":
+        raise ServingError(
+            "CALIBRATE: with DOCUMENTS=mean the probabilities of a multi-label classifier are means, which no "
+            "temperature in its last layer scales; build without CALIBRATE, or with DOCUMENTS=max"
+        )
     layer = last_layer(checkpoint)
     labelled = read(checkpoint, file, columns)
     plain = logits_of(checkpoint, labelled.texts, "labelled texts")

@@ -20,10 +20,16 @@ from transformers.utils import logging as transformers_logging
 from build_scripts.convert import tokenizer as tokenizers_
 from build_scripts.convert import weights
 from build_scripts.convert.activation import Activation, activation
+from build_scripts.convert.documents import Documents, documents
 from build_scripts.convert.error_guard import first_line
+from build_scripts.convert.labels import read_labels
 from build_scripts.core.errors import ServingError
-from build_scripts.core.names import shortened
-from build_scripts.core.options import DEFAULT_MAX_LENGTH, LONGEST_MAX_LENGTH, SHORTEST_MAX_LENGTH
+from build_scripts.core.options import (
+    DEFAULT_MAX_LENGTH,
+    DEFAULT_STRIDE,
+    LONGEST_MAX_LENGTH,
+    SHORTEST_MAX_LENGTH,
+)
 
 # A text, or the two texts of a pair.
 Text = str | tuple[str, str]
@@ -35,6 +41,7 @@ class Checkpoint:
     """A checked checkpoint. model: fp32, eval. labels: names in the order of class ids.
 
     pad_id: fills the columns after a text, and stands for a text without tokens.
+    documents: how texts of more than max_length tokens are read whole; None truncates them.
     """
 
     path: Path
@@ -45,6 +52,7 @@ class Checkpoint:
     max_length: int
     vocab_size: int
     pad_id: int
+    documents: Documents | None = None
 
     @property
     def multi_label(self) -> bool:
@@ -64,28 +72,41 @@ class Checkpoint:
         known = getattr(self.model.config, "type_vocab_size", None)  # 0: the model ignores the argument
         return max(1, min(1 + max(given, default=0), LONGEST_MAX_LENGTH if known is None else known))
 
-    def encode(self, text: Text) -> dict[str, list[int]]:
-        """The output of Hugging Face's tokenizer for a text or a pair; a text without tokens becomes one pad_id.
+    def encode(self, text: Text) -> list[dict[str, list[int]]]:
+        """The output of Hugging Face's tokenizer for each window of a text or a pair.
 
-        In lists of one: unbatched, the tokenizer ignores an empty second text.
+        There is one window unless `documents` is set and the text is long; a pair is always truncated. A text without
+        tokens becomes one pad_id. In lists of one: unbatched, the tokenizer ignores an empty second text.
         """
         columns = [[text]] if isinstance(text, str) else [[one] for one in text]
-        encoded = self.tokenizer(*columns, truncation=True, max_length=self.max_length)
+        windows, more = 1, {}
+        if self.documents and isinstance(text, str):
+            windows = self.documents.windows
+            more = {"stride": self.documents.stride, "return_overflowing_tokens": True}
+        encoded = self.tokenizer(*columns, truncation=True, max_length=self.max_length, **more)
         if not encoded["input_ids"][0]:
-            return {"input_ids": [self.pad_id]}
-        return {name: rows[0] for name, rows in encoded.items()}
+            return [{"input_ids": [self.pad_id]}]
+        encoded.pop("overflow_to_sample_mapping", None)
+        found = range(min(windows, len(encoded["input_ids"])))
+        return [{name: rows[row] for name, rows in encoded.items()} for row in found]
 
     def tokenize(self, texts: Sequence[Text]) -> tuple[torch.Tensor, torch.Tensor]:
         """input_ids, attention_mask: (len(texts), max_length) int64, by Hugging Face's tokenizer, padded on the right.
 
-        The mask is the token type plus one: 1, and 2 for the second text of a pair.
+        The mask is the token type plus one: 1, and 2 for the second text of a pair. Further windows of a text follow in
+        its row, which may exceed max_length; each adds 2 to the mask.
         """
         rows = [self.encode(text) for text in texts]
-        input_ids, mask = self.pad([row["input_ids"] for row in rows], self.max_length)
-        if self.token_types > 1:
-            for row, mask_row in zip(rows, mask):
-                types = torch.tensor(row.get("token_type_ids", [0]))
-                mask_row[: len(types)] += types
+        ids = [[token for window in row for token in window["input_ids"]] for row in rows]
+        input_ids, mask = self.pad(ids, max(self.max_length, *map(len, ids)))
+        for row, mask_row in zip(rows, mask):
+            start = 0
+            for number, window in enumerate(row):
+                own = mask_row[start : start + len(window["input_ids"])]
+                own += 2 * number
+                if self.token_types > 1:
+                    own += torch.tensor(window.get("token_type_ids", [0]))
+                start += len(own)
         return input_ids, mask
 
     def pad(self, rows: list[list[int]], width: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,82 +117,70 @@ class Checkpoint:
         return ids, (torch.arange(width) < lengths[:, None]).long()
 
     def logits(self, text: Text) -> torch.Tensor:
-        """(num_labels,): plain Hugging Face on a text or a pair, unpadded, with every input the tokenizer gives."""
+        """(num_labels,): plain Hugging Face on a text or a pair, unpadded, with every input the tokenizer gives.
+
+        The windows of a document run one by one.
+        """
         known = inspect.signature(self.model.forward).parameters
-        inputs = {name: torch.tensor([row]) for name, row in self.encode(text).items() if name in known}
-        return self.model(**inputs).logits[0]
+        found = []
+        for window in self.encode(text):
+            inputs = {name: torch.tensor([row]) for name, row in window.items() if name in known}
+            found.append(self.model(**inputs).logits[0])
+        return self.documents.pool(torch.stack(found), self.activation) if self.documents and found[1:] else found[0]
 
 
-def load(path: Path, max_length: int | None = None, tokenizer_path: Path | None = None) -> Checkpoint:
+def load(
+    path: Path,
+    max_length: int | None = None,
+    tokenizer_path: Path | None = None,
+    pooling: str = "",
+    stride: int = DEFAULT_STRIDE,
+) -> Checkpoint:
     """Read and check a checkpoint directory. Raises ServingError with what was found and what was expected.
 
-    tokenizer_path: the tokenizer's directory, if it is not the checkpoint's.
+    tokenizer_path: the tokenizer's directory, if it is not the checkpoint's. pooling, stride: as in Documents.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     config = weights.load_config(path)
-    labels = _labels(config, path)
+    labels = read_labels(config, path)
     model = weights.load_model(path, config)
     tokenizer = tokenizers_.load_tokenizer(tokenizer_path or path, config)
     rows = weights.embedding_rows(model)
     tokenizers_.check_vocabulary(tokenizer, rows, tokenizer_path or path)
+    length = _max_length(max_length, weights.positions(model), tokenizer)
     checkpoint = Checkpoint(
         path=path,
         model=model,
         tokenizer=tokenizer,
         labels=labels,
         activation=activation(config, path),
-        max_length=_max_length(max_length, weights.positions(model), tokenizer),
+        max_length=length,
         vocab_size=rows,
         pad_id=tokenizers_.pad_id(tokenizer, config, rows),
+        documents=documents(pooling, stride, length, tokenizer.num_special_tokens_to_add(pair=False)),
     )
     _check_logits(checkpoint)
     return checkpoint
 
 
+def longest(model: PreTrainedModel) -> int:
+    """Largest MAX_LENGTH of the model."""
+    return min(weights.positions(model), LONGEST_MAX_LENGTH)
+
+
 def serving_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer for the server, with the truncation and padding of `Checkpoint.tokenize`."""
+    """The tokenizer for the server, with the truncation and padding of `Checkpoint.tokenize`.
+
+    Padded to more columns than it truncates to, a row has room for several windows.
+    """
     tokenizer = Tokenizer.from_str(checkpoint.tokenizer.backend_tokenizer.to_str())
-    tokenizer.enable_truncation(checkpoint.max_length, direction=checkpoint.tokenizer.truncation_side)
+    windows, stride = (checkpoint.documents.windows, checkpoint.documents.stride) if checkpoint.documents else (1, 0)
+    direction = checkpoint.tokenizer.truncation_side
+    tokenizer.enable_truncation(checkpoint.max_length, stride=stride, direction=direction)
     pad_token = tokenizer.id_to_token(checkpoint.pad_id) or "[PAD]"
-    tokenizer.enable_padding(length=checkpoint.max_length, pad_id=checkpoint.pad_id, pad_token=pad_token)
+    tokenizer.enable_padding(length=windows * checkpoint.max_length, pad_id=checkpoint.pad_id, pad_token=pad_token)
     return tokenizer
-
-
-def write_labels(labels: list[str], file: Path) -> None:
-    """One label a line, as Triton reads them. Raises ServingError if Triton would read other labels."""
-    file.write_bytes("".join(f"{label}\n" for label in labels).encode("utf-8"))
-    lines = file.read_bytes().decode("utf-8").split("\n")
-    if lines != [*labels, ""]:
-        raise ServingError(f"{file.name} would have {len(lines) - 1} lines for {len(labels)} labels; mend id2label")
-
-
-def _labels(config, path: Path) -> list[str]:
-    """The names of the classes, without line ends left by `readlines`."""
-    if config.num_labels < 1 or (config.problem_type == "regression" and config.num_labels > 1):
-        raise ServingError(
-            f"{path} has {config.num_labels} labels and problem type {config.problem_type or 'unset'}; expected a "
-            "single-label or multi-label classifier, or one label, whose number is served as a score"
-        )
-    if sorted(config.id2label) != list(range(config.num_labels)):
-        raise ServingError(
-            f"id2label in {path}/config.json has the ids {shortened(sorted(config.id2label))}; expected 0 to "
-            f"{config.num_labels - 1}, one for each class id: mend id2label"
-        )
-    names = [config.id2label[index] for index in range(config.num_labels)]
-    # A number can be a name; null and a list cannot.
-    labels = [str(name).strip("\r\n") if isinstance(name, str | int | float) else "" for name in names]
-    for index, label in enumerate(labels):
-        if not label.strip() or any(end in label for end in "\r\n\0") or not _encodes(label):
-            raise ServingError(
-                f"label {index} in {path}/config.json is {names[index]!r}; expected one non-empty line: mend id2label"
-            )
-    return labels
-
-
-def _encodes(label: str) -> bool:
-    """Whether a label is Unicode text: JSON can hold a lone surrogate."""
-    return not any(0xD800 <= ord(character) <= 0xDFFF for character in label)
 
 
 def _max_length(asked: int | None, positions: int, tokenizer: PreTrainedTokenizerBase) -> int:

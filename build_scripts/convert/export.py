@@ -15,6 +15,7 @@ from build_scripts.convert.families import encoder_parts
 from build_scripts.convert.traced import BATCH_MODES, BatchMode, device_constants, traced_logits
 from build_scripts.core.errors import ServingError
 from build_scripts.graph.classifier import TextClassifier
+from build_scripts.graph.documents import DocumentClassifier
 from build_scripts.graph.packed_encoder import PackedEncoder
 from build_scripts.graph.parts import EncoderParts
 
@@ -37,8 +38,15 @@ class Graph:
 
 
 def graphs(checkpoint: Checkpoint) -> list[Graph]:
-    """The graphs to try, the fastest first."""
+    """The graphs to try, the fastest first. Raises ServingError for documents that no graph of the checkpoint reads."""
     parts = encoder_parts(checkpoint.model, checkpoint.token_types)
+    if checkpoint.documents:
+        if parts is None:
+            raise ServingError(
+                f"DOCUMENTS: this {checkpoint.model.config.model_type} is traced, and only the padding-free graph "
+                "reads windows; build without DOCUMENTS"
+            )
+        return [Graph(parts)]
     return ([] if parts is None else [Graph(parts)]) + [Graph(batch_mode=mode) for mode in BATCH_MODES]
 
 
@@ -63,7 +71,7 @@ def export(checkpoint: Checkpoint, graph: Graph, precision: str, path: Path) -> 
         )
 
 
-def _classifier(checkpoint: Checkpoint, graph: Graph, dtype: torch.dtype) -> TextClassifier:
+def _classifier(checkpoint: Checkpoint, graph: Graph, dtype: torch.dtype) -> nn.Module:
     if graph.parts is not None:
         logits: nn.Module = PackedEncoder(graph.parts, dtype)
     else:
@@ -75,12 +83,15 @@ def _classifier(checkpoint: Checkpoint, graph: Graph, dtype: torch.dtype) -> Tex
             checkpoint.pad_id,
             checkpoint.token_types,
         )
-    return TextClassifier(
+    classifier = TextClassifier(
         logits,
         vocab_size=checkpoint.vocab_size,
         max_length=checkpoint.max_length,
         activation=checkpoint.activation,
-    ).eval()
+    )
+    if found := checkpoint.documents:
+        return DocumentClassifier(classifier, pooling=found.pooling, max_windows=found.windows).eval()
+    return classifier.eval()
 
 
 def _example(checkpoint: Checkpoint, mode: BatchMode) -> tuple[torch.Tensor, torch.Tensor]:

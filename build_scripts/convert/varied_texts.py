@@ -43,13 +43,20 @@ def varied_pairs(sentences: list[str], count: int, seed: int) -> list[Text]:
 
 
 def lengths_around(checkpoint: Checkpoint, sentences: list[str]) -> list[str]:
-    """Texts with token counts just below and above the limits of attention windows and max_length."""
+    """Texts with token counts around the limits of attention windows and of max_length, and documents."""
     names = ("local_attention", "sliding_window", "attention_window", "position_buckets")
     own = [getattr(checkpoint.model.config, name, None) for name in names]
     edges = {edge for width in own if isinstance(width, int) and width > 0 for edge in (width // 2, width)}
     edges = {edge for edge in {*WINDOWS, *edges} if edge < checkpoint.max_length} | {checkpoint.max_length}
     counts = sorted({edge + step for edge in edges for step in (-1, 0, 1, 2)})
+    if documents := checkpoint.documents:
+        # Ends of the first windows, further texts up to the longest, and one that is cut.
+        progress = (documents.tokens - checkpoint.max_length) // (documents.windows - 1)
+        ends = [checkpoint.max_length + progress * further for further in range(1, documents.windows)]
+        counts += [*(end + step for end in ends[:2] for step in (0, 1)), *ends[2 :: 1 + len(ends) // 5]]
+        counts += [documents.tokens, documents.tokens + progress]
     words = " ".join(sentences).split()
+    words *= 1 + counts[-1] // len(words)
     return [_with_tokens(checkpoint, words[7 * number :], count) for number, count in enumerate(counts)]
 
 

@@ -14,6 +14,8 @@ from build_scripts.core.paths import SOURCE_REPOSITORY
 # length. Default: BERT's limit, and what a CPU answers in a fraction of a second. Shortest: one token between two
 # special ones.
 LONGEST_MAX_LENGTH, DEFAULT_MAX_LENGTH, SHORTEST_MAX_LENGTH = 8192, 512, 3
+# Tokens that neighbouring windows of a document share; a longer sentence may be cut in both.
+DEFAULT_STRIDE = 64
 
 # `make serve HTTP_PORT=9000` sets TRITON_TC_HTTP_PORT: environments use the bare names for other things.
 VARIABLE_PREFIX = "TRITON_TC_"
@@ -21,6 +23,7 @@ VARIABLE_PREFIX = "TRITON_TC_"
 INSTALL_VARIABLES = ("PYTHON", "INDEX_URL", "TORCH_INDEX", "VENV", "TRITONSERVER")
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+POOLINGS = ("mean", "max")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ OPTIONS = {
     "tokenizer": Option("TOKENIZER", "directory of the tokenizer, if it is not in MODEL"),
     "name": Option("NAME", "one of the repository's classifiers"),
     "max_length": Option("MAX_LENGTH", "tokens per text, at most 8192; default: the checkpoint's limit, at most 512"),
+    "documents": Option("DOCUMENTS", "mean or max: read longer texts whole, in windows whose answers are pooled"),
+    "stride": Option("STRIDE", f"tokens that the windows of DOCUMENTS share; default: {DEFAULT_STRIDE}", minimum=0),
     "precision": Option("PRECISION", f"one of {', '.join(PRECISIONS)}"),
     "calibration": Option("CALIBRATION", "file of texts for the precision gate, one per line"),
     "calibrate": Option("CALIBRATE", "labelled texts: fit a temperature to them, so that probabilities match accuracy"),
@@ -119,7 +124,8 @@ class Address:
 class BuildOptions:
     """Options of a build. model: directory, hub id, or "" for the embedded checkpoint. name: of the classifier.
 
-    tokenizer: its directory, if it is not the model's. The columns are those of labelled files: of CSV, of a TSV with a
+    tokenizer: its directory, if it is not the model's. documents, stride: how texts of more than max_length tokens are
+    read whole, "" to truncate them. The columns are those of labelled files: of CSV, of a TSV with a
     header, and the keys of JSON lines.
     """
 
@@ -134,8 +140,14 @@ class BuildOptions:
     text_column: str = Columns.text
     pair_column: str = Columns.pair
     label_column: str = Columns.label
+    documents: str = ""
+    stride: int | None = None
 
     def __post_init__(self) -> None:
+        if self.documents not in ("", *POOLINGS):
+            raise ServingError(f"DOCUMENTS={self.documents}; expected one of {', '.join(POOLINGS)}")
+        if self.stride is not None and not self.documents:
+            raise ServingError(f"STRIDE={self.stride}: DOCUMENTS is missing; expected one of {', '.join(POOLINGS)}")
         if self.tokenizer is not None and not (self.model and self.tokenizer.is_dir()):
             fault = "no such directory" if self.model else "MODEL is missing"
             raise ServingError(
@@ -149,6 +161,10 @@ class BuildOptions:
             raise ServingError(f"CALIBRATE={self.calibrate}: no such file; expected labelled texts")
         check_name(self.name)
         object.__setattr__(self, "repository", self.repository.absolute())
+
+    @property
+    def window_stride(self) -> int:
+        return DEFAULT_STRIDE if self.stride is None else self.stride
 
     @property
     def columns(self) -> Columns:

@@ -5,6 +5,7 @@ Both give the same batches in the order of the texts, and hold a few batches at 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -18,7 +19,8 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from build_scripts.core.errors import ServingError
-from build_scripts.core.names import ENSEMBLE
+from build_scripts.core.names import ENSEMBLE, TOKENIZER
+from build_scripts.core.paths import SOURCE_REPOSITORY
 from build_scripts.releases.store import read_manifest
 from build_scripts.serving.client import ALL_CLASSES, Text, connect, explain, inputs, text_input
 from build_scripts.serving.start.arguments import Tls
@@ -115,14 +117,17 @@ class InProcess:
 
     def __init__(self, release: Path):
         import torch
-        from tokenizers import Tokenizer
+
+        # The server's own tokenizer code. Its modules import each other by their bare names.
+        sys.path.insert(0, str(SOURCE_REPOSITORY / TOKENIZER / "1"))
+        from encoder import Encoder
 
         manifest = read_manifest(release)
         self.described = f"release {manifest['release']} of {manifest['checkpoint']}"
         self.labels = list(manifest["labels"])
         refuse_score(self)
         self.multi_label = bool(manifest["multi_label"])
-        self.tokenizer = Tokenizer.from_file(str(release / "tokenizer.json"))
+        self.encoder = Encoder(release / "tokenizer.json")
         self.model = torch.jit.load(str(release / "model.pt"), map_location="cpu").eval()
 
     def answers(self, texts: Iterable[Text]) -> Iterator[Batch]:
@@ -130,15 +135,12 @@ class InProcess:
 
         for batch in batches(texts):
             began = time.monotonic()
-            encodings = self.tokenizer.encode_batch(batch)
-            ids = torch.tensor([encoding.ids for encoding in encodings])
-            # 1 for a token, 2 for one of a pair's second text, 0 for padding.
-            mask = torch.tensor([[m * (t + 1) for m, t in zip(e.attention_mask, e.type_ids)] for e in encodings])
+            rows = self.encoder.outputs(self.encoder.tokenize(batch))
+            ids, mask = (torch.from_numpy(rows[name]) for name in ("INPUT_IDS", "ATTENTION_MASK"))
             with torch.inference_mode(), torch.jit.optimized_execution(False):
                 class_ids, probabilities = self.model(ids, mask)
-            truncated = np.array([bool(encoding.overflowing) for encoding in encodings])
             seconds = time.monotonic() - began
-            yield Batch(class_ids[:, 0].numpy(), probabilities.float().numpy(), truncated, seconds)
+            yield Batch(class_ids[:, 0].numpy(), probabilities.float().numpy(), rows["TRUNCATED"][:, 0], seconds)
 
 
 def refuse_score(source: Served | InProcess) -> None:

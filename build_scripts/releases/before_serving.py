@@ -28,6 +28,7 @@ def build_or_keep(options: BuildOptions, *, named: bool) -> Built | None:
         asked = {
             "MAX_LENGTH": options.max_length,
             "PRECISION": "" if options.precision == "auto" else options.precision,
+            "DOCUMENTS": options.documents,
             "CALIBRATION": options.calibration,
             "CALIBRATE": options.calibrate,
             "TOKENIZER": options.tokenizer,

@@ -18,7 +18,7 @@ from build_scripts.releases.files import digest as digest_of
 INGREDIENTS = (OURS / "core", OURS / "graph", OURS / "convert")
 INGREDIENT_PACKAGES = ("torch", "transformers", "tokenizers")
 # The files of a release and what its manifest says. Raise it with every change, which makes all releases stale.
-LAYOUT = 3
+LAYOUT = 4
 DEFAULT_CHECKPOINT = "embedded default"
 
 
@@ -39,6 +39,7 @@ def fingerprint(options: BuildOptions, source: Path) -> str:
     asked = {
         "max_length": options.max_length,
         "precision": options.precision,
+        "documents": options.documents and [options.documents, options.window_stride],
         "model": checkpoint_name(options),
         "calibrate": options.calibrate
         and [digest_of(options.calibrate), options.calibrate.suffix, *astuple(options.columns)],

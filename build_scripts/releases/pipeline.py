@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -104,12 +104,13 @@ def _fill(staging: Path, options: BuildOptions, source: Path, release_id: str) -
     import torch
 
     from build_scripts.convert.calibrate import calibrate
-    from build_scripts.convert.checkpoint import load, serving_tokenizer, write_labels
+    from build_scripts.convert.checkpoint import load, longest, serving_tokenizer
     from build_scripts.convert.gate_texts import calibration_texts, gate_texts
+    from build_scripts.convert.labels import write_labels
     from build_scripts.convert.verified_file import write_verified
 
     print(f"reading the checkpoint {source}", flush=True)
-    checkpoint = load(source, options.max_length, options.tokenizer)
+    checkpoint = load(source, options.max_length, options.tokenizer, options.documents, options.window_stride)
     temperature = None
     if options.calibrate:
         print(f"fitting a temperature on half of {options.calibrate}", flush=True)
@@ -138,6 +139,8 @@ def _fill(staging: Path, options: BuildOptions, source: Path, release_id: str) -
         "multi_label": checkpoint.multi_label,
         "score": checkpoint.score,
         "max_length": checkpoint.max_length,
+        "longest": longest(checkpoint.model),
+        "documents": checkpoint.documents and asdict(checkpoint.documents),
         "temperature": temperature,
         **facts,
         "versions": {name: version(name) for name in INGREDIENT_PACKAGES},

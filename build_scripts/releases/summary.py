@@ -23,7 +23,11 @@ def print_build(built: Built) -> None:
     else:
         kind = "multi-label" if manifest["multi_label"] else "single-label"
         table.add_row("labels", f"{len(manifest['labels'])}, {kind}: {shortened(manifest['labels'])}")
-    table.add_row("max_length", str(manifest["max_length"]))
+    more = f", at most {manifest['longest']}" if manifest["longest"] > manifest["max_length"] else ""
+    table.add_row("max_length", f"{manifest['max_length']}{more}")
+    if found := manifest["documents"]:
+        windows = f"{found['pooling']} of up to {found['windows']} windows that share {found['stride']} tokens"
+        table.add_row("documents", f"{windows}: up to {found['tokens']} tokens a text")
     if manifest["temperature"]:
         table.add_row("temperature", _temperature(manifest["temperature"]))
     for attempt in manifest["attempts"]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from build_scripts.convert.checkpoint import load, write_labels
+from build_scripts.convert.checkpoint import load
+from build_scripts.convert.labels import write_labels
 from build_scripts.core.errors import ServingError
 from tests.support.checkpoints import make_checkpoint
 

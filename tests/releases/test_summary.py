@@ -39,7 +39,8 @@ def test_prints_a_row_for_each_precision(tmp_path, monkeypatch, capsys):
     manifest = {
         "release": "0123", "checkpoint": "a", "architecture": "bert", "graph": "packed",
         "multi_label": False, "score": None,
-        "labels": ["no", "yes"], "max_length": 128, "temperature": None, "precision": "fp32",
+        "labels": ["no", "yes"], "max_length": 128, "longest": 512, "temperature": None, "documents": None,
+        "precision": "fp32",
         "attempts": [
             {**attempt("fp32", within_promise=None), "milliseconds": 2.0, "parity": {**parity, "wrong": 0}},
             {**attempt("bf16", passed=False, within_promise=False), "milliseconds": 1.0, "parity": parity},
@@ -55,6 +56,7 @@ def test_prints_a_row_for_each_precision(tmp_path, monkeypatch, capsys):
         "of 650 unseen texts 3 change class id, 8 break a limit (95 % bounds: 1.2% and 2.2%" in said["precision bf16"]
     )
     assert "unseen" not in said["precision fp32"]
+    assert said["max_length"] == "128, at most 512"
     assert said["release"] == f"0123 of topic in {tmp_path / 'repository'}"
 
 
@@ -66,7 +68,8 @@ def test_prints_ten_of_20000_labels(tmp_path, monkeypatch, capsys):
     manifest = {
         "release": "0123", "checkpoint": "a", "architecture": "bert", "graph": "packed",
         "multi_label": False, "score": None,
-        "labels": [f"label {index}" for index in range(20_000)], "max_length": 128, "temperature": None,
+        "labels": [f"label {index}" for index in range(20_000)], "max_length": 128, "longest": 512,
+        "temperature": None, "documents": None,
         "precision": "fp32", "attempts": [],
     }  # fmt: skip
     monkeypatch.setenv("COLUMNS", "300")

@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Regex, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from build_scripts.convert.checkpoint import Checkpoint, serving_tokenizer
+from build_scripts.convert.documents import documents
 from build_scripts.core.paths import SOURCE_REPOSITORY
 from build_scripts.releases.default_model import pretrained_directory
 from tests.support import fake_triton
@@ -112,15 +113,19 @@ class Served:
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory):
-    """serve(tokenizer, max_length): model.py beside a tokenizer.json as a build writes it."""
+    """serve(tokenizer, max_length, stride): model.py beside a tokenizer.json as a build writes it.
 
-    def make(hugging_face: PreTrainedTokenizerBase, max_length: int) -> Served:
+    stride: of whole documents; None truncates texts.
+    """
+
+    def make(hugging_face: PreTrainedTokenizerBase, max_length: int, stride: int | None = None) -> Served:
         directory = tmp_path_factory.mktemp("tokenizer")
         for source in (SOURCE_REPOSITORY / "tokenizer" / "1").glob("*.py"):
             shutil.copy(source, directory)
         checkpoint = Checkpoint(
             path=directory, model=None, tokenizer=hugging_face, labels=[], activation="softmax", max_length=max_length,
             vocab_size=len(hugging_face), pad_id=hugging_face.pad_token_id,
+            documents=None if stride is None else documents("mean", stride, max_length, 2),
         )  # fmt: skip
         serving_tokenizer(checkpoint).save(str(directory / "tokenizer.json"))
         return Served(fake_triton.load_model(directory, LIMITS)[1], hugging_face, max_length)

@@ -18,6 +18,7 @@ class Pairs:
         self.tokenizer = tokenizer
         truncation = dict(tokenizer.truncation or {})
         self.max_length: int = truncation["max_length"]
+        self.stride: int = truncation.get("stride", 0)  # tokens that the parts of a long text share
         self.keep_end = truncation["direction"].lower() == "left"
         tokenizer.no_truncation()  # truncation could leave only special tokens of the sample
         samples = (tokenizer.encode(word, word) for word in itertools.chain(["a"], tokenizer.get_vocab()))
@@ -38,7 +39,7 @@ class Pairs:
     def encode(self, first: str, second: str) -> tuple[list[int], list[int], bool]:
         """Token ids and token types, at most max_length of each, and whether a text was cut."""
         encodings = self.tokenize([first, second])
-        counts = [len(encoding) + sum(map(len, encoding.overflowing)) for encoding in encodings]
+        counts = [len(one) + sum(len(part) - self.stride for part in one.overflowing) for one in encodings]
         kept = longest_first(counts[0], counts[1], self.room)
         parts = [self.part(encoding.ids, count) for encoding, count in zip(encodings, kept)]
         ids: list[int] = []
