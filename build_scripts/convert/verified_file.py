@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from build_scripts.convert.checkpoint import Checkpoint, Text
-from build_scripts.convert.export import model_file
+from build_scripts.convert.export import graphs, model_file
 from build_scripts.convert.gate_texts import GateTexts, interleaved
 from build_scripts.convert.graph_choice import choose_graph
 from build_scripts.convert.parity import reference
@@ -20,6 +20,7 @@ def write_verified(checkpoint: Checkpoint, texts: GateTexts, asked: str, directo
 
     Raises ServingError if no file answers like Hugging Face.
     """
+    graphs(checkpoint)  # refuses what no graph can serve before Hugging Face computes for minutes
     mixed = interleaved(texts.ordinary, texts.hard)
     # In fp32 a text that no gate has seen loses nothing worth a bound.
     held_out: list[Text] = [] if asked == "fp32" else texts.held_out
