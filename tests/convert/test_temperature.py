@@ -249,3 +249,9 @@ def test_columns_of_the_file_have_the_names_that_were_given(sharp, tmp_path):
     assert calibrate(load(sharp.directory), file, options.columns)["value"] > 2
     with pytest.raises(ServingError, match=r"no text and no label; name them with TEXT_COLUMN="):
         calibrate(load(sharp.directory), file)
+
+
+def test_refuses_a_multi_label_checkpoint_whose_documents_are_means(subject, tmp_path):
+    checkpoint = load(subject("bert", multi_label=True).directory, pooling="mean", stride=16)
+    with pytest.raises(ServingError, match="CALIBRATE: with DOCUMENTS=mean"):
+        calibrate(checkpoint, tmp_path / "labelled.tsv")
