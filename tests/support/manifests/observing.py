@@ -19,6 +19,7 @@ METRICS = {
     *("nv_inference_request_success", "nv_inference_request_failure", "nv_inference_count"),
     *("nv_inference_pending_request_count", "nv_inference_request_summary_us"),
     *("text_classifier_held_requests", "text_classifier_refused_requests_total", "text_classifier"),
+    *("text_classifier_answers_total", "text_classifier_probability_bucket", "text_classifier_probability_count"),
     *("haproxy_frontend_http_responses_total", "haproxy_backend_active_servers"),
 }
 
