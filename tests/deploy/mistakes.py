@@ -84,6 +84,8 @@ MISTAKES = [
     ),
     Mistake("rollout that takes a replica away", DEPLOYMENT, "maxUnavailable: 0", "maxUnavailable: 1"),
     Mistake("option that the launcher lacks", DEPLOYMENT, "--drain,", "--drain-seconds,"),
+    # logs
+    Mistake("log that no collector parses", DEPLOYMENT, ", --log, json]", "]"),
     # security
     Mistake("writable root", DEPLOYMENT, "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false"),
     Mistake("capabilities kept", RUNTIME, "capabilities: { drop: [ALL] }", "capabilities: { drop: [NET_RAW] }"),

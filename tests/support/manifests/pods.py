@@ -45,6 +45,8 @@ def containers(whole: Whole) -> Iterator[str]:
             for option in [*container.get("command", []), *container.get("args", [])]:
                 if "proxy" not in name and option.startswith("--") and option not in server_options():
                     yield f"{name}: the launcher has no option {option}"
+            if "proxy" not in name and argument(container, "--log", "text") != "json":
+                yield f"{name} does not log in JSON"
         if whole.kind("Deployment") and pod.get("automountServiceAccountToken") is not False:
             yield f"{name} carries a service account's token"
 
