@@ -29,7 +29,7 @@ import triton_python_backend_utils as pb_utils
 # First in the path: the modules beside this file take precedence over installed ones.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 if TYPE_CHECKING:  # the path of these modules as mypy sees it
-    from build_scripts.serving.pytorch_backend import model_config
+    from build_scripts.serving.pytorch_backend import model_config, tensors
     from build_scripts.serving.pytorch_backend.answers import PROBE_ID, Answers
     from build_scripts.serving.pytorch_backend.gauge import Gauge
     from build_scripts.serving.pytorch_backend.heap import Heap
@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # the path of these modules as mypy sees it
     from build_scripts.serving.pytorch_backend.worker import Waiting, Worker
 else:
     import model_config
+    import tensors
     from answers import PROBE_ID, Answers
     from gauge import Gauge
     from heap import Heap
@@ -148,7 +149,7 @@ class TritonPythonModel:
 
         A model without a mask computes the whole width.
         """
-        mask = input_array(request, self.inputs[min(1, len(self.inputs) - 1)]["name"])
+        mask = tensors.input_array(request, self.inputs[min(1, len(self.inputs) - 1)]["name"])
         if len(self.inputs) == 1:
             return [max(1, mask[0].size)] * len(mask)
         if len(mask) == 1:
@@ -159,12 +160,14 @@ class TritonPythonModel:
         self, worker: Worker, requests: Sequence[pb_utils.InferenceRequest], costs: Sequence[list[int]]
     ) -> None:
         """Queue the requests for the worker; requests with bad values get their error now."""
-        columns = [[np.array(input_array(request, spec["name"])) for request in requests] for spec in self.inputs]
+        columns = [
+            [np.array(tensors.input_array(request, spec["name"])) for request in requests] for spec in self.inputs
+        ]
         waiting = [Waiting(request, arrays) for request, arrays in zip(requests, zip(*columns))]
-        messages = self.complaints([join(column) for column in columns], self.rows_of(columns[0]))
+        messages = self.complaints([tensors.join(column) for column in columns], self.rows_of(columns[0]))
         for one, message in zip(waiting, messages):
             if message:
-                one.send(refusal(message))
+                one.send(tensors.refusal(message))
         kind = [array.shape[1:] for array in waiting[0].columns]
         good = zip(waiting, costs, messages)
         self.release()
@@ -182,9 +185,9 @@ class TritonPythonModel:
 
     def run(self, requests: Sequence[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         """Join the requests into one batch, compute it, and split the outputs."""
-        columns = [[input_array(request, spec["name"]) for request in requests] for spec in self.inputs]
+        columns = [[tensors.input_array(request, spec["name"]) for request in requests] for spec in self.inputs]
         rows = self.rows_of(columns[0])
-        joined = [join(column) for column in columns]
+        joined = [tensors.join(column) for column in columns]
         messages = self.complaints(joined, rows)
         if any(messages):
             return self.answer_the_rest(requests, messages)
@@ -196,7 +199,7 @@ class TritonPythonModel:
         with self.modes():
             outputs = self.model(*(torch.from_numpy(column).to(self.device) for column in columns))
         outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
-        arrays = [to_numpy(spec, output) for spec, output in zip(self.outputs, outputs, strict=True)]
+        arrays = [tensors.to_numpy(spec, output) for spec, output in zip(self.outputs, outputs, strict=True)]
         rows = len(columns[0])
         if self.max_batch_size and any(len(array) != rows for array in arrays):
             raise ValueError(f"a batch of {rows} rows got outputs of {[len(array) for array in arrays]}")
@@ -247,31 +250,9 @@ class TritonPythonModel:
         """messages: a complaint per request, or "". Requests with a complaint get a 400, the others their answer."""
         good = [request for request, message in zip(requests, messages) if not message]
         answers = iter(self.run(good) if good else [])
-        return [refusal(message) if message else next(answers) for message in messages]
+        return [tensors.refusal(message) if message else next(answers) for message in messages]
 
 
 def lower_priority() -> None:
     """Lower the priority of this thread and its future threads, unless it is lower already."""
     os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
-
-
-def input_array(request: pb_utils.InferenceRequest, name: str) -> np.ndarray:
-    """A view of the request's tensor. Triton gives Python models main memory only."""
-    return pb_utils.get_input_tensor_by_name(request, name).as_numpy()
-
-
-def join(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Concatenate the requests' rows; a single request is not copied."""
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def refusal(message: str) -> pb_utils.InferenceResponse:
-    """HTTP 400, gRPC INVALID_ARGUMENT."""
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
-
-
-def to_numpy(spec: model_config.Spec, output: torch.Tensor) -> np.ndarray:
-    """Raises TypeError if the output's type differs from the configuration's."""
-    if output.dtype != model_config.DTYPES[spec["data_type"]]:
-        raise TypeError(f"{spec['name']} is {output.dtype}, the configuration says {spec['data_type']}")
-    return output.cpu().contiguous().numpy()
