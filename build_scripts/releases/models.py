@@ -6,7 +6,7 @@ loads models that are put together afresh each time it starts, in its run direct
 tokenizer and the tokenizers package as links into the release. Triton from 26.02 on refuses a label file that a link
 leads out of the model's directory. A package has the same files, all of them copies.
 
-Each config carries the release's id as a parameter: the server tells which release it runs.
+Each config carries the release's id and precision as parameters: the server tells which release it runs.
 """
 
 from __future__ import annotations
@@ -58,7 +58,13 @@ def put_together(repository: Path, name: str, release: Path, directory: Path) ->
     store.refuse_damaged(release)
     for kind, model in zip(Models().all, Models(name).all):
         config = repository / model / CONFIG
-        fill(repository, kind, release, directory / model, config.read_text(encoding="utf-8") + parameter(release.name))
+        fill(
+            repository,
+            kind,
+            release,
+            directory / model,
+            config.read_text(encoding="utf-8") + written(parameters(release)),
+        )
 
 
 def fill(repository: Path, kind: str, release: Path, model: Path, config: str) -> None:
@@ -82,9 +88,17 @@ def code(repository: Path, kind: str) -> Iterator[tuple[Path, Path]]:
             yield path, file
 
 
-def parameter(release_id: str) -> str:
-    """The id as a parameter, to be put at the end of a config."""
-    return f'\nparameters {{ key: "{RELEASE_PARAMETER}", value: {{ string_value: "{release_id}" }} }}\n'
+def parameters(release: Path) -> dict[str, str]:
+    """What a release adds to the parameters of a config."""
+    return {RELEASE_PARAMETER: release.name, "precision": store.read_manifest(release)["precision"]}
+
+
+def written(parameters: dict[str, str]) -> str:
+    """Parameters as text, to be put at the end of a config."""
+    lines = (
+        f'parameters {{ key: "{key}", value: {{ string_value: "{value}" }} }}\n' for key, value in parameters.items()
+    )
+    return "\n" + "".join(lines)
 
 
 def damaged_file(repository: Path, name: str) -> Path | None:

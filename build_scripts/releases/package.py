@@ -26,7 +26,7 @@ from build_scripts.core.errors import ServingError
 from build_scripts.core.names import CLASSIFIER, Models
 from build_scripts.releases import store
 from build_scripts.releases.files import digest
-from build_scripts.releases.models import PARTS, code, parameter
+from build_scripts.releases.models import PARTS, code, parameters, written
 from build_scripts.releases.named_classifiers import read_config
 
 # What a copied package owes to its authors and to scanners. Not RECORD: the copy leaves out files that it lists.
@@ -112,7 +112,7 @@ def _pack(repository: Path, name: str, release: Path, models: Path, instances: s
     store.refuse_damaged(release)
     for kind, model in zip(Models().all, Models(name).all):
         config = repository / model / store.CONFIG
-        text = config.read_text(encoding="utf-8") + parameter(release.name)
+        text = config.read_text(encoding="utf-8") + written(parameters(release))
         if instances and kind == CLASSIFIER:
             if read_config(config).instance_group:
                 raise ServingError(f"{config} has an instance_group already; remove it, or pack without DEVICE")

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import urllib.parse
 import urllib.request
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
@@ -17,6 +18,7 @@ import yaml
 
 from build_scripts.benchmarks.subprocesses import free_ports, listens
 from build_scripts.core.paths import PROJECT
+from build_scripts.serving.start.installation import EMBEDDED_VERSION
 from tests.deploy.conftest import RULES
 from tests.support.balancers import CONFIGURATIONS, certificate
 from tests.support.containers import run
@@ -194,6 +196,17 @@ def test_every_metric_that_a_rule_names_exists(prometheus, rules):
     names = set(re.findall(r"\b(?:nv_inference|haproxy|text_classifier)_\w+", text))
     assert len(names) >= 9
     assert [name for name in sorted(names) if not prometheus(name)] == []
+
+
+def test_a_replica_tells_what_runs(prometheus, packed):
+    (found,) = prometheus("text_classifier_info == 1")
+    expected = {
+        "release": packed.releases["text_classifier"],
+        "precision": "fp32",
+        "torch": version("torch"),
+        "triton": EMBEDDED_VERSION,
+    }
+    assert {name: found["metric"][name] for name in expected} == expected
 
 
 def test_a_healthy_server_fires_no_alert(prometheus):

@@ -18,7 +18,7 @@ from build_scripts.core.names import CLASSIFIER, Models
 from build_scripts.core.options import BuildOptions
 from build_scripts.core.paths import PROJECT
 from build_scripts.releases import store
-from build_scripts.releases.models import parameter
+from build_scripts.releases.models import parameters, written
 from build_scripts.releases.named_classifiers import read_config
 from build_scripts.releases.package import package
 from build_scripts.releases.pipeline import build
@@ -52,8 +52,8 @@ def test_ordinary_files_each_once_none_empty(models):
 def test_holds_every_model_and_the_release(models, tiny_repository):
     live = store.live_release(tiny_repository)
     for name in ("classifier", "tokenizer", "text_classifier"):
-        written = (tiny_repository / name / "config.pbtxt").read_text(encoding="utf-8")
-        assert (models / name / "config.pbtxt").read_text(encoding="utf-8") == written + parameter(live.name)
+        source = (tiny_repository / name / "config.pbtxt").read_text(encoding="utf-8")
+        assert (models / name / "config.pbtxt").read_text(encoding="utf-8") == source + written(parameters(live))
         assert any((models / name / "1").iterdir()), name
     for name in ("classifier/1/model.pt", "classifier/labels.txt", "tokenizer/1/tokenizer.json"):
         assert (models / name).read_bytes() == (live / Path(name).name).read_bytes()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from build_scripts.convert.checkpoint import Checkpoint, serving_tokenizer
 from build_scripts.convert.documents import documents
+from build_scripts.core.machine import cpu_flags
 from build_scripts.core.paths import SOURCE_REPOSITORY
 from build_scripts.releases.default_model import pretrained_directory
 from tests.support import fake_triton
@@ -113,12 +116,14 @@ class Served:
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory):
-    """serve(tokenizer, max_length, stride): model.py beside a tokenizer.json as a build writes it.
+    """serve(tokenizer, max_length, stride, **parameters): model.py beside a tokenizer.json as a build writes it.
 
-    stride: of whole documents; None truncates texts.
+    stride: of whole documents; None truncates texts. parameters: of config.pbtxt, beside LIMITS.
     """
 
-    def make(hugging_face: PreTrainedTokenizerBase, max_length: int, stride: int | None = None) -> Served:
+    def make(
+        hugging_face: PreTrainedTokenizerBase, max_length: int, stride: int | None = None, **parameters: str
+    ) -> Served:
         directory = tmp_path_factory.mktemp("tokenizer")
         for source in (SOURCE_REPOSITORY / "tokenizer" / "1").glob("*.py"):
             shutil.copy(source, directory)
@@ -128,7 +133,7 @@ def serve(tmp_path_factory):
             documents=None if stride is None else documents("mean", stride, max_length, 2),
         )  # fmt: skip
         serving_tokenizer(checkpoint).save(str(directory / "tokenizer.json"))
-        return Served(fake_triton.load_model(directory, LIMITS)[1], hugging_face, max_length)
+        return Served(fake_triton.load_model(directory, {**LIMITS, **parameters})[1], hugging_face, max_length)
 
     return make
 
@@ -501,3 +506,24 @@ def test_counts_tokens_truncated_texts_and_refusals(serve, monkeypatch):
         "long_texts": 0,
         "invalid": 2,
     }
+
+
+def test_tells_what_runs_until_it_ends(serve, monkeypatch):
+    monkeypatch.setenv("TRITON_SERVER_VERSION", "2.71.0")
+    served = serve(hugging_face_tokenizer("minilm"), 16, release="b" * 12, precision="bf16")
+    [(labels, told)] = fake_triton.MetricFamily.families["text_classifier_info"].told.items()
+    found = dict(labels)
+    flags = set(found.pop("cpu").split())
+    assert flags < cpu_flags()
+    assert ("avx2" in flags) == ("avx2" in cpu_flags())
+    assert found == {
+        "model": "tokenizer",
+        "process": str(os.getpid()),
+        "release": "b" * 12,
+        "precision": "bf16",
+        "torch": version("torch"),
+        "triton": "2.71.0",
+    }
+    assert told == [1]
+    served.model.finalize()
+    assert told == [1, 0]

@@ -14,8 +14,8 @@ def fake_release(repository: Path, release_id: str, name: str = ENSEMBLE, **mani
         for file in ("model.pt", "labels.txt", "tokenizer.json", "tokenizers/__init__.py"):
             (staging / file).parent.mkdir(exist_ok=True)
             (staging / file).write_text(f"{file} of {release_id}", encoding="utf-8")
-        described = {"release": release_id, "checkpoint": "a", "files": store.digests(staging), **manifest}
-        (staging / store.MANIFEST).write_text(json.dumps(described), encoding="utf-8")
+        facts = {"release": release_id, "checkpoint": "a", "precision": "fp32", "files": store.digests(staging)}
+        (staging / store.MANIFEST).write_text(json.dumps({**facts, **manifest}), encoding="utf-8")
 
 
 def go_live(repository: Path, name: str) -> None:

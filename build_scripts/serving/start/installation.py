@@ -21,6 +21,8 @@ from build_scripts.core.paths import BUILD
 from build_scripts.serving.start.arguments import plain
 
 PYTORCH_BACKEND = Path(__file__).resolve().parents[1] / "pytorch_backend"
+# The one inside the nvidia-pytriton wheel.
+EMBEDDED_VERSION = "2.51.0"
 # Needed by the embedded server's libraries.
 GLIBC = (2, 35)
 # Allocations of this size return to the OS when freed. glibc raises the threshold to 32 MiB by default and keeps memory
@@ -52,7 +54,7 @@ def find_installation() -> Installation:
     wheel = embedded_wheel()
     return Installation(
         binary=wheel / "pytriton" / "tritonserver" / "bin" / "tritonserver",
-        description="embedded tritonserver 2.51.0, with the Python-based pytorch backend of this project",
+        description=f"embedded tritonserver {EMBEDDED_VERSION}, with the Python-based pytorch backend of this project",
         arguments=[
             f"--backend-directory={plain(prepare_backends(wheel))}",
             f"--cache-directory={plain(wheel / 'pytriton' / 'tritonserver' / 'caches')}",
@@ -62,6 +64,8 @@ def find_installation() -> Installation:
             # The stub process finds numpy and torch through the virtual environment that is active here.
             "PATH": os.pathsep.join([f"{plain(Path(sys.prefix))}/bin", os.environ.get("PATH", "")]),
             "VIRTUAL_ENV": plain(Path(sys.prefix)),
+            # As NVIDIA's container has it; for text_classifier_info.
+            "TRITON_SERVER_VERSION": EMBEDDED_VERSION,
             MALLOC_VARIABLE: os.environ.get(MALLOC_VARIABLE, str(MALLOC_BYTES)),
         },
         embedded=True,

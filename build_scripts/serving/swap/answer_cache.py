@@ -19,21 +19,22 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build_scripts.core.names import CACHED
-from build_scripts.releases.store import CONFIG
+from build_scripts.releases.store import CONFIG, releases_directory
 from build_scripts.serving.swap.model_control import Control
 from build_scripts.serving.swap.staging import configured
 
 
 def load_cached(control: Control, repository: Path, release_id: str, name: str) -> None:
     """Let a classifier's ensemble answer through a cached one, made of the tokenizer and the classifier."""
-    inner = configured(repository, release_id, name)
+    release = releases_directory(repository, name) / release_id
+    inner = configured(repository, release, name)
     inner.name = f"{CACHED}_{name}_{release_id}_{time.time_ns()}"
     inner.response_cache.enable = True
     directory = Path(control.state.staging) / inner.name
     (directory / "1").mkdir(parents=True)
     (directory / CONFIG).write_text(text_format.MessageToString(inner), encoding="utf-8")
     control.load(inner.name)
-    control.load(name, through(configured(repository, release_id, name), inner.name))
+    control.load(name, through(configured(repository, release, name), inner.name))
 
 
 def load_all_cached(http_port: int, repository: Path, releases: dict[str, str]) -> None:

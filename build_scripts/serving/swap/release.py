@@ -136,7 +136,8 @@ def go_live(control: Control, release_id: str, name: str = ENSEMBLE) -> None:
             alive = ensembles_alive(Path(control.state.log), name)
             pair = candidate_names(models, release_id)
             del pair[name]
-            control.load(name, configured(repository, release_id, name, pair))
+            release = store.releases_directory(repository, name) / release_id
+            control.load(name, configured(repository, release, name, pair))
         except ServingError as error:
             remove_candidates(control, models)
             raise ServingError(f"{before.release} is still live, {release_id} could not be loaded: {error}") from error
@@ -188,11 +189,11 @@ def settle(control: Control, repository: Path, models: Models, release_id: str, 
     put_together(repository, name, directory, Path(control.state.staging))
     # One after the other: two loads at once would take more of a busy machine from the requests.
     for model in (models.tokenizer, models.classifier):
-        control.load(model, configured(repository, release_id, model))
+        control.load(model, configured(repository, directory, model))
     if control.state.caches:
         load_cached(control, repository, release_id, name)
     else:
-        control.load(name, configured(repository, release_id, name))
+        control.load(name, configured(repository, directory, name))
     await_stragglers(log, name, alive)
     remove_candidates(control, models)
 

@@ -13,7 +13,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build_scripts.core.errors import ServingError
 from build_scripts.core.names import Models, is_cached, is_model_or_candidate
-from build_scripts.releases.models import RELEASE_PARAMETER, fill
+from build_scripts.releases.models import fill, parameters
 from build_scripts.releases.named_classifiers import read_config, renamed
 from build_scripts.releases.store import CONFIG
 
@@ -32,10 +32,10 @@ def is_candidate(models: Models, name: str) -> bool:
     return loaded or is_cached(name, models.ensemble)
 
 
-def configured(repository: Path, release_id: str, model: str, names: dict[str, str] | None = None) -> ModelConfig:
-    """The config of a model, with the release's id as a parameter. names: replacements for model names.
+def configured(repository: Path, release: Path, model: str, names: dict[str, str] | None = None) -> ModelConfig:
+    """The config of a model, with the release's parameters. names: replacements for model names.
 
-    The parameter forces a reload even if the new files are older than the loaded ones. It tells `make status` which
+    The id among them forces a reload even if the new files are older than the loaded ones. It tells `make status` which
     release is loaded.
     """
     file = repository / model / CONFIG
@@ -45,7 +45,8 @@ def configured(repository: Path, release_id: str, model: str, names: dict[str, s
             f"{file} enables response_cache: Triton's cache is keyed by model name and would return the old release's "
             "answers; remove response_cache, and use `make serve CACHE=64M`"
         )
-    config.parameters[RELEASE_PARAMETER].string_value = release_id
+    for key, value in parameters(release).items():
+        config.parameters[key].string_value = value
     return config
 
 
@@ -56,7 +57,7 @@ def refuse_what_ends_the_server(repository: Path, models: Models, version: tuple
     """
     parameter, file = "INTER_OP_THREAD_COUNT", repository / models.classifier / CONFIG
     ends = version is not None and version < SETS_THREADS_ONCE
-    if ends and parameter in configured(repository, "", models.classifier).parameters:
+    if ends and parameter in read_config(file).parameters:
         raise ServingError(
             f"{file} sets {parameter}, which libtorch accepts once per process: in NVIDIA's backend before 26.03 a "
             "second classifier ends the server (exit code 134); remove it, or release with `make repo` and a restart"
@@ -67,6 +68,6 @@ def stage(repository: Path, models: Models, staging: Path, release: Path) -> Non
     """Assemble the candidate's three models from its release, in directories with the candidate's names."""
     names = candidate_names(models, release.name)
     for kind, model in zip(Models().all, models.all):
-        config = text_format.MessageToString(configured(repository, release.name, model, names))
+        config = text_format.MessageToString(configured(repository, release, model, names))
         shutil.rmtree(staging / names[model], ignore_errors=True)
         fill(repository, kind, release, staging / names[model], config)

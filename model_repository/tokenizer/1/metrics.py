@@ -1,4 +1,4 @@
-"""The tokenizer's metrics on Triton's endpoint: tokens per text, truncated texts, refused requests.
+"""The tokenizer's metrics on Triton's endpoint: tokens per text, truncated texts, refused requests, what runs.
 
 Requests add to numbers in memory. A thread passes them to Triton once a second, because one call takes 16 us.
 """
@@ -6,6 +6,7 @@ Requests add to numbers in memory. A thread passes them to Triton once a second,
 from __future__ import annotations
 
 import collections
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -21,12 +22,12 @@ REASONS = ("overload", "long_texts", "invalid")
 
 
 class Metrics:
-    """model: label that distinguishes the series while a release loads a second tokenizer.
+    """model: label that distinguishes the series while a release loads a second tokenizer. info: labels of what runs.
 
     warn: called with a message if Triton has no metrics (--allow-metrics=false); then nothing is counted.
     """
 
-    def __init__(self, model: str, warn: Callable[[str], object]) -> None:
+    def __init__(self, model: str, info: dict[str, str], warn: Callable[[str], object]) -> None:
         self.lock = threading.Lock()
         self.tokens: list[int] = []
         self.counts: collections.Counter[str] = collections.Counter()
@@ -42,6 +43,7 @@ class Metrics:
                     ("tokens", "Tokens read of a text, special tokens included", pb_utils.MetricFamily.HISTOGRAM),
                     ("truncated_texts_total", "Texts with more tokens than are read", pb_utils.MetricFamily.COUNTER),
                     ("refused_requests_total", "Requests refused, by reason", pb_utils.MetricFamily.COUNTER),
+                    ("info", "1 for each process that runs, 0 for one that has ended", pb_utils.MetricFamily.GAUGE),
                 )
             }
             self.histogram = self.families["tokens"].Metric(labels=labels, buckets=BUCKETS)
@@ -50,6 +52,9 @@ class Metrics:
                 "truncated": self.families["truncated_texts_total"].Metric(labels=labels),
                 **{reason: refused.Metric(labels={**labels, "reason": reason}) for reason in REASONS},
             }
+            # With the process, because a release loads the model a second time under its name; both run for a while.
+            self.info = self.families["info"].Metric(labels={**labels, "process": str(os.getpid()), **info})
+            self.info.set(1)
         except pb_utils.TritonModelException as problem:
             warn(f"no metrics of tokens, truncated texts and refusals: {problem}")
             self.enabled = False
@@ -84,3 +89,9 @@ class Metrics:
             self.histogram.observe(number)
         for name, number in counts.items():
             self.counters[name].increment(number)
+
+    def end(self) -> None:
+        """Pass on the rest. The series of `info` outlives the process."""
+        self.flush()
+        if self.enabled:
+            self.info.set(0)

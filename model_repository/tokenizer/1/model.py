@@ -5,7 +5,7 @@ optional TEXT_PAIR makes a row a pair of texts. Triton's dynamic batcher forms t
 
 Needs numpy and the `tokenizers` package; a copy of the package lies beside this file. This file receives requests and
 answers them. `encoder` tokenizes, `long_texts` tokenizes long texts in a thread, `admission` refuses requests while the
-classifier's queue is full, and `metrics` counts.
+classifier's queue is full, `metrics` counts, and `info` says what runs.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ HERE = Path(__file__).absolute().parent
 sys.path.insert(0, str(HERE))
 from admission import Admission  # noqa: E402
 from encoder import Encoder, Outputs, Row, Text  # noqa: E402
+from info import labels  # noqa: E402
 from long_texts import Answer, LongTexts  # noqa: E402
 from metrics import Metrics  # noqa: E402
 
@@ -46,7 +47,7 @@ class TritonPythonModel:
         self.admission = Admission(
             self.max_pending_requests, metrics, args["model_name"], warn=pb_utils.Logger.log_warn
         )
-        self.metrics = Metrics(args["model_name"], warn=pb_utils.Logger.log_warn)
+        self.metrics = Metrics(args["model_name"], labels(parameters), warn=pb_utils.Logger.log_warn)
         self.encoder = Encoder(HERE / "tokenizer.json")
         self.long_texts = LongTexts(self.encoder.tokenize, self.max_waiting_bytes)
 
@@ -83,7 +84,7 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Answer what waits: Triton ends this process next and would not wait for response senders."""
         self.long_texts.finish()
-        self.metrics.flush()
+        self.metrics.end()
 
     def tokenize(self, requests: list[list[Text]]) -> Iterator[list[Row]]:
         """Tokenize the texts of all requests in one call; yields the rows of each request."""

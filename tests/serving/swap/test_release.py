@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import shutil
 import signal
 import time
@@ -118,6 +119,13 @@ def test_every_model_tells_its_release(server, repository):
 
 
 @pytest.mark.timeout(900)
+def releases_on_the_metrics_page(server: RunningServer) -> set[str]:
+    """Those of processes that run."""
+    with urllib.request.urlopen(f"http://{server.address.metrics_address}/metrics", timeout=30) as response:
+        page = response.read().decode()
+    return set(re.findall(r'(?m)^text_classifier_info{.*release="(\w+)".*} 1$', page))
+
+
 def test_releases_and_rollbacks_under_load(server, releases, port, repository):
     with Clients(server, releases) as clients:
         for _ in range(2):
@@ -129,6 +137,8 @@ def test_releases_and_rollbacks_under_load(server, releases, port, repository):
             assert answering(server, releases) == "chinese"
             clients.await_answers("chinese")
     assert clients.wrong == []
+    live = {live_release(repository).name}
+    wait_for(lambda: releases_on_the_metrics_page(server) == live, LIMIT_S, "a process of another release runs")
     assert staged_models(port) == []
 
 
