@@ -7,14 +7,10 @@ import json
 import re
 import subprocess
 import threading
-import urllib.parse
-import urllib.request
 from importlib.metadata import version
-from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 
 from build_scripts.benchmarks.subprocesses import free_ports, listens
 from build_scripts.core.paths import PROJECT
@@ -24,12 +20,12 @@ from tests.support.balancers import CONFIGURATIONS, certificate
 from tests.support.containers import run
 from tests.support.deploy_tools import PATH, need
 from tests.support.http_stand_in import Reply, Request, StandIn
+from tests.support.prometheus import RECORD, hurried, scraping
 from tests.support.servers import post, running, wait_for
 
 pytestmark = pytest.mark.server
 DASHBOARD = PROJECT / "deploy" / "monitoring" / "dashboard.json"
 SCALER = PROJECT / "deploy" / "kubernetes" / "components" / "keda" / "scaled-object.yaml"
-RECORD = "text_classifier_waiting_requests"
 # Labels that a cluster's Prometheus gives to a target.
 TARGET = {"namespace": "text-classifier", "pod": "a"}
 GENERATE = "/v2/models/text_classifier/generate"
@@ -106,69 +102,24 @@ def edge(served, tmp_path_factory):
         process.wait()
 
 
-def hurried(rules: Path) -> list[str]:
-    """Copies of the rules whose windows are seconds, so that an alert can be seen to fire; their names end in Soon."""
-    files = []
-    for name in RULES:
-        content = yaml.safe_load((rules / name).read_text(encoding="utf-8"))
-        for group in content["groups"]:
-            group["name"] += "-soon"
-            group["rules"] = [rule for rule in group["rules"] if rule.get("record") != RECORD]
-            for rule in group["rules"]:
-                rule["expr"] = re.sub(r"\[\d+[mhd]\]", "[10s]", rule["expr"]).replace("text_classifier:", "soon:")
-                if "record" in rule:
-                    rule["record"] = rule["record"].replace("text_classifier:", "soon:")
-                else:
-                    rule.update(alert=rule["alert"] + "Soon", **{"for": "1s"})
-        files.append(rules / f"soon-{name}")
-        files[-1].write_text(yaml.safe_dump(content), encoding="utf-8")
-    return list(map(str, files))
-
-
 @pytest.fixture(scope="module")
 def prometheus(served, edge, rules, tmp_path_factory):
     """query(expression, time): what a real Prometheus answers that has scraped server and proxy under a little load."""
     need("prometheus")
-    directory = tmp_path_factory.mktemp("prometheus")
-    jobs = {"text-classifier": served.address.metrics_address, "text-classifier-proxy": f"127.0.0.1:{edge[1]}"}
-    configuration = {
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": [*(str(rules / name) for name in RULES), *hurried(rules)],
-        "scrape_configs": [
-            {"job_name": job, "static_configs": [{"targets": [target], "labels": TARGET}]}
-            for job, target in jobs.items()
-        ],
-    }
-    (directory / "prometheus.yml").write_text(json.dumps(configuration), encoding="utf-8")
-    (port,) = free_ports(1)
-    options = (f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data")
-    with (directory / "output.txt").open("wb") as output:
-        command = ["prometheus", *options, f"--web.listen-address=127.0.0.1:{port}"]
-        process = subprocess.Popen(command, stdout=output, stderr=output)
+    targets = {"text-classifier": served.address.metrics_address, "text-classifier-proxy": f"127.0.0.1:{edge[1]}"}
+    files = [*(rules / name for name in RULES), *hurried([rules / name for name in RULES])]
 
-    def query(expression: str, time: float | None = None) -> list[dict]:
-        parameters = {"query": expression, **({"time": time} if time else {})}
-        url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=10) as response:
-            return json.load(response)["data"]["result"]
+    with scraping(tmp_path_factory.mktemp("prometheus"), files, targets, TARGET) as query:
 
-    def scraped_under_load() -> bool:
-        post(f"{served.http}{GENERATE}", {"TEXT": ["short", "word " * 600]})
-        post(f"{served.http}{GENERATE}", b'{"TEXT": "\\udcff"}')
-        ask_through(edge)
-        try:
-            return (
-                all(float(one["value"][1]) >= 5 for one in query("count_over_time(up[1m])")) and len(query("up")) == 2
-            )
-        except OSError:
-            return False
+        def scraped_under_load() -> bool:
+            post(f"{served.http}{GENERATE}", {"TEXT": ["short", "word " * 600]})
+            post(f"{served.http}{GENERATE}", b'{"TEXT": "\\udcff"}')
+            ask_through(edge)
+            scrapes = [float(one["value"][1]) for one in query("count_over_time(up[1m])")]
+            return len(scrapes) == len(targets) and min(scrapes) >= 5
 
-    try:
-        wait_for(scraped_under_load, 60, (directory / "output.txt").read_text(encoding="utf-8"))
+        wait_for(scraped_under_load, 60, "nothing is scraped")
         yield query
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 def ask_through(edge: tuple[int, int]) -> str:

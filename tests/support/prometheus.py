@@ -1,0 +1,79 @@
+"""A real Prometheus on a free port, and rules whose windows are short enough for a test."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import yaml
+
+from build_scripts.benchmarks.subprocesses import free_ports
+from tests.support.servers import wait_for
+
+RECORD = "text_classifier_waiting_requests"
+
+
+def hurried(rules: list[Path]) -> list[Path]:
+    """Copies of the rules whose windows are seconds, so that an alert can be seen to fire; their names end in Soon."""
+    files = []
+    for file in rules:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for group in content["groups"]:
+            group["name"] += "-soon"
+            group["rules"] = [rule for rule in group["rules"] if rule.get("record") != RECORD]
+            for rule in group["rules"]:
+                rule["expr"] = re.sub(r"\[\d+[mhd]\]", "[10s]", rule["expr"]).replace("text_classifier:", "soon:")
+                if "record" in rule:
+                    rule["record"] = rule["record"].replace("text_classifier:", "soon:")
+                else:
+                    rule.update(alert=rule["alert"] + "Soon", **{"for": "1s"})
+        files.append(file.with_name(f"soon-{file.name}"))
+        files[-1].write_text(yaml.safe_dump(content), encoding="utf-8")
+    return files
+
+
+@contextlib.contextmanager
+def scraping(
+    directory: Path, rules: list[Path], targets: dict[str, str], labels: dict[str, str]
+) -> Iterator[Callable[..., list[dict]]]:
+    """query(expression, time) of a Prometheus that scrapes every second. targets: job -> address."""
+    configuration = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": list(map(str, rules)),
+        "scrape_configs": [
+            {"job_name": job, "static_configs": [{"targets": [target], "labels": labels}]}
+            for job, target in targets.items()
+        ],
+    }
+    (directory / "prometheus.yml").write_text(json.dumps(configuration), encoding="utf-8")
+    (port,) = free_ports(1)
+    options = (f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data")
+    with (directory / "output.txt").open("wb") as output:
+        command = ["prometheus", *options, f"--web.listen-address=127.0.0.1:{port}"]
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+
+    def query(expression: str, time: float | None = None) -> list[dict]:
+        parameters = {"query": expression, **({"time": time} if time else {})}
+        url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return json.load(response)["data"]["result"]
+
+    def answers() -> bool:
+        assert process.poll() is None, (directory / "output.txt").read_text(encoding="utf-8")
+        with contextlib.suppress(OSError):  # it does not listen yet, or says 503 while it starts
+            query("up")
+            return True
+        return False
+
+    try:
+        wait_for(answers, 60, "Prometheus does not answer")
+        yield query
+    finally:
+        process.terminate()
+        process.wait(20)
