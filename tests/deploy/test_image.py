@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 
@@ -12,6 +13,7 @@ from tests.deploy.test_manifests import DEPLOY, render
 from tests.support.balancers import TEXT_REQUEST
 from tests.support.containers import MIB, run
 from tests.support.deploy_tools import TOOLS
+from tests.support.manifests.whole import argument
 from tests.support.servers import wait_for
 
 pytestmark = pytest.mark.server
@@ -47,10 +49,10 @@ def test_runs_without_root_capabilities_or_writable_root(container):
     container.inside("python", "-c", STRICT)
 
 
-def classify(texts: str) -> str:
+def classify(texts: str, port: str = "8000") -> str:
     """Python that has texts classified in the container; prints a line once all is sent, and how many answers came."""
     return (
-        "import http.client, json; connection = http.client.HTTPConnection('127.0.0.1', 8000, timeout=60); "
+        f"import http.client, json; connection = http.client.HTTPConnection('127.0.0.1', {port}, timeout=60); "
         f"body = json.dumps({{'TEXT': {texts}}}); "
         "connection.request('POST', '/v2/models/text_classifier/generate', body); print('sent', flush=True); "
         "print(len(json.load(connection.getresponse())['CLASS_ID']))"
@@ -145,7 +147,7 @@ def exit_code(container, probe: dict) -> int:
 
 @pytest.mark.parametrize("name", ["base", "kserve"])
 def test_a_manifests_command_and_probes_run_in_the_image(start, image, packed, name):
-    """Until all three probes pass, and through the drain: then it is alive and not ready."""
+    """Until all three probes pass, and through the drain: then it is alive and not ready. The log holds no text."""
     ((_, pod),) = render(DEPLOY, name).pods.values()
     (asked,) = pod["containers"]
     command = [*asked.get("command", image.config["Entrypoint"]), *asked["args"]]
@@ -154,8 +156,11 @@ def test_a_manifests_command_and_probes_run_in_the_image(start, image, packed, n
     for kind in ("startup", "readiness", "liveness"):
         probe = asked[f"{kind}Probe"]
         wait_for(lambda probe=probe: exit_code(one, probe) == 0, START_LIMIT_S, one.said())
+    one.inside("python", "-c", classify("['private words'] * 2", argument(asked, "--http-port", "8000")))
     one.signal("TERM")
     wait_for(lambda: exit_code(one, asked["readinessProbe"]) == 3, 10, one.said())
     assert exit_code(one, asked["livenessProbe"]) == 0
     assert one.wait(START_LIMIT_S) == 0, one.said()
+    assert {json.loads(line)["source"] for line in one.said().splitlines()} == {"supervisor", "tritonserver"}
+    assert "private words" not in one.said()
     one.remove()

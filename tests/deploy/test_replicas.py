@@ -15,6 +15,7 @@ from tests.support.servers import wait_for
 pytestmark = pytest.mark.server
 REPLICAS = {f"replica{number}": 10 + number for number in (1, 2, 3)}
 BACKENDS = ("http", "grpc")
+HEALTH = ("python", "-S", "-E", "-m", "build_scripts.serving.keep.health")
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +52,13 @@ def test_requests_are_balanced_not_connections(front):
 
 
 def test_busy_replicas_stay_in(front, replicas):
-    """Twelve clients with 64 texts a request: none fails, no check and no probe does."""
+    """Twelve clients with 64 texts a request: none fails, no check does, and neither probe."""
     verdicts = []
     with front.load("http", 12, 48, texts=64) as found:
         for _ in range(20):
             verdicts += [front.is_up(name) for name in REPLICAS]
-            health = ("python", "-S", "-E", "-m", "build_scripts.serving.keep.health")
-            verdicts += [one.inside(*health, check=False).returncode == 0 for one in replicas.values()]
+            for command in (HEALTH, (*HEALTH, "--live")):
+                verdicts += [one.inside(*command, check=False).returncode == 0 for one in replicas.values()]
     assert found["failed"] == {}
     assert found["answered"] >= 48
     assert all(verdicts)
