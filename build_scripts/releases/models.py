@@ -6,7 +6,8 @@ loads models that are put together afresh each time it starts, in its run direct
 tokenizer and the tokenizers package as links into the release. Triton from 26.02 on refuses a label file that a link
 leads out of the model's directory. A package has the same files, all of them copies.
 
-Each config carries the release's id and precision as parameters: the server tells which release it runs.
+Each config carries the release's id as a parameter: the server tells which release it runs. The tokenizer's has the
+precision, too, for the metrics page.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def put_together(repository: Path, name: str, release: Path, directory: Path) ->
             kind,
             release,
             directory / model,
-            config.read_text(encoding="utf-8") + written(parameters(release)),
+            config.read_text(encoding="utf-8") + written(parameters(release, kind)),
         )
 
 
@@ -88,9 +89,13 @@ def code(repository: Path, kind: str) -> Iterator[tuple[Path, Path]]:
             yield path, file
 
 
-def parameters(release: Path) -> dict[str, str]:
-    """What a release adds to the parameters of a config."""
-    return {RELEASE_PARAMETER: release.name, "precision": store.read_manifest(release)["precision"]}
+def parameters(release: Path, model: str) -> dict[str, str]:
+    """What a release adds to the parameters of a config. The embedded pytorch backend refuses those it does not know.
+
+    model: name of any classifier's model; it begins with the kind.
+    """
+    found = {RELEASE_PARAMETER: release.name}
+    return {**found, "precision": store.read_manifest(release)["precision"]} if model.startswith(TOKENIZER) else found
 
 
 def written(parameters: dict[str, str]) -> str:

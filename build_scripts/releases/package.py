@@ -112,7 +112,7 @@ def _pack(repository: Path, name: str, release: Path, models: Path, instances: s
     store.refuse_damaged(release)
     for kind, model in zip(Models().all, Models(name).all):
         config = repository / model / store.CONFIG
-        text = config.read_text(encoding="utf-8") + written(parameters(release))
+        text = config.read_text(encoding="utf-8") + written(parameters(release, kind))
         if instances and kind == CLASSIFIER:
             if read_config(config).instance_group:
                 raise ServingError(f"{config} has an instance_group already; remove it, or pack without DEVICE")

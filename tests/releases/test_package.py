@@ -53,7 +53,7 @@ def test_holds_every_model_and_the_release(models, tiny_repository):
     live = store.live_release(tiny_repository)
     for name in ("classifier", "tokenizer", "text_classifier"):
         source = (tiny_repository / name / "config.pbtxt").read_text(encoding="utf-8")
-        assert (models / name / "config.pbtxt").read_text(encoding="utf-8") == source + written(parameters(live))
+        assert (models / name / "config.pbtxt").read_text(encoding="utf-8") == source + written(parameters(live, name))
         assert any((models / name / "1").iterdir()), name
     for name in ("classifier/1/model.pt", "classifier/labels.txt", "tokenizer/1/tokenizer.json"):
         assert (models / name).read_bytes() == (live / Path(name).name).read_bytes()

@@ -45,7 +45,7 @@ def configured(repository: Path, release: Path, model: str, names: dict[str, str
             f"{file} enables response_cache: Triton's cache is keyed by model name and would return the old release's "
             "answers; remove response_cache, and use `make serve CACHE=64M`"
         )
-    for key, value in parameters(release).items():
+    for key, value in parameters(release, model).items():
         config.parameters[key].string_value = value
     return config
 
