@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import secrets
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from build_scripts.benchmarks.http_load import Answers, load
 from build_scripts.core.errors import ServingError
 from build_scripts.core.names import ENSEMBLE
 from build_scripts.core.options import Address
+from build_scripts.releases.models import serving_models
 from build_scripts.serving.keep import inference
 from build_scripts.serving.keep.shutdown import stop
 from build_scripts.serving.start.installation import Installation
@@ -91,11 +93,17 @@ def flask(name: str, kind: str, checkpoint: Path, max_length: int, onnx: Path, l
 def ensemble(
     name: str, installation: Installation, repository: Path, log: Path, *, exact: bool = True
 ) -> Iterator[Service]:
-    """A tritonserver on the repository, without a supervisor, whose probes would disturb the measurement."""
+    """A tritonserver on the repository, without a supervisor, whose probes would disturb the measurement.
+
+    The models are put together beside the log.
+    """
     address = Address("127.0.0.1", *subprocesses.free_ports(3))
-    log.parent.mkdir(parents=True, exist_ok=True)
+    models = log.with_suffix("")
+    shutil.rmtree(models, ignore_errors=True)
+    models.mkdir(parents=True)
     log.unlink(missing_ok=True)
-    server = launch(installation, [repository], address, secrets.token_hex(16), log)
+    repositories, _ = serving_models(repository, models)
+    server = launch(installation, repositories, address, secrets.token_hex(16), log)
     try:
         subprocesses.wait_until(lambda: inference.probe(address.http_url, 2.0).healthy, server.poll, log, START_LIMIT_S)
         yield triton(name, address, server.process.pid, exact=exact)
