@@ -109,7 +109,7 @@ def panels(found: Interactive, names: Sequence[str]) -> list[Bars]:
         latencies = [found.latencies[load].get(name, []) for name in names]
         values = [percentile(one, 0.95) for one in latencies]
         title = f"short texts, {heading(load, found.capacity)}"
-        unit = "p95 latency (ms), less is better; in numbers p50 / p95"
+        unit = "p95 (ms); numbers: p50 / p95"
         result.append(Bars(title, unit, values, [summary(one) for one in latencies]))
     return result
 
