@@ -16,6 +16,7 @@ from build_scripts.core.command_line import run as run_command
 from build_scripts.core.options import OPTIONS, VARIABLE_PREFIX
 from build_scripts.core.paths import PROJECT
 from build_scripts.releases.commands import ASSEMBLED
+from tests.support.waiting import HANG_S
 
 MAKEFILE = (PROJECT / "Makefile").read_text(encoding="utf-8")
 TARGETS = dict(re.findall(r"^([a-z-]+):.*?## (.+)$", MAKEFILE, re.MULTILINE))
@@ -23,7 +24,7 @@ each_command = pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMAND
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(arguments, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(arguments, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=HANG_S)
 
 
 def test_there_are_commands_and_targets():
@@ -192,7 +193,7 @@ def test_classify_rejects_bad_input_in_one_line(tmp_path, arguments, said):
     (tmp_path / "latin-1.txt").write_bytes(latin)
     arguments = [part.format(tmp_path) if isinstance(part, str) else part for part in arguments]
     command = [sys.executable, "-m", "build_scripts", "classify", *arguments, "--grpc-port", "9"]
-    done = subprocess.run(command, cwd=PROJECT, input=latin, capture_output=True, timeout=60)
+    done = subprocess.run(command, cwd=PROJECT, input=latin, capture_output=True, timeout=HANG_S)
     message = done.stderr.decode()
     assert (done.returncode, message.count("\n")) == (1, 1), message
     assert said in message

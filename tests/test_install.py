@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from build_scripts.core.paths import PROJECT
-from tests.support.servers import wait_for
+from tests.support.waiting import HANG_S, wait_for
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -87,7 +87,7 @@ esac
 
     def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
         process = self.start(*arguments, **variables)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=HANG_S)
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     def calls(self) -> str:
@@ -293,13 +293,13 @@ def test_a_second_installation_waits_for_the_first(machine, end, made):
     wait = f"[ -e {began} ] || {{ touch {began}; while [ ! -e {go_on} ]; do sleep 0.02; done; {end}; }}"
     machine.script("in-venv", f'case "$*" in *--editable*) {wait} ;; esac\n')
     first = machine.start()
-    wait_for(began.exists, 60, "the first does not install")
+    wait_for(began.exists, "the first does not install")
     second = machine.start()
     assert second.stderr is not None
     assert second.stderr.readline() == "Another make installs here; waiting for it.\n"
     go_on.touch()
-    first.communicate(timeout=60)
-    second.communicate(timeout=60)
+    first.communicate(timeout=HANG_S)
+    second.communicate(timeout=HANG_S)
     assert (first.returncode, second.returncode) == (int(end[-1]), 0)
     assert machine.calls().count(" -m venv --clear ") == made
     assert (machine.venv / "installed").exists()
@@ -313,7 +313,9 @@ def test_another_python_makes_another_environment(tmp_path):
 
     def would_make(*arguments: str) -> bool:
         command = ["make", "--dry-run", "install", f"VENV={environment}", *arguments]
-        return "install.sh" in subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60).stdout
+        return (
+            "install.sh" in subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=HANG_S).stdout
+        )
 
     assert not would_make()
     assert not would_make("PYTHON=/usr/bin/other-python")

@@ -18,6 +18,7 @@ from build_scripts.core.paths import PROJECT
 from build_scripts.core.text_files import read_lines
 from tests.soak import soak
 from tests.soak.__main__ import soak as soak_command
+from tests.support.waiting import HANG_S
 
 VARIABLES = [option.variable for option in OPTIONS.values()]
 
@@ -47,7 +48,7 @@ def make(tmp_path):
         dump.unlink(missing_ok=True)
         command = ["make", f"VENV={venv}", *arguments]
         done = subprocess.run(
-            command, cwd=PROJECT, env={**foreign, **environment}, capture_output=True, text=True, timeout=60
+            command, cwd=PROJECT, env={**foreign, **environment}, capture_output=True, text=True, timeout=HANG_S
         )
         lines = dump.read_bytes().decode().split("\0")[:-1] if dump.exists() else []
         return Made(done.returncode, done.stdout, done.stderr, dict(line.split("=", 1) for line in lines))
@@ -98,7 +99,7 @@ def test_the_command_line_reads_no_common_names():
     """TEXT alone would be enough to classify. HOST is set by shells, and not worth a line."""
     environment = {**os.environ, **dict.fromkeys(VARIABLES, "leaked")}
     command = [sys.executable, "-m", "build_scripts", "classify"]
-    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=HANG_S)
     hint, error = done.stderr.splitlines()
     names = " ".join(name for name in COMMANDS["classify"].variables if name != "HOST")
     assert hint == f"the environment's {names} is not used; write `make classify TEXT=…`"
@@ -141,7 +142,7 @@ def test_test_server_refuses_what_is_no_tritonserver(make, tmp_path):
 
 def test_without_an_environment_to_ask_names_the_command_that_makes_one(tmp_path):
     command = ["make", f"VENV={tmp_path}/none", "health"]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 2
     assert f"error: {tmp_path}/none is missing; run `make install` first" in done.stderr
 
@@ -152,7 +153,7 @@ def test_a_benchmark_keeps_its_variables_from_its_processes(tmp_path, monkeypatc
     monkeypatch.setenv("TRITON_TC_MAX_LENGTH", "64")
     log = tmp_path / "log"
     with running("say_environment", [], log) as process:
-        process.wait(30)
+        process.wait(HANG_S)
     assert "PYTHONPATH" in log.read_text(encoding="utf-8").split()
     assert "TRITON_TC_MAX_LENGTH" not in log.read_text(encoding="utf-8")
 
@@ -190,5 +191,5 @@ def test_files_and_stdin_have_the_same_lines(tmp_path):
     assert calibration_texts(path) == [line for line in expected if line]
     code = "from build_scripts.core.text_files import read_lines; print(list(read_lines('FILE', '-')))"
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=PROJECT, input=content.encode(), capture_output=True, timeout=60)
+    done = subprocess.run(command, cwd=PROJECT, input=content.encode(), capture_output=True, timeout=HANG_S)
     assert (done.returncode, done.stdout.decode().strip()) == (0, str(expected)), done.stderr

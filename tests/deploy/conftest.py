@@ -22,7 +22,7 @@ from tests.support import containers
 from tests.support.balancers import CONFIGURATIONS, REPLICA, Proxy, proxy
 from tests.support.containers import NETWORK, Buildah, Container, Namespaces, run
 from tests.support.deploy_tools import PATH, TOOLS, need, pip_as_here
-from tests.support.servers import wait_for
+from tests.support.waiting import wait_for
 
 START_LIMIT_S = 120.0
 # File of rules -> the component of deploy/kubernetes that holds them.
@@ -146,7 +146,7 @@ def await_well(container: Container) -> float:
         assert container.process.poll() is None, container.said()
         return container.inside("python", "-m", "build_scripts.serving.keep.health", check=False).returncode == 0
 
-    return wait_for(well, START_LIMIT_S, container.said())
+    return wait_for(well, container.said())
 
 
 @pytest.fixture

@@ -73,8 +73,8 @@ MISTAKES = [
     Mistake("start that may take a minute", DEPLOYMENT, "failureThreshold: 150", "failureThreshold: 20"),
     Mistake("proxy's probe of another path", PROXY, "path: /live", "path: /healthz"),
     # stopping
-    Mistake("grace shorter than the drain", DEPLOYMENT, "GracePeriodSeconds: 45", "GracePeriodSeconds: 20"),
-    Mistake("KServe without a grace period", SERVICE, "    terminationGracePeriodSeconds: 45\n", ""),
+    Mistake("grace shorter than the drain", DEPLOYMENT, "GracePeriodSeconds: 90", "GracePeriodSeconds: 20"),
+    Mistake("KServe without a grace period", SERVICE, "    terminationGracePeriodSeconds: 90\n", ""),
     Mistake("drain that readiness does not notice", DEPLOYMENT, '"15"', '"5"'),
     Mistake(
         "proxy without a preStop hook",

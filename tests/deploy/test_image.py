@@ -14,7 +14,7 @@ from tests.support.balancers import TEXT_REQUEST
 from tests.support.containers import MIB, run
 from tests.support.deploy_tools import TOOLS
 from tests.support.manifests.whole import argument
-from tests.support.servers import wait_for
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.server
 STRICT = """
@@ -52,7 +52,7 @@ def test_runs_without_root_capabilities_or_writable_root(container):
 def classify(texts: str, port: str = "8000") -> str:
     """Python that has texts classified in the container; prints a line once all is sent, and how many answers came."""
     return (
-        f"import http.client, json; connection = http.client.HTTPConnection('127.0.0.1', {port}, timeout=60); "
+        f"import http.client, json; connection = http.client.HTTPConnection('127.0.0.1', {port}, timeout=HANG_S); "
         f"body = json.dumps({{'TEXT': {texts}}}); "
         "connection.request('POST', '/v2/models/text_classifier/generate', body); print('sent', flush=True); "
         "print(len(json.load(connection.getresponse())['CLASS_ID']))"
@@ -102,7 +102,7 @@ def test_health_fails_while_a_models_process_is_dead(start):
     killed = pid_of(one, "tokenizer/1")
     one.inside("python", "-c", f"import os, signal; os.kill({killed}, signal.SIGKILL)")
     health = ("python", "-S", "-E", "-m", "build_scripts.serving.keep.health")
-    wait_for(lambda: one.inside(*health, check=False).returncode != 0, START_LIMIT_S, one.said())
+    wait_for(lambda: one.inside(*health, check=False).returncode != 0, one.said())
     await_well(one)
     assert pid_of(one, "tokenizer/1") != killed
     one.remove()
@@ -155,10 +155,10 @@ def test_a_manifests_command_and_probes_run_in_the_image(start, image, packed, n
     one = start(24, command=command, models=packed.directory / "model_repository", models_at=models_at, cpus=1)
     for kind in ("startup", "readiness", "liveness"):
         probe = asked[f"{kind}Probe"]
-        wait_for(lambda probe=probe: exit_code(one, probe) == 0, START_LIMIT_S, one.said())
+        wait_for(lambda probe=probe: exit_code(one, probe) == 0, one.said())
     one.inside("python", "-c", classify("['private words'] * 2", argument(asked, "--http-port", "8000")))
     one.signal("TERM")
-    wait_for(lambda: exit_code(one, asked["readinessProbe"]) == 3, 10, one.said())
+    wait_for(lambda: exit_code(one, asked["readinessProbe"]) == 3, one.said())
     assert exit_code(one, asked["livenessProbe"]) == 0
     assert one.wait(START_LIMIT_S) == 0, one.said()
     assert {json.loads(line)["source"] for line in one.said().splitlines()} == {"supervisor", "tritonserver"}

@@ -21,7 +21,8 @@ from tests.support.containers import run
 from tests.support.deploy_tools import PATH, need
 from tests.support.http_stand_in import Reply, Request, StandIn
 from tests.support.prometheus import RECORD, hurried, scraping
-from tests.support.servers import post, running, wait_for
+from tests.support.servers import post, running
+from tests.support.waiting import HANG_S, wait_for
 
 pytestmark = pytest.mark.server
 DASHBOARD = PROJECT / "deploy" / "monitoring" / "dashboard.json"
@@ -67,7 +68,7 @@ def test_a_callers_trace_goes_on_through_every_step(served, receiver):
         found = [span for resource in resources for scope in resource["scopeSpans"] for span in scope["spans"]]
         return [span for span in found if span["traceId"] == TRACE_ID]
 
-    wait_for(lambda: len(spans()) >= 4, 30, "no spans came")
+    wait_for(lambda: len(spans()) >= 4, "no spans came")
     assert {path for path, _ in receiver.kept} == {"/v1/traces"}
     assert {"InferRequest", "text_classifier", "tokenizer", "classifier"} <= {span["name"] for span in spans()}
     (top,) = (span for span in spans() if span["name"] == "InferRequest")
@@ -94,7 +95,7 @@ def edge(served, tmp_path_factory):
         command = ["haproxy", "-db", "-f", "haproxy.cfg"]
         process = subprocess.Popen(command, cwd=directory, env=environment, stdout=output, stderr=output)
     try:
-        wait_for(lambda: process.poll() is not None or listens(https), 60, "HAProxy does not listen")
+        wait_for(lambda: process.poll() is not None or listens(https), "HAProxy does not listen")
         assert process.poll() is None, (directory / "output.txt").read_text(encoding="utf-8")
         yield https, metrics
     finally:
@@ -118,7 +119,7 @@ def prometheus(served, edge, rules, tmp_path_factory):
             scrapes = [float(one["value"][1]) for one in query("count_over_time(up[1m])")]
             return len(scrapes) == len(targets) and min(scrapes) >= 5
 
-        wait_for(scraped_under_load, 60, "nothing is scraped")
+        wait_for(scraped_under_load, "nothing is scraped")
         yield query
 
 
@@ -188,11 +189,11 @@ def test_an_overload_fires_its_alerts_and_moves_the_autoscalers_metric(prometheu
     clients = flood(served, stopped)
     try:
         wanted = {"TextClassifierRefusesSoon", "TextClassifierWaitsSoon"}
-        wait_for(lambda: wanted <= firing(prometheus), 120, "no alert")
+        wait_for(lambda: wanted <= firing(prometheus), "no alert")
     finally:
         stopped.set()
         for client in clients:
-            client.join(120)
+            client.join(HANG_S)
     query = re.search(r"query: (.+)", SCALER.read_text(encoding="utf-8"))[1]
     gauges = {"pending": "nv_inference_pending_request_count", "held": "text_classifier_held_requests"}
     seen = {}
@@ -218,5 +219,5 @@ def test_a_stopped_server_fires_its_alerts(prometheus, served, edge):
         assert ask_through(edge) in ("503", "000")
         return {f"TextClassifier{name}Soon" for name in wanted} <= firing(prometheus)
 
-    wait_for(all_fire, 120, "no alert")
+    wait_for(all_fire, "no alert")
     assert "TextClassifierProxyDownSoon" not in firing(prometheus)

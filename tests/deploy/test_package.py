@@ -15,7 +15,8 @@ from build_scripts.serving.keep.inference import wait_until_healthy
 from build_scripts.serving.start.installation import find_installation
 from tests.support.containers import run
 from tests.support.deploy_tools import need, tool
-from tests.support.servers import post, running, wait_for
+from tests.support.servers import post, running
+from tests.support.waiting import HANG_S, wait_for
 
 pytestmark = pytest.mark.server
 SCRIPT = Path(__file__).parents[1] / "support" / "object_store.py"
@@ -73,11 +74,11 @@ def bucket(package: Path, target: Path) -> Path:
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_for(lambda: listens(port), 60, "moto does not listen")
+        wait_for(lambda: listens(port), "moto does not listen")
         run(python, SCRIPT, f"http://127.0.0.1:{port}", package / "model_repository", target)
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait(HANG_S)
     return target
 
 
@@ -128,12 +129,12 @@ def test_plain_tritonserver_loads_kserves_download(packed, tmp_path):
         )
     url = f"http://127.0.0.1:{http}"
     try:
-        wait_for(lambda: wait_until_healthy(url, 1.0).healthy, 90, (tmp_path / "log").read_text())
+        wait_for(lambda: wait_until_healthy(url, 1.0).healthy, (tmp_path / "log").read_text())
         status, body = post(f"{url}/v2/models/text_classifier/generate", {"TEXT": TEXT})
         assert (status, json.loads(body)["CLASS_ID"]) == (200, CLASS_ID)
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(HANG_S)
 
 
 def test_another_tool_reads_the_images_digest_and_labels(packed):

@@ -17,7 +17,7 @@ import pytest
 from build_scripts.core.paths import PROJECT
 from tests.support.balancers import HOST, INFER, PORT, REPLICA, Proxy, replica
 from tests.support.containers import NETWORK, run
-from tests.support.servers import wait_for
+from tests.support.waiting import HANG_S, wait_for
 
 # Memory of the proxy's pod, in deploy/kubernetes/components/proxy/deployment.yaml.
 POD_MIB = 512
@@ -33,28 +33,28 @@ def test_slow_check_does_not_take_a_replica_out(network, started, tmp_path):
     """A busy replica answers a check later than the next one is due, and sooner than a request times out."""
     with replica(network, tmp_path, "--slow-check", "4"):
         front = started()
-        wait_for(lambda: checked(front), 60, "no check ended")
+        wait_for(lambda: checked(front), "no check ended")
         assert (checked(front), front.statistics()["http", "replica1"]["status"]) == ("L7OK", "UP")
 
 
 def test_failed_check_takes_a_replica_out(network, started, tmp_path):
     with replica(network, tmp_path, "--check-status", "500"):
         front = started()
-        wait_for(lambda: front.statistics()["http", "replica1"]["status"] == "DOWN", 60, "the replica stays up")
+        wait_for(lambda: front.statistics()["http", "replica1"]["status"] == "DOWN", "the replica stays up")
         assert checked(front) == "L7STS"
 
 
 def test_refused_check_leaves_a_replica_up(network, started, tmp_path):
     with replica(network, tmp_path, "--check-status", "503"):
         front = started()
-        wait_for(lambda: checked(front), 60, "no check ended")
+        wait_for(lambda: checked(front), "no check ended")
         assert front.statistics()["http", "replica1"]["status"] == "UP"
 
 
 def test_check_asks_the_named_classifier(network, started, tmp_path):
     with replica(network, tmp_path) as seen:
         front = started(CLASSIFIER="sentiment")
-        wait_for(lambda: checked(front), 60, "no check ended")
+        wait_for(lambda: checked(front), "no check ended")
         assert "POST /v2/models/sentiment/infer" in seen.read_text(encoding="utf-8")
         assert "POST /v2/models/text_classifier/infer" not in seen.read_text(encoding="utf-8")
 
@@ -82,7 +82,7 @@ def flood(front: Proxy, number: int, connections: int, streams: int) -> Iterator
 def report(flooding: subprocess.Popen) -> dict[str, int]:
     """Connections and streams that the proxy accepted."""
     assert flooding.stdout.readline() == "flooding\n"
-    return json.loads(flooding.communicate(timeout=60)[0])
+    return json.loads(flooding.communicate(timeout=HANG_S)[0])
 
 
 def test_a_source_has_a_limit_of_connections_and_of_streams(started):
@@ -165,7 +165,7 @@ def test_each_request_has_a_line_in_the_log_without_its_text(network, started, t
         front = started(kind)
         front.curl(INFER, "-d", json.dumps({"TEXT": secret}), "-H", f"x-note: {secret}")
         front.curl('/not"there?text=Midfielder', "-g")
-        wait_for(lambda: {200, 404} <= {line["status"] for line in access_lines(front)}, 20, "no lines")
+        wait_for(lambda: {200, 404} <= {line["status"] for line in access_lines(front)}, "no lines")
         (answered,) = (line for line in access_lines(front) if line["path"] == INFER)
         assert (answered["method"], answered["source"]) == ("POST", HOST)
         assert answered["replica"] in ("replica1", f"{NETWORK}.{REPLICA}:8000")
@@ -192,5 +192,5 @@ def test_metrics_and_readiness_of_the_proxy(network, started, tmp_path):
         assert re.search(r'haproxy_backend_active_servers\{proxy="http"\} 1', body)
         assert scrape(front, "/live")[0] == scrape(front, "/ready")[0] == 200
         assert front.curl("/metrics")[0] == 404
-    wait_for(lambda: scrape(front, "/ready")[0] == 503, 60, "ready without a replica")
+    wait_for(lambda: scrape(front, "/ready")[0] == 503, "ready without a replica")
     assert scrape(front, "/live")[0] == 200

@@ -12,7 +12,7 @@ import yaml
 
 from build_scripts.core.paths import PROJECT
 from tests.support.balancers import INFER, certificate, replica
-from tests.support.servers import wait_for
+from tests.support.waiting import HANG_S, wait_for
 
 POD = PROJECT / "deploy" / "kubernetes" / "components" / "proxy" / "deployment.yaml"
 # Until every node has heard that a pod ends, connections still go to it.
@@ -35,17 +35,17 @@ def test_a_new_certificate_costs_no_request(network, started, tmp_path):
         for client in clients:
             client.start()
         try:
-            wait_for(lambda: len(answered) >= 10, 60, "no answers")
+            wait_for(lambda: len(answered) >= 10, "no answers")
             name = front.directory / "service.pem"
             payload = (tmp_path / "new" / "service.pem").read_text(encoding="utf-8")
             assert "Transaction created" in front.admin(f"set ssl cert {name} <<\n{payload}")
             assert "Success" in front.admin(f"commit ssl cert {name}")
             before = len(answered)
-            wait_for(lambda: len(answered) >= before + 10, 60, "no answers")
+            wait_for(lambda: len(answered) >= before + 10, "no answers")
         finally:
             stopped.set()
             for client in clients:
-                client.join(60)
+                client.join(HANG_S)
         assert set(answered) == {200}
         assert front.curl(INFER, "-d", "{}", "--cacert", str(new))[0] == 200
 
@@ -57,12 +57,12 @@ def test_a_stopped_proxy_answers_what_it_has(network, started, tmp_path):
         answered: list[int] = []
         client = threading.Thread(target=lambda: answered.append(front.curl(INFER, "-d", "{}")[0]))
         client.start()
-        wait_for(lambda: "x-slow" in seen.read_text(encoding="utf-8") or seen.stat().st_size > 0, 60, "nothing sent")
+        wait_for(lambda: "x-slow" in seen.read_text(encoding="utf-8") or seen.stat().st_size > 0, "nothing sent")
         time.sleep(0.2)
         front.process.send_signal(signal.SIGUSR1)
-        client.join(60)
+        client.join(HANG_S)
         assert answered == [200]
-        assert front.process.wait(60) == 0
+        assert front.process.wait(HANG_S) == 0
 
 
 def test_a_rollout_of_the_proxy_refuses_no_connection(network, started, tmp_path):
@@ -96,6 +96,6 @@ def test_a_rollout_of_the_proxy_refuses_no_connection(network, started, tmp_path
         finally:
             stopped.set()
             for client in clients:
-                client.join(60)
+                client.join(HANG_S)
     assert len(answered) > 20
     assert set(answered) == {200}

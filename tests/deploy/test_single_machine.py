@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from build_scripts.core.paths import PROJECT
+from build_scripts.serving.start.tritonserver import EXIT_TIMEOUT_S
 from tests.deploy.conftest import await_well
 from tests.support.containers import run
 from tests.support.deploy_tools import need
@@ -60,7 +61,7 @@ def test_the_units_command_and_limits_fit_the_launcher():
     # The launcher refuses to start with these.
     assert not settings.keys() & {"MemoryDenyWriteExecute", "ProcSubset", "LimitAS"}
     drain = int(command[command.index("--drain") + 1])
-    assert int(settings["TimeoutStopSec"]) >= drain + 20
+    assert int(settings["TimeoutStopSec"]) >= drain + EXIT_TIMEOUT_S + 10
     assert settings["LimitSTACK"] == "infinity"
 
 
@@ -98,4 +99,4 @@ def test_the_compose_file_fits_image_and_proxy():
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["deploy"]["resources"]["limits"].keys() == {"cpus", "memory"}
-    assert int(server["stop_grace_period"].rstrip("s")) >= int(server["command"][-1]) + 20
+    assert int(server["stop_grace_period"].rstrip("s")) >= int(server["command"][-1]) + EXIT_TIMEOUT_S + 10

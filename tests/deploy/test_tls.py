@@ -14,6 +14,7 @@ from build_scripts.serving.start.arguments import Tls, tls_arguments
 from tests.support.containers import run
 from tests.support.deploy_tools import need
 from tests.support.servers import running
+from tests.support.waiting import HANG_S
 
 pytestmark = pytest.mark.server
 NAMES = "subjectAltName=DNS:localhost,IP:127.0.0.1"
@@ -86,7 +87,7 @@ def test_a_client_without_one_is_not(served, pki, trusts):
 
 def test_http_stays_on_loopback_and_health_asks_there(served):
     health = [sys.executable, "-m", "build_scripts", "health", "--http-port", str(served.address.http_port)]
-    assert subprocess.run(health, cwd=PROJECT, capture_output=True, timeout=60).returncode == 0
+    assert subprocess.run(health, cwd=PROJECT, capture_output=True, timeout=HANG_S).returncode == 0
     with pytest.raises(ConnectionRefusedError):  # every address of 127/8 is this machine's
         socket.create_connection(("127.0.0.2", served.address.http_port), 5)
     with socket.create_connection(("127.0.0.2", served.address.grpc_port), 5):

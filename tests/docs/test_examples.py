@@ -15,6 +15,7 @@ import pytest
 from build_scripts.benchmarks.services import infer_body
 from build_scripts.core.paths import PROJECT
 from tests.support.servers import running
+from tests.support.waiting import HANG_S
 
 EXAMPLES = PROJECT / "examples"
 NOTEBOOK = EXAMPLES / "classify.ipynb"
@@ -89,5 +90,5 @@ def test_a_chinese_classifier_is_trained_built_and_served(tmp_path):
     with running(tmp_path / "repository", tmp_path / "output.txt", "--model", str(checkpoint)) as server:
         body = infer_body(["球队夺得冠军", "银行利率下调"])
         body["outputs"] = [{"name": "PROBABILITIES", "parameters": {"classification": 1}}]
-        answer = httpx.post(f"{server.http}/v2/models/text_classifier/infer", json=body, timeout=30).json()
+        answer = httpx.post(f"{server.http}/v2/models/text_classifier/infer", json=body, timeout=HANG_S).json()
     assert [row.split(":")[2] for row in answer["outputs"][0]["data"]] == ["体育", "财经"]

@@ -19,6 +19,7 @@ from build_scripts.core.names import CLASSIFIER, ENSEMBLE, TOKENIZER
 from build_scripts.core.paths import SOURCE_REPOSITORY
 from build_scripts.releases.models import serving_models
 from tests.support import fake_triton
+from tests.support.waiting import HANG_S
 
 MODELS = (ENSEMBLE, TOKENIZER, CLASSIFIER)
 NUMPY_TYPES = {"TYPE_INT64": np.int64, "TYPE_FP32": np.float32, "TYPE_INT32": np.int32, "TYPE_BOOL": np.bool_}
@@ -171,7 +172,9 @@ _, model = fake_triton.load_model(pathlib.Path({str(models / "tokenizer" / "1")!
 print(response.outputs["INPUT_IDS"][0].tolist())
 """
     # -S: without site-packages.
-    done = subprocess.run([sys.executable, "-I", "-S", "-B", "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-B", "-c", script], capture_output=True, text=True, timeout=HANG_S
+    )
     assert done.returncode == 0, done.stderr
     expected = subject("bert").tokenizer("banks report", padding="max_length", max_length=128)["input_ids"]
     assert json.loads(done.stdout) == expected

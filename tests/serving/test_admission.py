@@ -12,8 +12,9 @@ from build_scripts.core.paths import SOURCE_REPOSITORY
 from build_scripts.serving.client import classify
 from tests.soak.overload import overload
 from tests.support.http_stand_in import Reply, Request, StandIn
-from tests.support.servers import running, wait_for
+from tests.support.servers import running
 from tests.support.texts import HEADLINES
+from tests.support.waiting import HANG_S, wait_for
 
 
 class Metrics(StandIn):
@@ -31,7 +32,7 @@ class Metrics(StandIn):
 
     def page(self, _: Request) -> Reply:
         self.readings += 1
-        self.answering.wait(60)
+        self.answering.wait(HANG_S)
         gauges = [
             f'nv_inference_pending_request_count{{model="{model}",version="1"}} {count}'
             for model, count in self.waiting.items()
@@ -176,7 +177,7 @@ def test_hanging_metrics_delay_nobody(admission, metrics, monkeypatch):
     assert not metrics.answering.is_set()
     assert metrics.readings <= 1  # the first is in progress
     metrics.answering.set()
-    wait_for(lambda: gate.reading is None, 60, "the reading never ended")
+    wait_for(lambda: gate.reading is None, "the reading never ended")
     gate.next_reading = float("inf")
     assert gate.admit(200) == 100
 
@@ -187,7 +188,7 @@ def test_last_reading_is_trusted_until_it_is_stale(admission, metrics, monkeypat
     metrics.waiting["classifier"] = 100
     gate = admission.Admission(100, metrics.address, "tokenizer", warn=pytest.fail)
     gate.admit(1)
-    wait_for(lambda: gate.reading is None, 60, "the reading never ended")
+    wait_for(lambda: gate.reading is None, "the reading never ended")
     metrics.answering.clear()
     now[0] += admission.READ_INTERVAL_S
     assert gate.admit(5) == 0
@@ -200,7 +201,7 @@ def test_idle_server_refuses_nobody_during_a_slow_reading(admission, metrics, mo
     monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: 10.0))
     gate = admission.Admission(100, metrics.address, "tokenizer", warn=pytest.fail)
     gate.refresh()
-    wait_for(lambda: gate.room == 100, 60, "the reading never ended")
+    wait_for(lambda: gate.room == 100, "the reading never ended")
     gate.next_reading = 0.0
     assert [gate.admit(1) for _ in range(100)] == [1] * 100
     metrics.answering.clear()  # the next reading never ends in this test

@@ -13,9 +13,10 @@ import pytest
 
 from build_scripts.core.names import CLASSIFIER
 from tests.support import fake_triton
-from tests.support.servers import embedded, post, wait_for
+from tests.support.servers import embedded, post
 from tests.support.texts import HEADLINES
 from tests.support.token_batches import batch
+from tests.support.waiting import wait_for
 
 FAMILY = "text_classifier_"
 
@@ -96,7 +97,7 @@ def test_a_server_without_metrics_counts_nothing(load, monkeypatch, capfd):
     answers = type(backend.answers)("classifier", "")
     rows = [np.array([[1]]), np.array([[0.1, 0.9]], dtype=np.float32)]
     answers.add(rows)
-    wait_for(answers.ending.is_set, 60, "the thread goes on")
+    wait_for(answers.ending.is_set, "the thread goes on")
     answers.thread.join()
     assert "no metrics of answers: metrics are disabled" in capfd.readouterr().err
     answers.add(rows)
@@ -116,7 +117,7 @@ def test_every_answer_is_counted_except_probes(backend, subject, handed_over):
     if handed_over:
         backend.worker.schedule.rate = 1e-9
     backend.execute(requests)
-    wait_for(lambda: all(request.sent for request in requests), 60, "no answer")
+    wait_for(lambda: all(request.sent for request in requests), "no answer")
     backend.answers.flush()
     assert sum(counted("answers_total").values()) == 3
     assert counted("probability_count") == {"": 3}
@@ -143,10 +144,10 @@ def test_real_server_shows_answers_and_leaves_probes_out(default_server):
     status, answer = post(url, body)
     assert status == 200
     (ids,) = (output["data"] for output in json.loads(answer)["outputs"] if output["name"] == "CLASS_ID")
-    wait_for(lambda: sum(metrics().values()) >= before + 50, 30, "the answers were not counted")
+    wait_for(lambda: sum(metrics().values()) >= before + 50, "the answers were not counted")
     assert {str(one) for one in ids} <= metrics().keys()
     for _ in range(20):
         assert post(url, {"id": "health", **body})[0] == 200
     assert post(url, body)[0] == 200
-    wait_for(lambda: sum(metrics().values()) >= before + 100, 30, "the answers were not counted")
+    wait_for(lambda: sum(metrics().values()) >= before + 100, "the answers were not counted")
     assert sum(metrics().values()) < before + 1000

@@ -20,8 +20,9 @@ from build_scripts.releases.pipeline import build
 from build_scripts.serving.client import Text, classify, inputs, text_input
 from tests.support.checkpoints import make_checkpoint
 from tests.support.oracle import HuggingFace
-from tests.support.servers import RunningServer, running, wait_for
+from tests.support.servers import RunningServer, running
 from tests.support.texts import HEADLINES, HOSTILE, LENGTHS, PAIRS, of_length
+from tests.support.waiting import HANG_S, wait_for
 
 MAX_BATCH_SIZE = 64
 # 1 + 2 + … + 64: every batch size once.
@@ -55,7 +56,7 @@ def served(server: RunningServer, batches: Sequence[list[Text]]) -> tuple[list[i
     class_ids, probabilities = [], []
     with triton.InferenceServerClient(server.grpc) as client:
         for batch in batches:
-            result = client.infer("text_classifier", inputs(batch), client_timeout=60)
+            result = client.infer("text_classifier", inputs(batch), client_timeout=HANG_S)
             class_ids += result.as_numpy("CLASS_ID")[:, 0].tolist()
             probabilities.append(result.as_numpy("PROBABILITIES"))
     return class_ids, np.concatenate(probabilities)
@@ -79,7 +80,7 @@ def test_automatic_precision_stays_within_the_gate(default_oracle: HuggingFace, 
     """Asks the default of `make serve` with the curl command that it prints."""
     with running(tmp_path / "repository", tmp_path / "output.txt") as server:
         class_ids, probabilities = served(server, cut(HEADLINES, [50] * 5))
-        wait_for(lambda: "  try  " in server.said(), 60, server.said())
+        wait_for(lambda: "  try  " in server.said(), server.said())
         (curl,) = (line for line in server.said().splitlines() if line.startswith("  try  "))
         said = subprocess.run(shlex.split(curl.removeprefix("  try")), capture_output=True, check=True).stdout
         (sports,) = default_oracle.class_ids(["Midfielder scores twice as champions win away"])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.soak.hostile import GENERATE, INFER, MAX_TEXT_BYTES, hostile_requests
 from tests.support.servers import embedded, post
 from tests.support.texts import any_text
+from tests.support.waiting import HANG_S
 
 GOOD = ["Midfielder scores twice as champions win away", "Central bank holds rates", "Museum opens late on Fridays"]
 HOSTILE = {request.name: request for request in hostile_requests(vocab_size=30522, max_length=512, max_batch_size=64)}
@@ -24,7 +25,7 @@ def neighbours(default_server, default_oracle):
     stop, answers = threading.Event(), []
 
     def ask():
-        with httpx.Client(base_url=default_server.http, timeout=30) as client:
+        with httpx.Client(base_url=default_server.http, timeout=HANG_S) as client:
             while not stop.is_set():
                 response = client.post(GENERATE, json={"TEXT": GOOD})
                 answers.append(response.json().get("CLASS_ID") if response.status_code == 200 else response.text)

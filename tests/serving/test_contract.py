@@ -23,6 +23,7 @@ from build_scripts.serving import client
 from build_scripts.serving.client import text_input
 from tests.support.servers import perf_analyzer_failure, post
 from tests.support.texts import HEADLINES
+from tests.support.waiting import HANG_S
 
 SPORTS, TEXT = 7, "Midfielder scores twice as champions win away"
 
@@ -145,7 +146,7 @@ def test_clients_that_share_a_batch_may_ask_for_one_output(default_server, defau
 
     def ask(number: int) -> bool:
         model = "tokenizer" if number % 4 == 0 else "classifier"
-        answer = httpx.post(f"{default_server.http}/v2/models/{model}/infer", json=asked[model], timeout=60).json()
+        answer = httpx.post(f"{default_server.http}/v2/models/{model}/infer", json=asked[model], timeout=HANG_S).json()
         return [output["name"] for output in answer["outputs"]] == [asked[model]["outputs"][0]["name"]]
 
     with ThreadPoolExecutor(16) as pool:
@@ -192,7 +193,7 @@ def test_perf_analyzer_needs_no_shape_flags(default_server, tmp_path):
 
 def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "build_scripts", *arguments]
-    return subprocess.run(command, cwd=PROJECT, input=stdin, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=PROJECT, input=stdin, capture_output=True, text=True, timeout=HANG_S)
 
 
 def test_classify_prints_id_label_and_probability(default_server):

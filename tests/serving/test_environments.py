@@ -15,6 +15,7 @@ import pytest
 from build_scripts.benchmarks.services import infer_body
 from build_scripts.core.paths import BUILD, PROJECT
 from tests.support.servers import post, running, start
+from tests.support.waiting import HANG_S
 
 INFER = "/v2/models/text_classifier/infer"
 BODY = infer_body(["a text"])
@@ -82,7 +83,7 @@ def test_it_serves(serving, script, namespaces):
 def test_it_says_in_one_line_what_is_missing(serving, script, namespaces, words):
     server = serving(start, prepared(script, *namespaces))
     try:
-        assert server.process.wait(120) == 1
+        assert server.process.wait(HANG_S) == 1
         said = [line for line in server.said().splitlines() if line.startswith("error:")]
         assert len(said) == 1
         assert words in said[0]

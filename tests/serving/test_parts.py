@@ -23,12 +23,12 @@ from build_scripts.core.paths import PROJECT
 from build_scripts.serving.pytorch_backend import schedule as policy
 from tests.support import fake_triton
 from tests.support.fake_triton import TritonError
-from tests.support.servers import embedded, wait_for
+from tests.support.servers import embedded
 from tests.support.token_batches import MAX_LOGIT_ERROR, batch, eager
+from tests.support.waiting import HANG_S, wait_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LIMIT_S = 30.0
 UNKNOWN_ID = 10**6
 LENGTHS = [7, 20, 11, 5, 20, 20, 3]
 
@@ -60,7 +60,7 @@ class Gate:
 
     def passed(self, input_ids: Tensor) -> None:
         self.reached.set()
-        assert self.open.wait(LIMIT_S)
+        assert self.open.wait(HANG_S)
         self.batches.append(input_ids.tolist())
         if self.bad in input_ids.tolist():
             raise RuntimeError("cannot be computed")
@@ -73,12 +73,12 @@ def request(input_ids: Tensor, attention_mask: Tensor) -> fake_triton.Request:
 def hand_over(backend, *requests: fake_triton.Request) -> None:
     """Executes the requests; returns once the worker computes."""
     assert backend.execute(list(requests)) is None
-    assert backend.gate.reached.wait(LIMIT_S)
+    assert backend.gate.reached.wait(HANG_S)
 
 
 def answers(*requests: fake_triton.Request) -> list[fake_triton.InferenceResponse]:
     """Exactly one response per request."""
-    wait_for(lambda: all(one.sent for one in requests), LIMIT_S, "no answer")
+    wait_for(lambda: all(one.sent for one in requests), "no answer")
     assert all(len(one.sent) == 1 for one in requests)
     return [one.sent[0] for one in requests]
 
@@ -142,7 +142,7 @@ def test_short_request_overtakes_long_one(backend, subject):
     for name, one in (("long", long), ("short", short)):
         one.send = lambda response, flags, name=name: order.append(name)
     backend.gate.open.set()
-    wait_for(lambda: len(order) == 2, LIMIT_S, str(order))
+    wait_for(lambda: len(order) == 2, str(order))
     assert order == ["short", "long"]
     assert backend.gate.batches[1] == ids[:1].tolist()
 
@@ -155,7 +155,7 @@ def test_short_requests_are_computed_beside_a_long_text(backend, subject):
     def model(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         if attention_mask.sum() >= 100:
             reached.set()
-            assert opened.wait(LIMIT_S)
+            assert opened.wait(HANG_S)
         return complete(input_ids, attention_mask)
 
     backend.model = model
@@ -163,7 +163,7 @@ def test_short_requests_are_computed_beside_a_long_text(backend, subject):
     long, first, second = (request(ids[[row]], mask[[row]]) for row in range(3))
     many = request(ids[[3] * 4], mask[[3] * 4])
     assert backend.execute([long]) is None
-    assert reached.wait(LIMIT_S)
+    assert reached.wait(HANG_S)
     assert backend.execute([first, many, second]) is None
     assert [len(one.sent) for one in (long, first, second, many)] == [0, 1, 1, 0]
     opened.set()
@@ -258,10 +258,10 @@ def blocked_execution(backend, one: fake_triton.Request) -> Iterator[None]:
     waiting = threading.Thread(target=backend.execute, args=[[one]], name="execute")
     yield
     waiting.start()
-    assert backend.worker.changed.blocked.wait(LIMIT_S)
+    assert backend.worker.changed.blocked.wait(HANG_S)
     assert waiting.is_alive()
     backend.gate.open.set()
-    waiting.join(LIMIT_S)
+    waiting.join(HANG_S)
     assert not waiting.is_alive()
 
 
@@ -290,7 +290,7 @@ def test_two_processes_of_a_model_share_no_gauge(backend):
 
 def test_execute_blocks_during_a_part_so_that_triton_joins_requests(backend, subject, monkeypatch):
     ids, mask = batch(subject("bert"), [20] * 2)
-    monkeypatch.setitem(backend.worker.hand_over.__globals__, "LARGE_S", LIMIT_S)
+    monkeypatch.setitem(backend.worker.hand_over.__globals__, "LARGE_S", HANG_S)
     first, second = request(ids, mask), request(ids, mask)
     with blocked_execution(backend, second):
         hand_over(backend, first)  # its first row is in progress
@@ -317,7 +317,7 @@ def test_only_the_computing_thread_keeps_openmp_threads(backend, subject, monkey
     assert released == [threading.current_thread().name]
     backend.gate.open.set()
     answers(held)
-    wait_for(lambda: released[1:] == ["parts"], LIMIT_S, "the thread kept its OpenMP threads")
+    wait_for(lambda: released[1:] == ["parts"], "the thread kept its OpenMP threads")
 
 
 def test_released_openmp_threads_restart_with_the_next_product():
@@ -339,7 +339,7 @@ for _ in range(2):
     assert torch.equal(torch.exp(x), before)
     print(with_them - threads())
 """
-    done = subprocess.run([sys.executable, "-c", command], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", command], cwd=PROJECT, capture_output=True, text=True, timeout=HANG_S)
     assert done.stdout.split() == ["2", "0"] * 2, done.stderr
 
 
@@ -365,7 +365,7 @@ def test_real_server_answers_short_texts_during_a_batch(default_server):
 
     def post(model: str, body: dict) -> dict:
         url = f"{default_server.http}/v2/models/{model}/infer"
-        with urllib.request.urlopen(url, json.dumps(body).encode(), timeout=60) as response:
+        with urllib.request.urlopen(url, json.dumps(body).encode(), timeout=HANG_S) as response:
             return json.load(response)
 
     def short_answers(batches: int) -> int:

@@ -17,6 +17,7 @@ from build_scripts.serving.client import inputs
 from tests.support.oracle import HuggingFace
 from tests.support.servers import running
 from tests.support.texts import HEADLINES, VARIED
+from tests.support.waiting import HANG_S
 
 STRIDE = 20
 LONG = [" ".join((4 * HEADLINES)[start : start + count]) for start, count in enumerate([12, 15, 25, 40, 80])]
@@ -59,7 +60,9 @@ def test_long_texts_get_the_pooled_answer_of_their_windows(subject, tmp_path, ca
             alone = [client.infer("text_classifier", inputs([text])) for text in TEXTS]
             cut = client.infer("text_classifier", inputs([TOO_LONG]))
         tensor = {"name": "TEXT", "shape": [len(TEXTS), 1], "datatype": "BYTES", "data": TEXTS}
-        response = httpx.post(f"{server.http}/v2/models/text_classifier/infer", json={"inputs": [tensor]}, timeout=60)
+        response = httpx.post(
+            f"{server.http}/v2/models/text_classifier/infer", json={"inputs": [tensor]}, timeout=HANG_S
+        )
     over_grpc = {name: together.as_numpy(name) for name in ("PROBABILITIES", "CLASS_ID", "TOKENS", "TRUNCATED")}
     over_http = {one["name"]: np.array(one["data"]).reshape(one["shape"]) for one in response.json()["outputs"]}
     for answer in (over_grpc, over_http):

@@ -24,8 +24,8 @@ from build_scripts.core.paths import SOURCE_REPOSITORY
 from build_scripts.releases.default_model import pretrained_directory
 from tests.support import fake_triton
 from tests.support.checkpoints import make_tokenizer
-from tests.support.servers import wait_for
 from tests.support.texts import HEADLINES, LONGEST, LONGEST_TEXTS, PAIRS, VARIED, any_text
+from tests.support.waiting import HANG_S, wait_for
 
 LIMITS = {
     "max_text_bytes": str(LONGEST),
@@ -81,7 +81,7 @@ class Served:
         if responses is not None:
             assert not any(request.sent for request in received)
             return responses
-        wait_for(lambda: all(request.sent for request in received), 60, "a request got no answer")
+        wait_for(lambda: all(request.sent for request in received), "a request got no answer")
         assert all(len(request.sent) == 1 for request in received)
         return [request.sent[0] for request in received]
 
@@ -374,7 +374,7 @@ class Gate:
 
     def tokenize(self, texts: list[str]):
         if max(map(len, texts), default=0) >= self.closed_for:
-            assert self.opened.wait(60)
+            assert self.opened.wait(HANG_S)
         self.begun.append(sum(map(len, texts)))
         return self.encoder.tokenize(texts)
 
@@ -403,7 +403,7 @@ def test_short_request_overtakes_long_one(gate):
         [expected] = served.expected([text])
         assert response.outputs["INPUT_IDS"][0, : len(expected)].tolist() == expected
     gate.opened.set()
-    wait_for(lambda: long.sent, 60, "the long request got no answer")
+    wait_for(lambda: long.sent, "the long request got no answer")
     outputs = long.sent[0].outputs
     expected = served.expected([LONG, GOOD[0]])
     assert outputs["INPUT_IDS"].shape == outputs["ATTENTION_MASK"].shape == (2, served.max_length)
@@ -434,7 +434,7 @@ def test_earliest_deadline_goes_first(gate):
     for name, request in (("first", first), ("large", large), ("small", small)):
         request.send = lambda response, flags, name=name: order.append(name)
     gate.opened.set()
-    wait_for(lambda: len(order) == 3, 60, "a request got no answer")
+    wait_for(lambda: len(order) == 3, "a request got no answer")
     assert order == ["first", "small", "large"]
 
 
@@ -465,7 +465,7 @@ def test_unloading_waits_for_long_requests(gate):
     assert unloading.is_alive()
     assert not request.sent
     gate.opened.set()
-    unloading.join(60)
+    unloading.join(HANG_S)
     assert not unloading.is_alive()
     assert request.sent[0].error is None
 

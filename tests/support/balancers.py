@@ -17,8 +17,8 @@ from pathlib import Path
 from build_scripts.core.paths import PROJECT
 from tests.support.containers import NETWORK, Namespaces, run
 from tests.support.deploy_tools import PATH
-from tests.support.replica_load import LIMIT_S, TEXT
-from tests.support.servers import wait_for
+from tests.support.replica_load import TEXT
+from tests.support.waiting import HANG_S, wait_for
 
 CONFIGURATIONS = PROJECT / "deploy" / "proxy"
 # What curl is given: a path and arguments.
@@ -92,11 +92,11 @@ class Proxy:
                 return self.curl("/")[0] in (401, 404)
             return False
 
-        wait_for(answers, 60, f"{self.kind} does not answer")
+        wait_for(answers, f"{self.kind} does not answer")
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(HANG_S)
 
     @contextlib.contextmanager
     def instead(self, configuration: Path) -> Iterator[Proxy]:
@@ -150,7 +150,7 @@ class Proxy:
         found: dict = {}
         try:
             yield found
-            found.update(json.loads(process.communicate(timeout=LIMIT_S + 30)[0]))
+            found.update(json.loads(process.communicate(timeout=HANG_S + 30)[0]))
         finally:
             process.kill()
             process.wait()
@@ -185,7 +185,7 @@ def replica(network: Namespaces, directory: Path, *options: str) -> Iterator[Pat
     try:
         inside = network.enter(network.balancer)
         url = f"http://{NETWORK}.{REPLICA}:8000/v2"
-        wait_for(lambda: run(*inside, "curl", "-s", url, check=False).returncode == 0, 60, "no stand-in")
+        wait_for(lambda: run(*inside, "curl", "-s", url, check=False).returncode == 0, "no stand-in")
         yield seen
     finally:
         process.kill()

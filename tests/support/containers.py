@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support.waiting import HANG_S
+
 # For documentation, says RFC 5737: no machine has one of these.
 NETWORK = "192.0.2"
 MIB = 1 << 20
@@ -194,7 +196,7 @@ class Container:
     def remove(self) -> None:
         self.runc("delete", "--force", self.name, check=False)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(10)
+            self.process.wait(HANG_S)
 
 
 def start(

@@ -19,8 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from build_scripts.core.paths import PROJECT
-
-LIMIT_S = 60
+from tests.support.waiting import HANG_S
 
 
 class Forker:
@@ -55,7 +54,7 @@ class Child:
 
     def wait(self) -> tuple[int | None, str]:
         """Exit code, None if it was killed, and output."""
-        deadline = time.monotonic() + LIMIT_S
+        deadline = time.monotonic() + HANG_S
         while Path(f"/proc/{self.pid}").exists():
             assert time.monotonic() < deadline, self.text()
             time.sleep(0.01)

@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from build_scripts.benchmarks.subprocesses import free_ports
-from tests.support.servers import wait_for
+from tests.support.waiting import HANG_S, wait_for
 
 RECORD = "text_classifier_waiting_requests"
 
@@ -61,7 +61,7 @@ def scraping(
     def query(expression: str, time: float | None = None) -> list[dict]:
         parameters = {"query": expression, **({"time": time} if time else {})}
         url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=10) as response:
+        with urllib.request.urlopen(url, timeout=HANG_S) as response:
             return json.load(response)["data"]["result"]
 
     def answers() -> bool:
@@ -72,8 +72,8 @@ def scraping(
         return False
 
     try:
-        wait_for(answers, 60, "Prometheus does not answer")
+        wait_for(answers, "Prometheus does not answer")
         yield query
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(HANG_S)

@@ -6,6 +6,7 @@ import threading
 import time
 
 from tests.support.http_stand_in import Reply, Request, StandIn
+from tests.support.waiting import HANG_S
 
 
 class Recorder(StandIn):
@@ -28,7 +29,7 @@ class Recorder(StandIn):
             self.most_at_once = max(self.most_at_once, self.at_once)
             if len(self.bodies) >= self.meeting:
                 self.all_came.set()
-        self.all_came.wait(60)
+        self.all_came.wait(HANG_S)
         time.sleep(0.01)
         with self.lock:
             self.at_once -= 1

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from build_scripts.core.paths import PROJECT
 from build_scripts.serving.keep.inference import wait_until_healthy
 from build_scripts.serving.keep.run_directory import run_directory
 from build_scripts.serving.start.installation import embedded_wheel, perf_analyzer_environment
+from tests.support.waiting import HANG_S, wait_for
 
 # A start may build a release first, and other tests may hold the cores.
 START_LIMIT_S = 600.0
@@ -86,7 +87,7 @@ class RunningServer:
     def said(self) -> str:
         return self.output.read_text(encoding="utf-8", errors="replace")
 
-    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 120.0) -> int:
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = HANG_S) -> int:
         self.process.send_signal(number)
         return self.process.wait(timeout_s)
 
@@ -131,18 +132,9 @@ def running(repository: Path, output: Path, *arguments: str, within: Sequence[st
         yield server
         if server.process.poll() is None:
             assert server.stop() == 0, server.said()
-        wait_for(server.is_gone, 5, f"{server.family()} {server.shared_memory()}")
+        wait_for(server.is_gone, f"{server.family()} {server.shared_memory()}")
     finally:
         server.remove()
-
-
-def wait_for(condition: Callable[[], bool], limit_s: float, what: str) -> float:
-    """Seconds until the condition held; fails after the limit."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < limit_s, what
-        time.sleep(0.02)
-    return time.monotonic() - began
 
 
 def embedded() -> bool:
@@ -159,12 +151,12 @@ def perf_analyzer_failure(server: RunningServer, model: str, *arguments: str) ->
     url = server.grpc if "grpc" in arguments else server.http.removeprefix("http://")
     command = [str(Path(sys.executable).with_name("perf_analyzer")), "-m", model, "-u", url, "--request-count", "20"]
     environment = perf_analyzer_environment(embedded_wheel())
-    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=HANG_S)
     said = done.stdout + done.stderr
     return None if done.returncode == 0 and "Throughput:" in said and "Failed" not in said else said
 
 
-def post(url: str, body: bytes | dict, headers: dict[str, str] | None = None, timeout_s: float = 30.0):
+def post(url: str, body: bytes | dict, headers: dict[str, str] | None = None, timeout_s: float = HANG_S):
     """POST with a plain HTTP client; returns status and body."""
     import httpx
 

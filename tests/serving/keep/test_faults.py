@@ -23,13 +23,12 @@ from build_scripts.serving.keep.processes import MIB, private_bytes
 from build_scripts.serving.start.start_message import READY
 from tests.soak.attacks import Target, exchange, infer_bytes, request
 from tests.soak.hostile import MAX_REQUEST_BYTES
-from tests.support.servers import classifier_process, embedded, post, running, start, wait_for
+from tests.support.servers import classifier_process, embedded, post, running, start
+from tests.support.waiting import HANG_S, wait_for
 
 pytestmark = pytest.mark.server
 GENERATE = "/v2/models/text_classifier/generate"
 TEXT = "Midfielder scores twice"
-# Deadlines of what must happen at all, however busy the machine is.
-NOTICED_S, RECOVERED_S = 60.0, 120.0
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +49,7 @@ class Load:
 
     def __init__(self, url: str):
         self.url = url
-        self.expected = httpx.post(url + GENERATE, json={"TEXT": TEXT}, timeout=60).json()["CLASS_ID"]
+        self.expected = httpx.post(url + GENERATE, json={"TEXT": TEXT}, timeout=HANG_S).json()["CLASS_ID"]
         self.stop, self.answered, self.wrong = threading.Event(), 0, []
         self.threads = [threading.Thread(target=self.ask) for _ in range(3)]
 
@@ -83,21 +82,21 @@ class Load:
     "victim", ["tokenizer/1", pytest.param("classifier/1", marks=classifier_process), "bin/tritonserver"]
 )
 def test_killed_or_stopped_process_is_replaced_under_load(server, victim, number):
-    wait_for(lambda: inference.probe(server.http, 5.0).healthy, RECOVERED_S, server.said())
+    wait_for(lambda: inference.probe(server.http, 5.0).healthy, server.said())
     with Load(server.http) as load:
-        wait_for(lambda: load.answered > 20, RECOVERED_S, "no load")
+        wait_for(lambda: load.answered > 20, "no load")
         lines, before = server.said().count("restarting"), server.find("bin/tritonserver").pid
         server.find(victim).send_signal(number)
-        wait_for(lambda: server.said().count("restarting") > lines, NOTICED_S, f"not noticed: {server.said()}")
+        wait_for(lambda: server.said().count("restarting") > lines, f"not noticed: {server.said()}")
         answered = load.answered
-        wait_for(lambda: load.answered > answered + 5, RECOVERED_S, server.said())
+        wait_for(lambda: load.answered > answered + 5, server.said())
     assert not load.wrong
     assert server.find("bin/tritonserver").pid != before
 
 
 def test_health_fails_while_inference_fails(server):
     """Between the moment at which the supervisor notices and the one at which the new server answers."""
-    wait_for(lambda: report(server.http, 5.0, live=False)[0] == HEALTHY, RECOVERED_S, server.said())
+    wait_for(lambda: report(server.http, 5.0, live=False)[0] == HEALTHY, server.said())
     server.find("tokenizer/1").suspend()
     seen = []
 
@@ -105,9 +104,9 @@ def test_health_fails_while_inference_fails(server):
         seen.append(report(server.http, 5.0, live=live)[0])
         return seen[-1] == UNHEALTHY
 
-    wait_for(lambda: fails(live=False), NOTICED_S, server.said())
+    wait_for(lambda: fails(live=False), server.said())
     assert not fails(live=True)
-    wait_for(lambda: report(server.http, 5.0, live=False)[0] == HEALTHY, RECOVERED_S, server.said())
+    wait_for(lambda: report(server.http, 5.0, live=False)[0] == HEALTHY, server.said())
 
 
 def test_server_lives_on_without_a_reader_of_its_output(tiny_repository, subject, tmp_path):
@@ -119,7 +118,7 @@ def test_server_lives_on_without_a_reader_of_its_output(tiny_repository, subject
         server.process.stdout.close()
         before = server.find("bin/tritonserver").pid
         server.find("bin/tritonserver").kill()
-        wait_for(lambda: inference.probe(server.http, 5.0).healthy, RECOVERED_S, "no answer after the fault")
+        wait_for(lambda: inference.probe(server.http, 5.0).healthy, "no answer after the fault")
         assert server.find("bin/tritonserver").pid != before
         assert server.stop() == 0
     finally:
@@ -160,13 +159,13 @@ def test_stop_answers_requests_in_flight_and_refuses_others(number, default_repo
             return model["inference_count"]
 
         # Until then the supervisor's own requests count, too.
-        wait_for(lambda: "ready:" in server.said(), RECOVERED_S, server.said())
+        wait_for(lambda: "ready:" in server.said(), server.said())
         before = tokenized()
         asking = threading.Thread(target=ask)
         asking.start()
-        wait_for(lambda: tokenized() >= before + len(slow["TEXT"]), 10, "not sent")
+        wait_for(lambda: tokenized() >= before + len(slow["TEXT"]), "not sent")
         server.process.send_signal(number)
-        wait_for(lambda: "stopping" in server.said(), 5, server.said())
+        wait_for(lambda: "stopping" in server.said(), server.said())
         time.sleep(0.1)
         while server.process.poll() is None:
             with contextlib.suppress(httpx.HTTPError):
@@ -174,7 +173,7 @@ def test_stop_answers_requests_in_flight_and_refuses_others(number, default_repo
         asking.join()
         assert answers == [200]
         assert 200 not in late
-        assert server.process.wait(20) == 0
+        assert server.process.wait(HANG_S) == 0
         assert server.is_gone()
         with pytest.raises(httpx.ConnectError):
             post(server.http + GENERATE, {"TEXT": "a"})
@@ -215,7 +214,7 @@ def test_killed_supervisor_leaves_no_server_behind(tiny, tmp_path):
     with tiny(tmp_path / "output.txt") as server:
         assert len(server.family()) == (3 if embedded() else 2)
         server.process.kill()
-        wait_for(server.is_gone, 15, f"{server.family()} {server.shared_memory()}")
+        wait_for(server.is_gone, f"{server.family()} {server.shared_memory()}")
 
 
 def test_destroyed_model_file_ends_with_a_clear_message(tiny_repository, subject, tmp_path):
@@ -225,11 +224,11 @@ def test_destroyed_model_file_ends_with_a_clear_message(tiny_repository, subject
     options = ("--model", str(subject("bert").directory), "--precision", "fp32")
     with running(repository, tmp_path / "output.txt", *options) as server:
         # A first start that fails ends at once; the supervisor must have seen this one succeed.
-        wait_for(lambda: READY in server.said(), RECOVERED_S, server.said())
+        wait_for(lambda: READY in server.said(), server.said())
         model = live_release(repository) / "model.pt"
         model.write_bytes(model.read_bytes()[:1000])
         server.find("bin/tritonserver").kill()
-        assert server.process.wait(RECOVERED_S) == 1
+        assert server.process.wait(HANG_S) == 1
     assert re.search(r"error: .*model\.pt is not the file that release \w+ was built with", server.said()), (
         server.said()
     )
@@ -243,7 +242,7 @@ def test_taken_port_is_one_clear_line(tiny_repository, subject, tmp_path):
         port = taken.getsockname()[1]
         server = start(tiny_repository, tmp_path / "output.txt", *options, "--http-port", str(port))
         try:
-            assert server.process.wait(120) == 1
+            assert server.process.wait(HANG_S) == 1
         finally:
             server.remove()
     assert server.said().count("\n") == 1

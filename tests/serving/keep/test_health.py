@@ -17,6 +17,7 @@ from build_scripts.serving.keep.run_directory import held
 from build_scripts.serving.keep.run_state import RunState, write_state
 from build_scripts.serving.keep.verdict import VerdictFile
 from tests.support.fake_frontend import Frontend
+from tests.support.waiting import HANG_S
 
 MODULE = "build_scripts.serving.keep.health"
 
@@ -121,7 +122,7 @@ def run_module(*arguments: str, **variables: str) -> subprocess.CompletedProcess
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     command = [sys.executable, "-S", "-E", "-m", MODULE, *arguments]
     return subprocess.run(
-        command, cwd=PROJECT, env={**environment, **variables}, capture_output=True, text=True, timeout=60
+        command, cwd=PROJECT, env={**environment, **variables}, capture_output=True, text=True, timeout=HANG_S
     )
 
 

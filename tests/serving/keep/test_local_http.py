@@ -12,6 +12,7 @@ import pytest
 
 from build_scripts.serving.keep.inference import Outcome, probe
 from build_scripts.serving.keep.local_http import exchange
+from tests.support.waiting import HANG_S
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
 
@@ -76,7 +77,7 @@ def test_answer_that_arrived_before_the_deadline_is_read(monkeypatch):
         def sendall(self, data):
             real(self, data)
             if data.startswith(b"GET"):
-                sent.wait(60)
+                sent.wait(HANG_S)
 
         monkeypatch.setattr(socket.socket, "sendall", sendall)
         monkeypatch.setattr("build_scripts.serving.keep.local_http.time.monotonic", lambda: next(clock))

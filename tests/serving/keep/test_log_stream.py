@@ -12,7 +12,8 @@ from build_scripts.core.errors import ServingError
 from build_scripts.serving.keep.log_stream import following, parsed
 from build_scripts.serving.keep.output import JsonLines, say
 from build_scripts.serving.start.arguments import ServerOptions
-from tests.support.servers import post, running, wait_for
+from tests.support.servers import post, running
+from tests.support.waiting import wait_for
 
 SECRET = "only the client may read this"
 INFER = "/v2/models/text_classifier/infer"
@@ -65,7 +66,7 @@ def test_every_line_of_a_server_is_json_without_texts(tiny_repository, subject, 
         assert post(server.http + INFER, {"inputs": [data]})[0] == 200
         assert post(server.http + INFER, {"inputs": [{**data, "data": [f"{SECRET} " * 10000]}]})[0] == 400
         assert post(server.http + INFER, {"inputs": [{**data, "shape": [1, 2]}]})[0] == 400
-        wait_for(lambda: "a real inference answered" in server.said(), 120, server.said())
+        wait_for(lambda: "a real inference answered" in server.said(), server.said())
     lines = [json.loads(line) for line in server.said().splitlines()]
     assert {line["source"] for line in lines} == {"supervisor", "tritonserver"}
     assert all(datetime.fromisoformat(line["time"]).tzinfo for line in lines)

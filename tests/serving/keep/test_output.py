@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from build_scripts.core.paths import PROJECT
+from tests.support.waiting import HANG_S
 
 CODE = """
 import sys
@@ -38,7 +39,7 @@ def test_lost_output_is_ignored(tmp_path, stream, kind):
     for pipe in (process.stdout, process.stderr):
         if pipe:
             pipe.close()
-    process.communicate(b"\n", timeout=60)
+    process.communicate(b"\n", timeout=HANG_S)
     assert process.returncode == 0
     assert alive.read_text() == "alive"
 

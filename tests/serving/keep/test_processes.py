@@ -8,9 +8,7 @@ import sys
 import psutil
 
 from build_scripts.serving.keep.processes import RUNNING, SLEEPING, STOPPED, ZOMBIE, Process, processes_of, worked
-from tests.support.servers import wait_for
-
-LIMIT_S = 30.0
+from tests.support.waiting import wait_for
 
 
 def state_of(pid: int, of: int) -> str:
@@ -19,7 +17,7 @@ def state_of(pid: int, of: int) -> str:
 
 def test_idle_process_sleeps(process):
     server = process("sleep", "60")
-    wait_for(lambda: state_of(server.process.pid, server.process.pid) == SLEEPING, LIMIT_S, "not asleep")
+    wait_for(lambda: state_of(server.process.pid, server.process.pid) == SLEEPING, "not asleep")
 
 
 def test_thread_that_computes_makes_its_process_runnable(process):
@@ -27,21 +25,21 @@ def test_thread_that_computes_makes_its_process_runnable(process):
     code = "import threading, time\nthreading.Thread(target=lambda: [0 for _ in iter(int, 1)]).start()\ntime.sleep(60)"
     server = process(sys.executable, "-c", code)
     pid = server.process.pid
-    wait_for(lambda: psutil.Process(pid).num_threads() == 2, LIMIT_S, "no thread")
-    wait_for(lambda: processes_of(pid)[pid].state == RUNNING, LIMIT_S, "not running")
+    wait_for(lambda: psutil.Process(pid).num_threads() == 2, "no thread")
+    wait_for(lambda: processes_of(pid)[pid].state == RUNNING, "not running")
     before = processes_of(pid)[pid].cpu_s
-    wait_for(lambda: processes_of(pid)[pid].cpu_s > before, LIMIT_S, "no CPU time")
+    wait_for(lambda: processes_of(pid)[pid].cpu_s > before, "no CPU time")
 
 
 def test_killed_child_is_a_zombie_and_a_stopped_one_is_stopped(process):
     server = process("sh", "-c", "sleep 60 & sleep 61 & exec sleep 62")
     parent = psutil.Process(server.process.pid)
-    wait_for(lambda: len(parent.children()) == 2 and parent.name() == "sleep", LIMIT_S, "no children")
+    wait_for(lambda: len(parent.children()) == 2 and parent.name() == "sleep", "no children")
     first, second = parent.children()
     first.kill()
     second.send_signal(signal.SIGSTOP)
-    wait_for(lambda: state_of(first.pid, parent.pid) == ZOMBIE, LIMIT_S, "no zombie")
-    wait_for(lambda: state_of(second.pid, parent.pid) == STOPPED, LIMIT_S, "not stopped")
+    wait_for(lambda: state_of(first.pid, parent.pid) == ZOMBIE, "no zombie")
+    wait_for(lambda: state_of(second.pid, parent.pid) == STOPPED, "not stopped")
 
 
 def test_stub_is_known_by_its_model(process, tmp_path):
@@ -49,7 +47,7 @@ def test_stub_is_known_by_its_model(process, tmp_path):
     stub.parent.mkdir(parents=True)
     stub.write_text("while :; do sleep 0.5; done\n")
     server = process("sh", "-c", f"sh {stub} & wait")
-    wait_for(lambda: "classifier" in models_of(server.process.pid), LIMIT_S, "no model")
+    wait_for(lambda: "classifier" in models_of(server.process.pid), "no model")
 
 
 def models_of(tritonserver: int) -> list[str]:
@@ -62,7 +60,7 @@ def test_tritonserver_runs_no_model_whatever_its_arguments(process, tmp_path):
     script.parent.mkdir(parents=True)
     script.write_text("sleep 60\n")
     server = process("sh", str(script))
-    wait_for(lambda: str(script) in psutil.Process(server.process.pid).cmdline(), LIMIT_S, "not started")
+    wait_for(lambda: str(script) in psutil.Process(server.process.pid).cmdline(), "not started")
     assert models_of(server.process.pid)[0] == ""
 
 

@@ -7,6 +7,8 @@ import threading
 import grpc
 import pytest
 
+from tests.support.waiting import HANG_S
+
 PING_S, PINGS = 2.0, 4
 
 
@@ -30,5 +32,5 @@ def test_an_idle_client_that_pings_keeps_its_connection(default_server):
     ]
     with grpc.insecure_channel(default_server.grpc, options=options) as channel:
         channel.subscribe(follow, try_to_connect=True)
-        assert connected.wait(60)
+        assert connected.wait(HANG_S)
         assert not lost.wait(PING_S * (PINGS + 1))

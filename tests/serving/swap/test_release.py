@@ -32,12 +32,10 @@ from build_scripts.serving.swap.release import go_live, release, rollback
 from build_scripts.serving.swap.status import status
 from tests.support.checkpoints import make_checkpoint
 from tests.support.release_clients import TEXTS, TOLERANCE, Clients, Release
-from tests.support.servers import RunningServer, embedded, post, running, wait_for
+from tests.support.servers import RunningServer, embedded, post, running
+from tests.support.waiting import HANG_S, wait_for
 
 pytestmark = pytest.mark.server
-
-# Timeout of what takes seconds on an idle machine.
-LIMIT_S = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +119,7 @@ def test_every_model_tells_its_release(server, repository):
 @pytest.mark.timeout(900)
 def releases_on_the_metrics_page(server: RunningServer) -> set[str]:
     """Those of processes that run."""
-    with urllib.request.urlopen(f"http://{server.address.metrics_address}/metrics", timeout=30) as response:
+    with urllib.request.urlopen(f"http://{server.address.metrics_address}/metrics", timeout=HANG_S) as response:
         page = response.read().decode()
     return set(re.findall(r'(?m)^text_classifier_info{.*release="(\w+)".*} 1$', page))
 
@@ -138,7 +136,7 @@ def test_releases_and_rollbacks_under_load(server, releases, port, repository):
             clients.await_answers("chinese")
     assert clients.wrong == []
     live = {live_release(repository).name}
-    wait_for(lambda: releases_on_the_metrics_page(server) == live, LIMIT_S, "a process of another release runs")
+    wait_for(lambda: releases_on_the_metrics_page(server) == live, "a process of another release runs")
     assert staged_models(port) == []
 
 
@@ -230,7 +228,7 @@ def test_server_killed_during_release_returns_with_one(server, releases, port, m
         patch.setattr("build_scripts.serving.swap.release.await_stragglers", kill)
         with pytest.raises(ServingError, match="answered, but could not be completed"):
             rollback(port)
-    assert wait_until_healthy(server.http, LIMIT_S).healthy
+    assert wait_until_healthy(server.http, HANG_S).healthy
     live = answering(server, releases)
     assert releases[live].options.model in status(port).splitlines()[1]
     release(releases[live].options, port)  # whatever it was, it cleans up
@@ -254,7 +252,7 @@ def test_model_control_over_http_needs_the_key(server, method, path, key):
     headers = {} if key is None else {"triton-control": key}
     request = urllib.request.Request(server.http + path, b"{}" if method == "POST" else None, headers, method=method)
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(request, timeout=10)
+        urllib.request.urlopen(request, timeout=HANG_S)
     assert refused.value.code == 403
     refused.value.close()
 
@@ -301,7 +299,7 @@ def test_cache_keeps_releases_apart(releases, tmp_path):
     arguments = ["--model", releases["chinese"].options.model, "--precision", "fp32", "--cache", "16M"]
     with running(tmp_path / "repository", tmp_path / "output.txt", *arguments) as server:
         port = server.address.http_port
-        wait_for(lambda: "ready:" in server.said(), LIMIT_S, server.said())
+        wait_for(lambda: "ready:" in server.said(), server.said())
         assert outputs_of(server, "news", "CLASS_ID") == {"CLASS_ID"}
         assert outputs_of(server, "news") == {"CLASS_ID", "PROBABILITIES", "TOKENS", "TRUNCATED"}
         assert cache_hits(server) == 1
@@ -313,7 +311,7 @@ def test_cache_keeps_releases_apart(releases, tmp_path):
                 assert answering(server, releases) != name
                 change()
                 assert answering(server, releases) == name
-                wait_for(lambda: cache_hits(server) > 0, LIMIT_S, server.said())
+                wait_for(lambda: cache_hits(server) > 0, server.said())
         assert clients.wrong == []
         assert len(staged_models(port)) == 1
         victim = "/classifier/1/" if embedded() else "/tokenizer/1/"
@@ -321,12 +319,12 @@ def test_cache_keeps_releases_apart(releases, tmp_path):
             # Processes of earlier releases may still be there.
             victims = [one for one in server.family() if victim in " ".join(one.cmdline()[:2])]
             max(victims, key=lambda one: one.create_time()).send_signal(signal.SIGKILL)
-            deadline = time.monotonic() + LIMIT_S
+            deadline = time.monotonic() + HANG_S
             while "restarting" not in server.said():  # cached answers do not hide what died
                 assert time.monotonic() < deadline, server.said()
                 with contextlib.suppress(OSError, http.client.HTTPException, AssertionError):
                     clients.infer_http("cached", connection, 0)
-        wait_for(lambda: "answering again" in server.said(), LIMIT_S, server.said())
+        wait_for(lambda: "answering again" in server.said(), server.said())
         for _ in range(2):
             assert answering(server, releases) == "chinese"
         assert cache_hits(server) >= len(TEXTS)

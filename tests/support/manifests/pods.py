@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 
 from build_scripts.core.paths import PROJECT
+from build_scripts.serving.start.tritonserver import EXIT_TIMEOUT_S
 from tests.support.manifests.whole import Whole, argument, container_ports, environment, proxy_configuration
 
 # User of the official HAProxy image.
@@ -22,7 +23,7 @@ PROBE_TIMEOUT_S = 5
 
 
 # In flight after the drain, and a margin.
-AFTER_DRAIN_S = 20
+AFTER_DRAIN_S = EXIT_TIMEOUT_S + 10
 
 
 def containers(whole: Whole) -> Iterator[str]:
