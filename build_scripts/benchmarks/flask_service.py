@@ -4,7 +4,7 @@
 
 Conventional code, served by waitress. Kinds:
 - padded: Hugging Face's eager fp32 model, every text padded to max_length;
-- trimmed: the same without padding, as are all that follow;
+- trimmed: the same model without padding; the kinds below do not pad either;
 - onnx, onnx-int8: the exported model in ONNX Runtime, in fp32 or quantized to int8;
 - openvino: the exported model in OpenVINO, at its default precision.
 """
@@ -84,7 +84,7 @@ def openvino(file: Path, precision: str = "") -> Callable[[dict[str, torch.Tenso
 
 
 def quantize(file: Path, into: Path) -> None:
-    """Dynamic int8 quantization, one scale per tensor: of weights now, of activations at run time."""
+    """Dynamic int8 with one scale per tensor: weights are quantized now, activations at run time."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantize_dynamic(str(file), str(into), weight_type=QuantType.QInt8)
@@ -102,7 +102,7 @@ class Logits(torch.nn.Module):
 
 
 def export_onnx(checkpoint: Checkpoint, file: Path) -> None:
-    """Export Hugging Face's fp32 model with free batch and token sizes. Raises ServingError if torch cannot."""
+    """Export Hugging Face's fp32 model with dynamic batch and token dimensions. Raises ServingError if torch cannot."""
     example = checkpoint.tokenizer(["one", "a longer text"], padding=True, return_tensors="pt")
     free = {0: "batch", 1: "tokens"}
     with warnings.catch_warnings():
@@ -119,7 +119,7 @@ def export_onnx(checkpoint: Checkpoint, file: Path) -> None:
                 opset_version=17,
                 dynamo=False,
             )
-        except Exception as error:  # of many types, mostly RuntimeError
+        except Exception as error:  # torch raises many types, mostly RuntimeError
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ServingError(
                 f"torch cannot export this {checkpoint.model.config.model_type} to ONNX ({reason})"

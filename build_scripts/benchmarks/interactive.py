@@ -16,7 +16,7 @@ from build_scripts.benchmarks.report import Bars
 from build_scripts.benchmarks.services import Service
 from build_scripts.core import markdown
 
-# Minimum number of requests in a round, about.
+# Approximate minimum of requests in a round; a slow load makes the round longer.
 REQUESTS = 10
 # Number of clients that keep a server busy; their throughput is its capacity.
 BUSY_CLIENTS = 16
@@ -36,7 +36,7 @@ class Load:
 
 
 LOADS = (*(Load(pause_ms=pause) for pause in (10, 100, 500)), *(Load(share=share) for share in (0.1, 0.5, 0.8)))
-# Latencies in ms of all rounds; empty where the load exceeds the service's capacity.
+# Latencies in ms of all rounds, by load and service. A service is missing where the load exceeds its capacity.
 Latencies = dict[Load, dict[str, list[float]]]
 
 
@@ -58,8 +58,8 @@ def measure(
 ) -> Interactive:
     """Interleaved rounds. capacities: requests/s, by service name. reference: the service whose capacity counts.
 
-    All services get the same arrivals. One whose capacity is lower than their rate would only build up a backlog, so it
-    is left out.
+    All services get the same arrivals. A service with less capacity than their rate would only build up a backlog, and
+    is left out; so are services that are marked as slow.
     """
     capacity = capacities[reference]
     found: Latencies = {load: {} for load in LOADS}
@@ -103,7 +103,7 @@ def table(found: Interactive, names: Sequence[str]) -> list[str]:
 
 
 def panels(found: Interactive, names: Sequence[str]) -> list[Bars]:
-    """One panel a load: p95 of each service as a bar, p50 / p95 as its note."""
+    """One panel per load: p95 of each service as a bar, p50 / p95 as its note."""
     result = []
     for load in LOADS:
         latencies = [found.latencies[load].get(name, []) for name in names]

@@ -87,7 +87,7 @@ def make(shape: str, directory: Path) -> None:
 
 
 def make_tokenizer(vocab_size: int, max_length: int) -> transformers.PreTrainedTokenizerFast:
-    """Byte pairs of the project's texts, filled up to `vocab_size` with tokens that no text contains."""
+    """A BPE tokenizer trained on the project's texts, padded to `vocab_size` with tokens that no text contains."""
     texts = [*corpus(), *CALIBRATION.read_text(encoding="utf-8").splitlines(), *(t for _, t in headlines("train"))]
     trained = Tokenizer(models.BPE(unk_token=SPECIAL["unk_token"]))
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,7 +1,7 @@
 """Calibrate a checkpoint's probabilities: fold a temperature, fitted on labelled texts, into its last layer.
 
-Half of the texts fits the temperature, the other half gives the figures. The weights and bias of the last layer are
-divided in place, so that the export and the reference of the gate agree, and serving costs no more.
+One half of the texts fits the temperature, and the other half gives the metrics. The weights and bias of the last layer
+are divided in place. So the export agrees with the gate's reference, and serving costs no more.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from build_scripts.convert.temperature import ROUNDING, calibration_error, chang
 from build_scripts.core.errors import ServingError
 from build_scripts.core.labelled_file import DEFAULT_COLUMNS, BadRow, Columns, Row, class_ids_of, read_labelled
 
-# Fewest different texts: with 10 in each half the figures are rough, with fewer they mean nothing.
+# Minimum number of distinct texts. With 10 per half the metrics are rough; with fewer they are meaningless.
 MINIMUM_TEXTS = 20
 
 
@@ -45,8 +45,8 @@ def calibrate(checkpoint: Checkpoint, file: Path, columns: Columns = DEFAULT_COL
         raise ServingError("CALIBRATE: this checkpoint has one label and gives a score; build without CALIBRATE")
     if checkpoint.multi_label and checkpoint.documents and checkpoint.documents.pooling == "mean":
         raise ServingError(
-            "CALIBRATE: with DOCUMENTS=mean the probabilities of a multi-label classifier are means, which no "
-            "temperature in its last layer scales; build without CALIBRATE, or with DOCUMENTS=max"
+            "CALIBRATE: with DOCUMENTS=mean the probabilities of a multi-label classifier are averaged over windows, so "
+            "a temperature in the last layer cannot scale them; build without CALIBRATE, or with DOCUMENTS=max"
         )
     layer = last_layer(checkpoint)
     labelled = read(checkpoint, file, columns)
@@ -92,7 +92,7 @@ def fold(layer: nn.Linear, temperature: float) -> None:
 
 
 def read(checkpoint: Checkpoint, file: Path, columns: Columns) -> Labelled:
-    """Split the file by the digests of the texts: neither the order nor repetition of its lines matters."""
+    """Split the file by the digests of the texts: no line's place and no repetition decides in which half a text is."""
     rows: list[Row] = []
     bad: list[BadRow] = []
     for row in read_labelled(file, columns):
@@ -101,14 +101,14 @@ def read(checkpoint: Checkpoint, file: Path, columns: Columns) -> Labelled:
         else:
             bad.append(row)
     if bad:
-        print(f"CALIBRATE: left out {len(bad)} bad rows, the first in line {bad[0].line}: {bad[0].reason}", flush=True)
+        print(f"CALIBRATE: left out {len(bad)} bad rows; the first is line {bad[0].line}: {bad[0].reason}", flush=True)
     rows.sort(key=digest_of)
     digests = [digest_of(row) for row in rows]
     different = sorted(set(digests))
     if len(different) < MINIMUM_TEXTS:
         raise ServingError(
-            f"CALIBRATE={file} holds {len(different)} different labelled texts ({len(bad)} bad rows); expected "
-            f"{MINIMUM_TEXTS} or more, better 1000"
+            f"CALIBRATE={file} holds {len(different)} different labelled texts ({len(bad)} bad rows); at least "
+            f"{MINIMUM_TEXTS} are required, and 1000 are recommended"
         )
     fitted = bisect.bisect_left(digests, different[len(different) // 2])
     return Labelled([row.text for row in rows], truth_of(checkpoint, rows), fitted)
@@ -137,7 +137,7 @@ def logits_of(checkpoint: Checkpoint, texts: Sequence[Text], what: str) -> Tenso
 
 
 def refuse_other_answers(checkpoint: Checkpoint, plain: Tensor, expected: Tensor, found: Tensor) -> None:
-    """Raise ServingError unless the folded model gives the expected logits, and the class ids of the plain ones."""
+    """Raise ServingError unless the folded model gives the expected probabilities and the plain model's class ids."""
     wanted, given = (probabilities(logits, checkpoint.activation) for logits in (expected, found))
     error, other = float((wanted - given).abs().max()), changed(plain, found)
     if error > ROUNDING or other:

@@ -14,9 +14,10 @@ from build_scripts.core.options import LONGEST_MAX_LENGTH
 
 @dataclass(frozen=True)
 class Documents:
-    """pooling: of the windows' logits, or with sigmoids of their probabilities. stride: tokens that two windows share.
+    """pooling: how the windows' logits are combined; with sigmoids, their probabilities.
 
-    windows: maximum per text; the rest of a longer text is not read. tokens: of the longest text that is read whole.
+    stride: tokens that two windows share. windows: maximum per text; the rest of a longer text is not read. tokens:
+    length of the longest text that is read whole.
     """
 
     pooling: Literal["mean", "max"]
@@ -40,13 +41,13 @@ def documents(pooling: str, stride: int, max_length: int, special: int) -> Docum
     windows = LONGEST_MAX_LENGTH // max_length
     if windows < 2:
         raise ServingError(
-            f"DOCUMENTS={pooling}: MAX_LENGTH is {max_length}; expected at most {LONGEST_MAX_LENGTH // 2}, because the "
-            f"windows of a text share a row of {LONGEST_MAX_LENGTH} tokens: build without DOCUMENTS"
+            f"DOCUMENTS={pooling}: MAX_LENGTH is {max_length}; expected at most {LONGEST_MAX_LENGTH // 2}, so that two "
+            f"windows fit into a row of {LONGEST_MAX_LENGTH} tokens; lower it, or build without DOCUMENTS"
         )
     if not 0 <= stride < max_length - special:
         raise ServingError(
-            f"STRIDE={stride}; expected 0 to {max_length - special - 1}, less than a window's {max_length} tokens "
-            f"without its {special} special ones"
+            f"STRIDE={stride}; expected 0 to {max_length - special - 1}, because a window has room for "
+            f"{max_length - special} tokens of the text (MAX_LENGTH={max_length} without {special} special tokens)"
         )
     tokens = max_length + (windows - 1) * (max_length - special - stride)
     return Documents("max" if pooling == "max" else "mean", stride, windows, tokens)

@@ -1,4 +1,4 @@
-"""State what an unseen text may lose, with upper 95 % bounds, from texts that no gate has seen."""
+"""Upper 95 % bounds on how much a precision changes the answers to new texts, measured on held-out texts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Unseen:
 
 
 def unseen(found: Differences, limit: float) -> Unseen:
-    """limit: the gate's, for the shift of a probability."""
+    """The bounds, from the held-out texts. limit: the gate's limit for the shift of a probability."""
     texts = len(found.shift)
     changed = int((found.wrong | found.near_tie).sum())
     broken = int((found.wrong | (found.shift > limit)).sum())
@@ -51,7 +51,7 @@ def unseen(found: Differences, limit: float) -> Unseen:
 
 
 def share_at_most(count: int, texts: int) -> float:
-    """The upper bound of Clopper and Pearson: a larger share would give `count` or fewer in under 5 % of samples."""
+    """Clopper and Pearson's upper bound: under any larger share, `count` or fewer occur in under 5 % of samples."""
     low, high = count / texts, 1.0
     for _ in range(50):
         middle = (low + high) / 2
@@ -60,7 +60,7 @@ def share_at_most(count: int, texts: int) -> float:
 
 
 def shift_at_most(shifts: torch.Tensor) -> float:
-    """The order statistic above the QUANTILE with CONFIDENCE, for any distribution; 1 with too few texts."""
+    """An upper bound of the QUANTILE for any distribution: an order statistic, or 1 if the texts are too few."""
     texts = len(shifts)
     for place, shift in enumerate(shifts.sort().values.tolist()):
         if probability_of_at_most(place, texts, QUANTILE) >= CONFIDENCE:
@@ -69,7 +69,7 @@ def shift_at_most(shifts: torch.Tensor) -> float:
 
 
 def probability_of_at_most(count: int, of: int, share: float) -> float:
-    """The binomial distribution's: at most `count` of `of` with probability `share` each."""
+    """The binomial distribution: at most `count` successes in `of` trials, with probability `share` each."""
     if share >= 1:
         return float(count >= of)
     log, other = math.log(share) if share else -math.inf, math.log1p(-share)

@@ -1,4 +1,4 @@
-"""Write model.pt of a checkpoint, compared with Hugging Face before anything is served."""
+"""Write a checkpoint's model.pt after comparing its answers with Hugging Face's."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def write_verified(checkpoint: Checkpoint, texts: GateTexts, asked: str, directo
 
     Raises ServingError if no file answers like Hugging Face.
     """
-    graphs(checkpoint)  # refuses what no graph can serve before Hugging Face computes for minutes
+    graphs(checkpoint)  # fail early: Hugging Face's answers take minutes
     mixed = interleaved(texts.ordinary, texts.hard)
-    # In fp32 a text that no gate has seen loses nothing worth a bound.
+    # fp32 changes other texts too little to need a bound, and so no held-out texts.
     held_out: list[Text] = [] if asked == "fp32" else texts.held_out
     print(f"asking Hugging Face for {len(mixed) + len(held_out)} answers", flush=True)
     expected = reference(checkpoint, mixed)

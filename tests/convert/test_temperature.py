@@ -188,7 +188,7 @@ def test_halves_share_no_text_and_ignore_the_order_of_lines(sharp, tmp_path, cap
     assert halves[0] == halves[1]
     assert not halves[0][0] & halves[0][1]
     assert abs(len(halves[0][0]) - len(halves[0][1])) <= 1
-    assert "left out 1 bad rows, the first in line 351: 1 columns" in capsys.readouterr().out
+    assert "left out 1 bad rows, the first is line 351: 1 columns" in capsys.readouterr().out
 
 
 def test_fitted_temperature_has_the_lowest_log_loss(over_confident):

@@ -24,7 +24,6 @@ from tests.support.containers import NETWORK, Buildah, Container, Namespaces, ru
 from tests.support.deploy_tools import PATH, TOOLS, need, pip_as_here
 from tests.support.waiting import wait_for
 
-START_LIMIT_S = 120.0
 # File of rules -> the component of deploy/kubernetes that holds them.
 RULES = {"rules.yaml": "monitoring", "edge-rules.yaml": "edge-monitoring"}
 

@@ -8,13 +8,13 @@ import time
 
 import pytest
 
-from tests.deploy.conftest import START_LIMIT_S, await_well, debian
+from tests.deploy.conftest import await_well, debian
 from tests.deploy.test_manifests import DEPLOY, render
 from tests.support.balancers import TEXT_REQUEST
 from tests.support.containers import MIB, run
 from tests.support.deploy_tools import TOOLS
 from tests.support.manifests.whole import argument
-from tests.support.waiting import wait_for
+from tests.support.waiting import HANG_S, wait_for
 
 pytestmark = pytest.mark.server
 STRICT = """
@@ -52,7 +52,7 @@ def test_runs_without_root_capabilities_or_writable_root(container):
 def classify(texts: str, port: str = "8000") -> str:
     """Python that has texts classified in the container; prints a line once all is sent, and how many answers came."""
     return (
-        f"import http.client, json; connection = http.client.HTTPConnection('127.0.0.1', {port}, timeout=HANG_S); "
+        f"import http.client, json; connection = http.client.HTTPConnection('127.0.0.1', {port}, timeout={HANG_S}); "
         f"body = json.dumps({{'TEXT': {texts}}}); "
         "connection.request('POST', '/v2/models/text_classifier/generate', body); print('sent', flush=True); "
         "print(len(json.load(connection.getresponse())['CLASS_ID']))"
@@ -137,7 +137,7 @@ def test_stop_answers_requests_in_flight(start, network):
     time.sleep(0.1)  # Triton reads it
     assert in_flight.poll() is None
     one.signal("TERM")
-    assert one.wait(START_LIMIT_S) == 0, one.said()
+    assert one.wait() == 0, one.said()
     assert in_flight.communicate()[0] == "12\n", one.said()
 
 
@@ -160,7 +160,7 @@ def test_a_manifests_command_and_probes_run_in_the_image(start, image, packed, n
     one.signal("TERM")
     wait_for(lambda: exit_code(one, asked["readinessProbe"]) == 3, one.said())
     assert exit_code(one, asked["livenessProbe"]) == 0
-    assert one.wait(START_LIMIT_S) == 0, one.said()
+    assert one.wait() == 0, one.said()
     assert {json.loads(line)["source"] for line in one.said().splitlines()} == {"supervisor", "tritonserver"}
     assert "private words" not in one.said()
     one.remove()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import signal
 import subprocess
 import threading
 from importlib.metadata import version
+from typing import NamedTuple
 
 import httpx
 import pytest
 
 from build_scripts.benchmarks.subprocesses import free_ports, listens
 from build_scripts.core.paths import PROJECT
+from build_scripts.serving.keep.inference import wait_until_healthy
 from build_scripts.serving.start.installation import EMBEDDED_VERSION
 from tests.deploy.conftest import RULES
 from tests.support.balancers import CONFIGURATIONS, certificate
@@ -31,6 +34,17 @@ SCALER = PROJECT / "deploy" / "kubernetes" / "components" / "keda" / "scaled-obj
 TARGET = {"namespace": "text-classifier", "pod": "a"}
 GENERATE = "/v2/models/text_classifier/generate"
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
+# Headlines of two classes, and a text that says nothing.
+SPORT, MONEY = "Midfielder scores twice as champions win away", "Bank raises interest rates as inflation slows"
+UNSURE = "a"
+
+
+class Edge(NamedTuple):
+    """HAProxy in front of the server: ports of clients and of metrics."""
+
+    https: int
+    metrics: int
+    process: subprocess.Popen
 
 
 class Receiver(StandIn):
@@ -77,7 +91,7 @@ def test_a_callers_trace_goes_on_through_every_step(served, receiver):
 
 @pytest.fixture(scope="module")
 def edge(served, tmp_path_factory):
-    """HAProxy as shipped, on free ports, in front of the server. Yields the port of clients and that of metrics."""
+    """HAProxy as shipped, on free ports, in front of the server."""
     need("haproxy", "openssl")
     directory = tmp_path_factory.mktemp("edge")
     certificate(directory)
@@ -97,7 +111,7 @@ def edge(served, tmp_path_factory):
     try:
         wait_for(lambda: process.poll() is not None or listens(https), "HAProxy does not listen")
         assert process.poll() is None, (directory / "output.txt").read_text(encoding="utf-8")
-        yield https, metrics
+        yield Edge(https, metrics, process)
     finally:
         process.kill()
         process.wait()
@@ -107,13 +121,13 @@ def edge(served, tmp_path_factory):
 def prometheus(served, edge, rules, tmp_path_factory):
     """query(expression, time): what a real Prometheus answers that has scraped server and proxy under a little load."""
     need("prometheus")
-    targets = {"text-classifier": served.address.metrics_address, "text-classifier-proxy": f"127.0.0.1:{edge[1]}"}
+    targets = {"text-classifier": served.address.metrics_address, "text-classifier-proxy": f"127.0.0.1:{edge.metrics}"}
     files = [*(rules / name for name in RULES), *hurried([rules / name for name in RULES])]
 
     with scraping(tmp_path_factory.mktemp("prometheus"), files, targets, TARGET) as query:
 
         def scraped_under_load() -> bool:
-            post(f"{served.http}{GENERATE}", {"TEXT": ["short", "word " * 600]})
+            post(f"{served.http}{GENERATE}", {"TEXT": [SPORT, f"{SPORT} " * 80]})
             post(f"{served.http}{GENERATE}", b'{"TEXT": "\\udcff"}')
             ask_through(edge)
             scrapes = [float(one["value"][1]) for one in query("count_over_time(up[1m])")]
@@ -123,9 +137,9 @@ def prometheus(served, edge, rules, tmp_path_factory):
         yield query
 
 
-def ask_through(edge: tuple[int, int]) -> str:
+def ask_through(edge: Edge) -> str:
     """The status of a request through the proxy."""
-    url = f"https://127.0.0.1:{edge[0]}{GENERATE}"
+    url = f"https://127.0.0.1:{edge.https}{GENERATE}"
     return run(
         "curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", "-d", '{"TEXT": "goal"}', url, check=False
     ).stdout
@@ -167,20 +181,27 @@ def test_a_healthy_server_fires_no_alert(prometheus):
 
 def flood(served, stopped: threading.Event) -> list[threading.Thread]:
     """Clients that together keep more requests waiting than a replica admits."""
+    return clients_of(served, {"TEXT": [f"{SPORT} " * 40] * 8}, 160, stopped)
 
+
+def clients_of(
+    served, body: dict, number: int, stopped: threading.Event, pause_s: float = 0.0
+) -> list[threading.Thread]:
     def ask() -> None:
-        while not stopped.is_set():
-            with contextlib.suppress(httpx.HTTPError):  # on a busy machine a client may time out
-                post(f"{served.http}{GENERATE}", {"TEXT": ["word " * 300] * 8})
+        while not stopped.wait(pause_s):
+            with contextlib.suppress(httpx.HTTPError):  # no server listens during a restart
+                post(f"{served.http}{GENERATE}", body)
 
-    clients = [threading.Thread(target=ask, daemon=True) for _ in range(160)]
+    clients = [threading.Thread(target=ask, daemon=True) for _ in range(number)]
     for client in clients:
         client.start()
     return clients
 
 
-def firing(prometheus) -> set[str]:
-    return {one["metric"]["alertname"] for one in prometheus('ALERTS{alertstate="firing"}')}
+def fired(prometheus) -> set[str]:
+    """Alerts that have fired, without the project's name and the end."""
+    found = prometheus('last_over_time(ALERTS{alertstate="firing"}[1d])')
+    return {one["metric"]["alertname"].removeprefix("TextClassifier").removesuffix("Soon") for one in found}
 
 
 def test_an_overload_fires_its_alerts_and_moves_the_autoscalers_metric(prometheus, served):
@@ -188,8 +209,7 @@ def test_an_overload_fires_its_alerts_and_moves_the_autoscalers_metric(prometheu
     stopped = threading.Event()
     clients = flood(served, stopped)
     try:
-        wanted = {"TextClassifierRefusesSoon", "TextClassifierWaitsSoon"}
-        wait_for(lambda: wanted <= firing(prometheus), "no alert")
+        wait_for(lambda: fired(prometheus) >= {"Refuses", "Waits", "Slow", "LatencyBudget"}, "no alert")
     finally:
         stopped.set()
         for client in clients:
@@ -210,14 +230,54 @@ def test_an_overload_fires_its_alerts_and_moves_the_autoscalers_metric(prometheu
     assert float(prometheus(query, recorded[-1][0])[0]["value"][1]) == recorded[-1][1]
 
 
-def test_a_stopped_server_fires_its_alerts(prometheus, served, edge):
-    """Last: nothing serves after it."""
+def test_other_texts_than_before_fire_their_alerts(prometheus, served):
+    def fires(alert: str, text: str) -> bool:
+        assert post(f"{served.http}{GENERATE}", {"TEXT": [text] * 16})[0] == 200
+        return alert in fired(prometheus)
+
+    assert not {"Unsure", "Drift"} & fired(prometheus)
+    wait_for(lambda: fires("Unsure", UNSURE), "no alert")
+
+    def counted_before() -> bool:
+        fires("Drift", SPORT)
+        return any(float(one["value"][1]) > 50 for one in prometheus("soon:answers:before"))
+
+    wait_for(counted_before, "nothing is recorded")
+    wait_for(lambda: fires("Drift", MONEY), "no alert")
+
+
+def test_killed_servers_fire_their_alerts(prometheus, served):
+    """Requests fail between a kill and the restart."""
+    stopped = threading.Event()
+    # 80 requests a second at most, so that the first scrape after a restart counts fewer than the last before it.
+    clients = clients_of(served, {"TEXT": SPORT}, 4, stopped, pause_s=0.05)
+    count = 'nv_inference_count{model="text_classifier"}'
+    try:
+        for _ in range(3):
+            wait_for(lambda: sum(float(one["value"][1]) for one in prometheus(count)) > 300, "nothing is counted")
+            served.find("/classifier/1").send_signal(signal.SIGKILL)
+            restarts = served.said().count("restarting")
+            wait_for(lambda before=restarts: served.said().count("restarting") > before, "not noticed")
+            wait_for(lambda: wait_until_healthy(served.http, 1.0).healthy, "no answer")
+        wait_for(lambda: fired(prometheus) >= {"Fails", "Restarts"}, "no alert")
+    finally:
+        stopped.set()
+        for client in clients:
+            client.join(HANG_S)
+
+
+def test_a_stopped_server_and_a_stopped_proxy_fire_their_alerts(prometheus, served, edge, rules):
+    """Last: nothing serves after it, and every alert has fired."""
     assert served.stop() == 0
-    wanted = {"Down", "NoReplica", "EdgeErrors", "ErrorBudgetFast", "ErrorBudgetSlow"}
 
     def all_fire() -> bool:
         assert ask_through(edge) in ("503", "000")
-        return {f"TextClassifier{name}Soon" for name in wanted} <= firing(prometheus)
+        return fired(prometheus) >= {"Down", "NoReplica", "EdgeErrors", "ErrorBudgetFast", "ErrorBudgetSlow"}
 
     wait_for(all_fire, "no alert")
-    assert "TextClassifierProxyDownSoon" not in firing(prometheus)
+    assert "ProxyDown" not in fired(prometheus)
+    edge.process.kill()
+    wait_for(lambda: "ProxyDown" in fired(prometheus), "no alert")
+
+    text = "".join((rules / name).read_text(encoding="utf-8") for name in RULES)
+    assert fired(prometheus) == set(re.findall(r"alert: TextClassifier(\w+)", text))

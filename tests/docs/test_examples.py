@@ -82,6 +82,7 @@ def test_java_classifies_any_text(default_server, default_oracle):
 
 
 @pytest.mark.server
+@pytest.mark.long
 def test_a_chinese_classifier_is_trained_built_and_served(tmp_path):
     checkpoint = tmp_path / "chinese-classifier"
     said = run(sys.executable, str(EXAMPLES / "fine_tune_chinese.py"), "--output", str(checkpoint))

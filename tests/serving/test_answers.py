@@ -76,6 +76,7 @@ def test_texts_in_batches_of_every_size(default_server, default_oracle: HuggingF
 
 
 @pytest.mark.server
+@pytest.mark.long
 def test_automatic_precision_stays_within_the_gate(default_oracle: HuggingFace, tmp_path):
     """Asks the default of `make serve` with the curl command that it prints."""
     with running(tmp_path / "repository", tmp_path / "output.txt") as server:
@@ -117,7 +118,9 @@ def test_pairs_and_single_texts_of_many_clients(default_server, default_oracle: 
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("kind", ["bert-chinese", "roberta", "megatron-bert"])
+@pytest.mark.parametrize(
+    "kind", ["bert-chinese", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("roberta", "megatron-bert"))]
+)
 def test_other_checkpoints_through_the_real_server(kind, subject, tmp_path):
     with server_of(subject, kind, tmp_path) as (server, oracle, labels):
         texts = varied_texts(200, seed=3)
@@ -137,7 +140,7 @@ def test_other_checkpoints_through_the_real_server(kind, subject, tmp_path):
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+@pytest.mark.parametrize("kind", [pytest.param("bert", marks=pytest.mark.long), "modernbert"])
 def test_texts_of_up_to_2048_tokens(kind, tmp_path):
     """Requests of every width at the same time, and texts of all lengths in one request."""
     checkpoint = make_checkpoint(kind, tmp_path / "checkpoint", max_positions=2048)

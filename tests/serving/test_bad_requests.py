@@ -20,7 +20,7 @@ HOSTILE = {request.name: request for request in hostile_requests(vocab_size=3052
 
 @pytest.fixture(scope="module")
 def neighbours(default_server, default_oracle):
-    """Sends good requests all the time; every one of them must be answered correctly."""
+    """Good requests while the tests run; each must be answered correctly."""
     expected = default_oracle.class_ids(GOOD)
     stop, answers = threading.Event(), []
 
@@ -48,8 +48,8 @@ def test_hostile_request_gets_its_answer(name, default_server, neighbours):
     assert request.is_answered_by(status, body.decode("utf-8", "replace"), embedded=embedded()), body[:500]
 
 
-def test_nvidias_backend_has_one_defined_answer_too():
-    """It answers class id -1 or an error for the batch. Each backend's answer is wrong for the other."""
+def test_nvidias_backend_has_its_own_defined_answers():
+    """Class id -1, or an error for the batch. Neither backend may give the other's answer."""
     differ = [request for request in HOSTILE.values() if request.elsewhere]
     assert len(differ) == 5
     for request in differ:
@@ -61,7 +61,7 @@ def test_nvidias_backend_has_one_defined_answer_too():
         assert request.is_answered_by(request.status, request.says)
 
 
-def test_each_triton_has_one_of_the_known_wordings():
+def test_each_tritons_wording_is_accepted():
     for name in ("64 MiB of text", "empty list"):
         request = HOSTILE[name]
         assert all(request.is_answered_by(400, f"error: {words}") for words in request.says)
@@ -115,10 +115,11 @@ def ask_classifier(server, ids: list[int], mask: list[int]) -> tuple[int, list[f
 BATCH, EXAMPLES = 25, 200
 
 
+@pytest.mark.long
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(rows=st.lists(st.one_of(any_text.map(str.encode), st.binary(max_size=80)), min_size=BATCH, max_size=BATCH))
 def test_generated_inputs_are_answered_or_refused(default_server, default_oracle, rows):
-    """200 requests of 25 inputs, half text, half raw bytes; then the valid inputs of each alone."""
+    """200 requests of 25 inputs, half text, half raw bytes. Each is repeated with its valid inputs only."""
     valid, broken = [], 0
     for row in rows:
         try:

@@ -188,7 +188,7 @@ def test_perf_analyzer_needs_no_shape_flags(default_server, tmp_path):
     pairs = tmp_path / "pairs.json"
     pairs.write_text(json.dumps({"data": [{"TEXT": [PAIR[0]], "TEXT_PAIR": [PAIR[1]]}]}), encoding="utf-8")
     for arguments in ([], ["--input-data", str(pairs)]):
-        assert perf_analyzer_failure(default_server, "text_classifier", *arguments) is None
+        assert perf_analyzer_failure(default_server.http, "text_classifier", *arguments) is None
 
 
 def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess:

@@ -29,13 +29,13 @@ def answer(served, texts: list[str]):
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_cuts_the_windows_of_transformers(serve, side):  # noqa: F811
+def test_windows_are_those_of_transformers_on_either_side(serve, side):  # noqa: F811
     hugging_face = hugging_face_tokenizer("minilm")
     hugging_face.truncation_side = side
     assert_windows(serve(hugging_face, MAX_LENGTH, STRIDE))
 
 
-def test_cuts_the_windows_of_every_tokenizer(documents):
+def test_windows_match_every_tokenizer(documents):
     assert_windows(documents)
 
 
@@ -49,6 +49,7 @@ def assert_windows(served):
         expected = windows(served.hugging_face, text)
         assert len(expected) <= WINDOWS
         several += len(expected) > 1
+        # Mask values 2n + 1 and 2n + 2 mark window n, counted from 0.
         found = [ids[row][(mask[row] + 1) // 2 == number + 1].tolist() for number in range(len(expected))]
         assert found == expected
         assert (mask[row] != 0).sum() == sum(map(len, expected))
@@ -56,14 +57,14 @@ def assert_windows(served):
     assert several >= 6
 
 
-def test_a_short_text_is_one_window_of_ones(documents):
+def test_short_text_is_one_window_with_mask_1(documents):
     ids, mask, tokens, truncated = answer(documents, ["two words"])
     assert ids.shape == (1, MAX_LENGTH)
     assert mask.sum() == tokens[0] == len(windows(documents.hugging_face, "two words")[0])
     assert not truncated.any()
 
 
-def test_reads_the_stated_number_of_windows(documents):
+def test_reads_64_windows_and_reports_truncation(documents):
     whole = "word " * 20_000
     ids, mask, tokens, truncated = answer(documents, [whole, "short"])
     assert ids.shape == (2, MAX_LENGTH * WINDOWS)
@@ -73,6 +74,6 @@ def test_reads_the_stated_number_of_windows(documents):
     assert np.array_equal(ids[0].reshape(WINDOWS, -1), windows(documents.hugging_face, whole)[:WINDOWS])
 
 
-def test_pairs_are_truncated_as_before(serve):  # noqa: F811
+def test_pairs_are_truncated_and_not_cut_into_windows(serve):  # noqa: F811
     served = serve(hugging_face_tokenizer("minilm"), MAX_LENGTH, STRIDE)
     assert served.pairs(PAIRS) == served.expected_pairs(PAIRS)

@@ -100,9 +100,9 @@ def test_perf_analyzer_measures_each_by_name(server, tmp_path, name):
     data = tmp_path / "inputs.json"
     for one in ({"TEXT": [TEXTS[0]]}, dict(zip(("TEXT", "TEXT_PAIR"), ([part] for part in PAIRS[0])))):
         data.write_text(json.dumps({"data": [one]}), encoding="utf-8")
-        for protocol in ("http", "grpc"):
+        for protocol, url in (("http", server.http), ("grpc", server.grpc)):
             arguments = ["--input-data", str(data), "-i", protocol]
-            assert perf_analyzer_failure(server, name, *arguments) is None
+            assert perf_analyzer_failure(url, name, *arguments) is None
 
 
 def blocks(port: int) -> dict[str, list[str]]:
@@ -116,7 +116,8 @@ def blocks(port: int) -> dict[str, list[str]]:
     return found
 
 
-def test_ten_releases_of_one_under_load_of_all(server, checkpoints, port):
+@pytest.mark.parametrize("rounds", [1, pytest.param(5, marks=pytest.mark.long)])
+def test_releases_of_one_under_load_of_all(server, checkpoints, port, rounds):
     of_sentiment = {name: checkpoints[name] for name in ("sentiment", "next")}
     before = blocks(port)
     assert list(before) == [*SERVED]
@@ -129,7 +130,7 @@ def test_ten_releases_of_one_under_load_of_all(server, checkpoints, port):
             )
             for name in SERVED
         }
-        for _ in range(5):
+        for _ in range(rounds):
             release(options(checkpoints["next"], "sentiment"), port)
             assert label_of(server, "sentiment").startswith("next")
             wait_for(lambda: answered(load["sentiment"], "next"), "a client met no answer of the release")

@@ -174,6 +174,7 @@ def test_three_attacks_may_restart_the_server():
 
 
 @pytest.mark.server
+@pytest.mark.long
 @pytest.mark.skipif(not embedded(), reason="kills the classifier's process")
 def test_short_soak_finds_nothing_wrong(default_repository, capfd, monkeypatch, tmp_path):
     """Half a minute of what `make soak` does in ten."""

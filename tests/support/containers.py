@@ -187,7 +187,7 @@ class Container:
     def signal(self, name: str) -> None:
         self.runc("kill", self.name, name)
 
-    def wait(self, timeout_s: float = 60.0) -> int:
+    def wait(self, timeout_s: float = HANG_S) -> int:
         return self.process.wait(timeout_s)
 
     def said(self) -> str:

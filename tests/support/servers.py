@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -146,11 +147,14 @@ def embedded() -> bool:
 classifier_process = pytest.mark.skipif(not embedded(), reason="no classifier process: NVIDIA's backend has none")
 
 
-def perf_analyzer_failure(server: RunningServer, model: str, *arguments: str) -> str | None:
-    """Output of perf_analyzer if requests to a model fail, else None; `-i grpc` among the arguments chooses gRPC."""
-    url = server.grpc if "grpc" in arguments else server.http.removeprefix("http://")
-    command = [str(Path(sys.executable).with_name("perf_analyzer")), "-m", model, "-u", url, "--request-count", "20"]
-    environment = perf_analyzer_environment(embedded_wheel())
+def perf_analyzer_failure(url: str, model: str, *arguments: str, within: Sequence[str] = ()) -> str | None:
+    """Output of perf_analyzer if requests to a model fail, else None. url: HTTP's, or gRPC's beside `-i grpc`.
+
+    within: a command that runs the one behind it.
+    """
+    program = str(Path(sys.executable).with_name("perf_analyzer"))
+    command = [*within, program, "-m", model, "-u", url.removeprefix("http://"), "--request-count", "20"]
+    environment = {**os.environ, **perf_analyzer_environment(embedded_wheel())}
     done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=HANG_S)
     said = done.stdout + done.stderr
     return None if done.returncode == 0 and "Throughput:" in said and "Failed" not in said else said

@@ -1,7 +1,8 @@
 """End a thread's OpenMP threads before another thread computes.
 
 Each thread that computes with torch starts OpenMP threads and keeps them. If they outnumber the cores, libgomp sleeps
-between products instead of spinning. Each product then waits for a wake-up: 80 tokens took twice as long.
+between matrix products instead of spinning. Each product then waits for a wake-up: a text of 80 tokens took twice as
+long.
 """
 
 from __future__ import annotations

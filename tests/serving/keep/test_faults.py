@@ -128,7 +128,7 @@ def test_server_lives_on_without_a_reader_of_its_output(tiny_repository, subject
 BURN = "while True: pass"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_working_server_is_left_alone_on_an_overloaded_machine(default_repository, tmp_path):
     """Eight busy processes on the machine, and clients whose requests each hold the most that is admitted."""
     body = {"TEXT": ["word " * 510] * 64}
@@ -197,7 +197,7 @@ def test_no_process_crashes_when_the_server_stops(tiny, tmp_path):
     assert not [line for line in said.splitlines() if any(f"[{pid}]: segfault" in line for pid in pids)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not embedded(), reason="glibc's threshold is set for the embedded server only")
 def test_memory_of_large_requests_is_returned(tiny, tmp_path):
     """By default glibc would keep hundreds of MiB."""

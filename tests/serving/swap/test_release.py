@@ -116,7 +116,6 @@ def test_every_model_tells_its_release(server, repository):
     assert release_ids(server) == {live_release(repository).name}
 
 
-@pytest.mark.timeout(900)
 def releases_on_the_metrics_page(server: RunningServer) -> set[str]:
     """Those of processes that run."""
     with urllib.request.urlopen(f"http://{server.address.metrics_address}/metrics", timeout=HANG_S) as response:

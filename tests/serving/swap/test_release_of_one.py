@@ -1,4 +1,4 @@
-"""What a release does to the repository and asks of the server, for which a stand-in answers."""
+"""Release one of several classifiers: changes to the repository, and calls to the server, which is a stand-in."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.support.fake_releases import fake_release
 from tests.support.trees import snapshot
 
 NAMES, LABELS = ("text_classifier", "sentiment", "topic"), ["no", "yes"]
-# By classifier, in the order in which they were live; more than are kept.
+# Release ids by classifier, oldest first; three more than the store keeps.
 IDS = {name: [f"{index}{number:011x}" for number in range(store.KEPT_RELEASES + 3)] for index, name in enumerate(NAMES)}
 
 
 class StandIn:
-    """In the place of `Control`: it remembers what each ensemble passes through, and which models it was asked for."""
+    """Replaces `Control`: records the steps of each ensemble, and the models that were loaded or unloaded."""
 
     def __init__(self, repository: Path, directory: Path):
         self.models: set[str] = set()
@@ -62,7 +62,7 @@ def pair(name: str) -> tuple[str, str]:
 
 @pytest.fixture
 def control(tmp_path) -> StandIn:
-    """Of a server with three classifiers, each of which had all of its IDS live, one after the other."""
+    """A stand-in with three classifiers. All IDS of each were live, one after the other."""
     repository, directory = tmp_path / "repository", tmp_path / "run"
     directory.mkdir()
     (directory / "log").touch()
@@ -116,7 +116,7 @@ def test_unloadable_classifier_does_not_stay_live(control, monkeypatch):
 
 
 @pytest.mark.parametrize("embedded", [False, True], ids=["NVIDIA's backend", "embedded"])
-def test_new_classifier_with_other_threads_is_told_with_nvidias_backend_only(control, monkeypatch, capsys, embedded):
+def test_warns_of_other_thread_counts_with_nvidias_backend_only(control, monkeypatch, capsys, embedded):
     monkeypatch.setattr(releasing, "replace", lambda state, **_: state)
     monkeypatch.setattr(releasing, "write_state", lambda *_: None)
     repository = control.state.repository
