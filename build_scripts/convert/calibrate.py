@@ -45,8 +45,8 @@ def calibrate(checkpoint: Checkpoint, file: Path, columns: Columns = DEFAULT_COL
         raise ServingError("CALIBRATE: this checkpoint has one label and gives a score; build without CALIBRATE")
     if checkpoint.multi_label and checkpoint.documents and checkpoint.documents.pooling == "mean":
         raise ServingError(
-            "CALIBRATE: with DOCUMENTS=mean the probabilities of a multi-label classifier are averaged over windows, so "
-            "a temperature in the last layer cannot scale them; build without CALIBRATE, or with DOCUMENTS=max"
+            "CALIBRATE: with DOCUMENTS=mean the probabilities of a multi-label classifier are averaged over windows, "
+            "so a temperature in the last layer cannot scale them; build without CALIBRATE, or with DOCUMENTS=max"
         )
     layer = last_layer(checkpoint)
     labelled = read(checkpoint, file, columns)
