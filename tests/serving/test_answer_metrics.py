@@ -75,6 +75,15 @@ def test_many_classes_have_the_histogram_only(answers, classes, counters):
     assert counted("probability_count") == {"": 2}
 
 
+def test_large_answers_are_reduced_at_once(answers):
+    """Five seconds of them would take gigabytes."""
+    answers.add([np.full((64, 1), 7), np.full((64, 200), 0.25, dtype=np.float32)])
+    assert [one.nbytes for _, one in answers.waiting] == [64 * 4]
+    answers.flush()
+    assert counted("answers_total") == {"7": 64}
+    assert counted("probability_sum") == {"": 16.0}
+
+
 def test_a_candidate_counts_under_the_models_name_in_its_own_process(load):
     """Triton frees a counter with the first process that owns it; so no two processes may share one."""
     release = "0123456789ab"

@@ -25,7 +25,7 @@ from tests.support.texts import HEADLINES, HOSTILE, LENGTHS, PAIRS, of_length
 from tests.support.waiting import HANG_S, wait_for
 
 MAX_BATCH_SIZE = 64
-# 1 + 2 + … + 64: every batch size once.
+SOME_BATCH_SIZES = [1, 2, 3, 8, 17, MAX_BATCH_SIZE]
 EVERY_BATCH_SIZE = list(range(1, MAX_BATCH_SIZE + 1))
 
 
@@ -67,9 +67,12 @@ def cut(texts: list[Text], sizes: list[int]) -> list[list[str]]:
     return [texts[end - size : end] for end, size in zip(ends, sizes)]
 
 
-def test_texts_in_batches_of_every_size(default_server, default_oracle: HuggingFace):
-    texts = varied_texts(sum(EVERY_BATCH_SIZE))
-    class_ids, probabilities = served(default_server, cut(texts, EVERY_BATCH_SIZE))
+@pytest.mark.parametrize(
+    "sizes", [SOME_BATCH_SIZES, pytest.param(EVERY_BATCH_SIZE, marks=pytest.mark.long)], ids=["some", "every"]
+)
+def test_texts_in_batches_of_sizes(sizes, default_server, default_oracle: HuggingFace):
+    texts = varied_texts(sum(sizes))
+    class_ids, probabilities = served(default_server, cut(texts, sizes))
     expected = default_oracle.probabilities(texts).numpy()
     assert class_ids == expected.argmax(1).tolist()
     assert np.abs(probabilities - expected).max() <= 1e-4

@@ -51,15 +51,16 @@ def serving(tiny_repository, subject, tmp_path) -> Callable:
     ("script", "namespaces"),
     [
         pytest.param("mount -t tmpfs -o size=64m tmpfs /dev/shm", OF_MOUNTS, id="64 MiB of /dev/shm"),
-        pytest.param("unset HOME", NOBODY, id="no root and no HOME"),
-        pytest.param("ulimit -n 256", (), id="256 open files"),
+        pytest.param("unset HOME", NOBODY, id="no root and no HOME", marks=pytest.mark.long),
+        pytest.param("ulimit -n 256", (), id="256 open files", marks=pytest.mark.long),
         pytest.param(f"ulimit -v {32 << 20}", (), id="32 GiB of address space"),
         pytest.param("export PYTORCH_JIT=0 PYTHONWARNINGS=error PYTHONOPTIMIZE=2", (), id="variables of Python"),
-        pytest.param("export LC_ALL=C; unset PYTHONUTF8 PYTHONIOENCODING", (), id="LC_ALL=C"),
+        pytest.param("export LC_ALL=C; unset PYTHONUTF8 PYTHONIOENCODING", (), id="LC_ALL=C", marks=pytest.mark.long),
         pytest.param(
             "export http_proxy=http://127.0.0.1:9 HTTPS_PROXY=http://127.0.0.1:9 ALL_PROXY=http://127.0.0.1:9",
             (),
             id="proxies",
+            marks=pytest.mark.long,
         ),
     ],
 )

@@ -77,7 +77,9 @@ class Load:
             thread.join()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)], ids=["killed", "stopped"]
+)
 @pytest.mark.parametrize(
     "victim", ["tokenizer/1", pytest.param("classifier/1", marks=classifier_process), "bin/tritonserver"]
 )

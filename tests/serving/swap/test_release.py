@@ -216,6 +216,7 @@ def test_retries_what_overload_refused(server, releases, port, monkeypatch):
     assert refusals == []
 
 
+@pytest.mark.long
 def test_server_killed_during_release_returns_with_one(server, releases, port, monkeypatch):
     for one in releases.values():
         release(one.options, port)
@@ -293,6 +294,7 @@ def outputs_of(server: RunningServer, text: str, *names: str) -> set[str]:
     return {output["name"] for output in json.loads(answer)["outputs"]}
 
 
+@pytest.mark.long
 def test_cache_keeps_releases_apart(releases, tmp_path):
     """Both releases are asked the same texts. Then a model dies while the cache answers."""
     arguments = ["--model", releases["chinese"].options.model, "--precision", "fp32", "--cache", "16M"]
