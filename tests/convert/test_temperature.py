@@ -147,7 +147,7 @@ def test_a_layer_that_does_not_scale_the_logits_is_refused(sharp, monkeypatch, f
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ([(text, "label 1") for text in TEXTS[:19]], r"holds 19 different labelled texts \(0 bad rows\); expected 20"),
+        ([(text, "label 1") for text in TEXTS[:19]], r"holds 19 different labelled texts \(0 bad rows\); at least 20 are required"),
         ([(TEXTS[0], "label 1")] * 100, "holds 1 different labelled texts"),
         ([(text, "weather") for text in TEXTS[:40]], "has the label 'weather'; this model's labels are label 0"),
     ],
@@ -188,7 +188,7 @@ def test_halves_share_no_text_and_ignore_the_order_of_lines(sharp, tmp_path, cap
     assert halves[0] == halves[1]
     assert not halves[0][0] & halves[0][1]
     assert abs(len(halves[0][0]) - len(halves[0][1])) <= 1
-    assert "left out 1 bad rows, the first is line 351: 1 columns" in capsys.readouterr().out
+    assert "left out 1 bad rows; the first is line 351: 1 columns" in capsys.readouterr().out
 
 
 def test_fitted_temperature_has_the_lowest_log_loss(over_confident):
