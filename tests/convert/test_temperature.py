@@ -147,7 +147,10 @@ def test_a_layer_that_does_not_scale_the_logits_is_refused(sharp, monkeypatch, f
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ([(text, "label 1") for text in TEXTS[:19]], r"holds 19 different labelled texts \(0 bad rows\); at least 20 are required"),
+        (
+            [(text, "label 1") for text in TEXTS[:19]],
+            r"holds 19 different labelled texts \(0 bad rows\); at least 20 are required",
+        ),
         ([(TEXTS[0], "label 1")] * 100, "holds 1 different labelled texts"),
         ([(text, "weather") for text in TEXTS[:40]], "has the label 'weather'; this model's labels are label 0"),
     ],

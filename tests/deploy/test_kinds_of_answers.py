@@ -59,12 +59,12 @@ def kinds(subject, tmp_path_factory) -> tuple[Path, dict[str, list], dict[str, n
     build_as(directory, "score", score.directory)
     build_as(directory, "long", modern, max_length=LONGEST)
     texts = {"documents": LONG, "score": PAIRS, "long": ["word " * count for count in (3, 600, 1900)]}
-    oracle = HuggingFace(score.directory)
+    oracle = HuggingFace(score.directory, 128)
     with torch.inference_mode():
         encoded = [{name: torch.tensor([row]) for name, row in oracle.encode(pair).items()} for pair in PAIRS]
         scores = np.array([oracle.model(**one).logits.item() for one in encoded])
     answers = {
-        "documents": expected(HuggingFace(bert.directory), LONG, "mean").numpy().ravel(),
+        "documents": expected(HuggingFace(bert.directory, 128), LONG, "mean").numpy().ravel(),
         "score": scores,
         "long": HuggingFace(modern, LONGEST).probabilities(texts["long"]).numpy().ravel(),
     }
