@@ -182,6 +182,7 @@ def test_stop_answers_requests_in_flight_and_refuses_others(number, default_repo
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the kernel's log is root's")
+@pytest.mark.skipif(not embedded(), reason="26.07's python processes may crash after their last answer (production.md)")
 def test_no_process_crashes_when_the_server_stops(tiny, tmp_path):
     """Triton hides the exit codes of stubs; the kernel logs crashes."""
     kernel_log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
