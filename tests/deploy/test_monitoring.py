@@ -8,6 +8,9 @@ import re
 import signal
 import subprocess
 import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -117,9 +120,26 @@ def edge(served, tmp_path_factory):
         process.wait()
 
 
+@dataclass
+class Watch:
+    """A Prometheus at work. query(expression, time): its answer. since: when it had scraped everything."""
+
+    query: Callable[..., list[dict]]
+    since: float
+
+    def __call__(self, *arguments) -> list[dict]:
+        return self.query(*arguments)
+
+    def fired(self) -> set[str]:
+        """Alerts that have fired, without the project's name and the end. Before the first scrape all is absent."""
+        seconds = max(1, int(time.time() - self.since))
+        found = self.query(f'last_over_time(ALERTS{{alertstate="firing"}}[{seconds}s])')
+        return {one["metric"]["alertname"].removeprefix("TextClassifier").removesuffix("Soon") for one in found}
+
+
 @pytest.fixture(scope="module")
 def prometheus(served, edge, rules, tmp_path_factory):
-    """query(expression, time): what a real Prometheus answers that has scraped server and proxy under a little load."""
+    """A real Prometheus that has scraped server and proxy under a little load."""
     need("prometheus")
     targets = {"text-classifier": served.address.metrics_address, "text-classifier-proxy": f"127.0.0.1:{edge.metrics}"}
     files = [*(rules / name for name in RULES), *hurried([rules / name for name in RULES])]
@@ -134,7 +154,8 @@ def prometheus(served, edge, rules, tmp_path_factory):
             return len(scrapes) == len(targets) and min(scrapes) >= 5
 
         wait_for(scraped_under_load, "nothing is scraped")
-        yield query
+        wait_for(lambda: query('ALERTS{alertstate="firing"}') == [], "an alert fires")
+        yield Watch(query, time.time())
 
 
 def ask_through(edge: Edge) -> str:
@@ -198,18 +219,12 @@ def clients_of(
     return clients
 
 
-def fired(prometheus) -> set[str]:
-    """Alerts that have fired, without the project's name and the end."""
-    found = prometheus('last_over_time(ALERTS{alertstate="firing"}[1d])')
-    return {one["metric"]["alertname"].removeprefix("TextClassifier").removesuffix("Soon") for one in found}
-
-
 def test_an_overload_fires_its_alerts_and_moves_the_autoscalers_metric(prometheus, served):
     """The record is the sum of both gauges, at each time that it was taken."""
     stopped = threading.Event()
     clients = flood(served, stopped)
     try:
-        wait_for(lambda: fired(prometheus) >= {"Refuses", "Waits", "Slow", "LatencyBudget"}, "no alert")
+        wait_for(lambda: prometheus.fired() >= {"Refuses", "Waits", "Slow", "LatencyBudget"}, "no alert")
     finally:
         stopped.set()
         for client in clients:
@@ -219,13 +234,13 @@ def test_an_overload_fires_its_alerts_and_moves_the_autoscalers_metric(prometheu
     seen = {}
     for name, gauge in gauges.items():
         (found,) = prometheus(gauge + '{model="classifier"}[5m]')
-        seen[name] = {time: float(value) for time, value in found["values"]}
+        seen[name] = {at: float(value) for at, value in found["values"]}
     # A scrape brings both at the same time. A rule takes the last that has arrived.
-    sums = {time: value + seen["held"].get(time, 0.0) for time, value in seen["pending"].items()}
+    sums = {at: value + seen["held"].get(at, 0.0) for at, value in seen["pending"].items()}
     assert max(seen["held"].values()) > 0
-    recorded = [(time, float(value)) for time, value in prometheus(f"{RECORD}[2m]")[0]["values"]]
-    for time, value in recorded:
-        assert value in [number for taken, number in sums.items() if time - 30 < taken <= time], (time, value)
+    recorded = [(at, float(value)) for at, value in prometheus(f"{RECORD}[2m]")[0]["values"]]
+    for at, value in recorded:
+        assert value in [number for taken, number in sums.items() if at - 30 < taken <= at], (at, value)
     assert any(value not in seen["pending"].values() for _, value in recorded)
     assert float(prometheus(query, recorded[-1][0])[0]["value"][1]) == recorded[-1][1]
 
@@ -233,9 +248,9 @@ def test_an_overload_fires_its_alerts_and_moves_the_autoscalers_metric(prometheu
 def test_other_texts_than_before_fire_their_alerts(prometheus, served):
     def fires(alert: str, text: str) -> bool:
         assert post(f"{served.http}{GENERATE}", {"TEXT": [text] * 16})[0] == 200
-        return alert in fired(prometheus)
+        return alert in prometheus.fired()
 
-    assert not {"Unsure", "Drift"} & fired(prometheus)
+    assert not {"Unsure", "Drift"} & prometheus.fired()
     wait_for(lambda: fires("Unsure", UNSURE), "no alert")
 
     def counted_before() -> bool:
@@ -259,7 +274,7 @@ def test_killed_servers_fire_their_alerts(prometheus, served):
             restarts = served.said().count("restarting")
             wait_for(lambda before=restarts: served.said().count("restarting") > before, "not noticed")
             wait_for(lambda: wait_until_healthy(served.http, 1.0).healthy, "no answer")
-        wait_for(lambda: fired(prometheus) >= {"Fails", "Restarts"}, "no alert")
+        wait_for(lambda: prometheus.fired() >= {"Fails", "Restarts"}, "no alert")
     finally:
         stopped.set()
         for client in clients:
@@ -272,12 +287,12 @@ def test_a_stopped_server_and_a_stopped_proxy_fire_their_alerts(prometheus, serv
 
     def all_fire() -> bool:
         assert ask_through(edge) in ("503", "000")
-        return fired(prometheus) >= {"Down", "NoReplica", "EdgeErrors", "ErrorBudgetFast", "ErrorBudgetSlow"}
+        return prometheus.fired() >= {"Down", "NoReplica", "EdgeErrors", "ErrorBudgetFast", "ErrorBudgetSlow"}
 
     wait_for(all_fire, "no alert")
-    assert "ProxyDown" not in fired(prometheus)
+    assert "ProxyDown" not in prometheus.fired()
     edge.process.kill()
-    wait_for(lambda: "ProxyDown" in fired(prometheus), "no alert")
+    wait_for(lambda: "ProxyDown" in prometheus.fired(), "no alert")
 
     text = "".join((rules / name).read_text(encoding="utf-8") for name in RULES)
-    assert fired(prometheus) == set(re.findall(r"alert: TextClassifier(\w+)", text))
+    assert prometheus.fired() == set(re.findall(r"alert: TextClassifier(\w+)", text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -50,6 +51,30 @@ def test_commands_are_valid_shell(page):
     script = "\n".join([*(command for command, _ in commands(page)), *blocks(page, "sh")])
     done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# Serves until it gets SIGTERM, as `make serve` does; a gate that refuses is a release that fails.
+MAKE = """#!/bin/bash
+echo "$@" >> made
+case $1 in serve) exec sleep 600;; release) exit $REFUSED;; evaluate) mkdir -p build/evaluate build/diff; esac
+"""
+
+
+@pytest.mark.parametrize("refused", [0, 1])
+def test_the_gate_before_a_rollout_ends_as_the_release_does(tmp_path, refused):
+    """And packs nothing that was refused."""
+    (script,) = (block for block in blocks(PROJECT / "docs" / "production.md", "sh") if "EVALUATE=" in block)
+    make = tmp_path / "make"
+    make.write_text(MAKE, encoding="utf-8")
+    make.chmod(0o755)
+    (tmp_path / "artifacts").mkdir()
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    environment = {"PATH": path, "ARTIFACTS": str(tmp_path / "artifacts"), "REFUSED": str(refused)}
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode != 0) == bool(refused), done.stderr
+    made = (tmp_path / "made").read_text(encoding="utf-8").splitlines()
+    assert ("package" in made) == (not refused)
+    assert {one.name for one in (tmp_path / "artifacts").iterdir()} == {"evaluate", "diff"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
