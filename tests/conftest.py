@@ -108,12 +108,16 @@ def subject(tmp_path_factory) -> Callable[..., Subject]:
 
 @contextlib.contextmanager
 def single_thread() -> Iterator[None]:
-    """For small models: a second thread would only spin, and take a core from something else."""
+    """For small models: a second thread would only spin, and take a core from something else.
+
+    And as they are served: TorchScript's optimizer compiles each new shape, which took up to 150 MB per module.
+    """
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with torch.jit.optimized_execution(False):
+        yield
     torch.set_num_threads(threads)
 
 
