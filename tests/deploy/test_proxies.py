@@ -96,7 +96,7 @@ client = triton.InferenceServerClient("{HOST}:{PORT}", ssl=True, creds=credentia
 def infer(text, **options):
     tensor = triton.InferInput("TEXT", [1, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[text]], dtype=np.object_))
-    return client.infer("text_classifier", [tensor], client_timeout=HANG_S, **options).as_numpy("CLASS_ID")[0, 0]
+    return client.infer("text_classifier", [tensor], client_timeout={HANG_S}, **options).as_numpy("CLASS_ID")[0, 0]
 def refused(call):
     try:
         return f"answered: {{call()}}"
