@@ -14,6 +14,7 @@ from tests.deploy.conftest import await_well
 from tests.support.balancers import HOST, INFER, PORT, TEXT_REQUEST, proxy
 from tests.support.containers import run
 from tests.support.deploy_tools import need
+from tests.support.waiting import HANG_S
 
 pytestmark = pytest.mark.server
 BODY = json.dumps(infer_body(["goal"]))
