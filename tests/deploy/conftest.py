@@ -145,7 +145,7 @@ def await_well(container: Container) -> float:
         assert container.process.poll() is None, container.said()
         return container.inside("python", "-m", "build_scripts.serving.keep.health", check=False).returncode == 0
 
-    return wait_for(well, container.said())
+    return wait_for(well, container.said)
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def test_health_fails_while_a_models_process_is_dead(start):
     killed = pid_of(one, "tokenizer/1")
     one.inside("python", "-c", f"import os, signal; os.kill({killed}, signal.SIGKILL)")
     health = ("python", "-S", "-E", "-m", "build_scripts.serving.keep.health")
-    wait_for(lambda: one.inside(*health, check=False).returncode != 0, one.said())
+    wait_for(lambda: one.inside(*health, check=False).returncode != 0, one.said)
     await_well(one)
     assert pid_of(one, "tokenizer/1") != killed
     one.remove()
@@ -155,10 +155,10 @@ def test_a_manifests_command_and_probes_run_in_the_image(start, image, packed, n
     one = start(24, command=command, models=packed.directory / "model_repository", models_at=models_at, cpus=1)
     for kind in ("startup", "readiness", "liveness"):
         probe = asked[f"{kind}Probe"]
-        wait_for(lambda probe=probe: exit_code(one, probe) == 0, one.said())
+        wait_for(lambda probe=probe: exit_code(one, probe) == 0, one.said)
     one.inside("python", "-c", classify("['private words'] * 2", argument(asked, "--http-port", "8000")))
     one.signal("TERM")
-    wait_for(lambda: exit_code(one, asked["readinessProbe"]) == 3, one.said())
+    wait_for(lambda: exit_code(one, asked["readinessProbe"]) == 3, one.said, limit_s=10)
     assert exit_code(one, asked["livenessProbe"]) == 0
     assert one.wait() == 0, one.said()
     assert {json.loads(line)["source"] for line in one.said().splitlines()} == {"supervisor", "tritonserver"}

@@ -30,7 +30,7 @@ def replicas(start):
 @pytest.fixture(scope="module")
 def front(replicas, network, tmp_path_factory):
     with proxy("haproxy", network, tmp_path_factory.mktemp("haproxy")) as running:
-        wait_for(lambda: all(map(running.is_up, REPLICAS)), "replicas are not up")
+        wait_for(lambda: all(map(running.is_up, REPLICAS)), "replicas are not up", limit_s=20)
         yield running
 
 
@@ -81,7 +81,7 @@ def replace(front, replicas, start, name, **options):
     await_well(replicas[name])
     for backend in BACKENDS:
         front.admin(f"set server {backend}/{name} state ready")
-    wait_for(lambda: front.is_up(name), f"{name} is not up again")
+    wait_for(lambda: front.is_up(name), f"{name} is not up again", limit_s=20)
 
 
 def test_all_replicas_are_updated_under_load_without_a_failed_request(front, replicas, start, packed, tmp_path):
@@ -107,7 +107,7 @@ def kill_one(front, replicas, start) -> tuple[dict, dict]:
     replicas["replica2"].remove()
     replicas["replica2"] = start(REPLICAS["replica2"])
     await_well(replicas["replica2"])
-    wait_for(lambda: front.is_up("replica2"), "replica2 is not up again")
+    wait_for(lambda: front.is_up("replica2"), "replica2 is not up again", limit_s=20)
     return http, grpc
 
 
@@ -125,6 +125,6 @@ def test_without_retries_a_kill_costs_at_most_the_requests_in_flight(front, repl
         text.replace("retry-on conn-failure empty-response", "retry-on conn-failure"), encoding="utf-8"
     )
     with front.instead(tmp_path / "haproxy.cfg") as plain:
-        wait_for(lambda: all(map(plain.is_up, REPLICAS)), "replicas are not up")
+        wait_for(lambda: all(map(plain.is_up, REPLICAS)), "replicas are not up", limit_s=20)
         for kind in kill_one(plain, replicas, start):
             assert sum(kind["failed"].values()) <= 4, kind

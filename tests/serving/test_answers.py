@@ -84,7 +84,7 @@ def test_automatic_precision_stays_within_the_gate(default_oracle: HuggingFace, 
     """Asks the default of `make serve` with the curl command that it prints."""
     with running(tmp_path / "repository", tmp_path / "output.txt") as server:
         class_ids, probabilities = served(server, cut(HEADLINES, [50] * 5))
-        wait_for(lambda: "  try  " in server.said(), server.said())
+        wait_for(lambda: "  try  " in server.said(), server.said)
         (curl,) = (line for line in server.said().splitlines() if line.startswith("  try  "))
         said = subprocess.run(shlex.split(curl.removeprefix("  try")), capture_output=True, check=True).stdout
         (sports,) = default_oracle.class_ids(["Midfielder scores twice as champions win away"])

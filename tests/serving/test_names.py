@@ -57,7 +57,7 @@ def server(checkpoints, tmp_path_factory) -> Iterator[RunningServer]:
         build(options(checkpoints[name], name, repository=repository))
     arguments = ["--model", checkpoints["text_classifier"].options.model, "--precision", "fp32"]
     with running(repository, directory / "output.txt", *arguments) as server:
-        wait_for(lambda: report(server.http, 2.0, live=False)[0] == HEALTHY, server.said())
+        wait_for(lambda: report(server.http, 2.0, live=False)[0] == HEALTHY, server.said)
         yield server
 
 
@@ -184,9 +184,9 @@ def test_new_classifier_survives_a_restart(server, checkpoints, port):
     before, victim = server.find("bin/tritonserver"), in_processes("new")[-1]
     server.find(f"/{victim}/1").send_signal(signal.SIGKILL)
     said = f"the process of {victim} was killed, and inference of new "  # fails or hangs: Triton may be slow to notice
-    wait_for(lambda: said in server.said(), server.said())
+    wait_for(lambda: said in server.said(), server.said)
     wait_for(lambda: not before.is_running(), "the old server did not end")
-    wait_for(lambda: report(server.http, 2.0, live=False)[0] == HEALTHY, server.said())
+    wait_for(lambda: report(server.http, 2.0, live=False)[0] == HEALTHY, server.said)
     for name in (*SERVED, "new"):
         assert label_of(server, name).startswith(name)
 

@@ -18,7 +18,7 @@ from tests.soak.traffic import Findings, Traffic, clients
 
 # Deadline for the service to answer again after a fault. Generous: a start takes as long as the machine needs, and the
 # report states the times.
-RECOVERY_LIMIT_S = 180.0
+RECOVERY_LIMIT_S = 60.0
 # Extra time that an attack may take beyond its share.
 PATIENCE_S = 90.0
 

@@ -28,7 +28,7 @@ TEXT, CLASS_ID = "Midfielder scores twice as champions win away", 7
 def http_client(host: str, port: int, ca: str, texts: int):
     """A function that sends one request over a kept connection; returns the first class id, raises what went wrong.
 
-    texts: number in a request. They are short.
+    texts: number in a request.
     """
     context = ssl.create_default_context(cafile=ca)
     body = json.dumps(infer_body([TEXT] * texts))

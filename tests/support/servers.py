@@ -133,7 +133,7 @@ def running(repository: Path, output: Path, *arguments: str, within: Sequence[st
         yield server
         if server.process.poll() is None:
             assert server.stop() == 0, server.said()
-        wait_for(server.is_gone, f"{server.family()} {server.shared_memory()}")
+        wait_for(server.is_gone, lambda: f"{server.family()} {server.shared_memory()}", limit_s=5)
     finally:
         server.remove()
 

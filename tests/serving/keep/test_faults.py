@@ -29,6 +29,8 @@ from tests.support.waiting import HANG_S, wait_for
 pytestmark = pytest.mark.server
 GENERATE = "/v2/models/text_classifier/generate"
 TEXT = "Midfielder scores twice"
+# How soon a fault must be noticed and mended, however busy the machine is.
+NOTICED_S, RECOVERED_S = 60.0, 120.0
 
 
 @pytest.fixture(scope="module")
@@ -84,21 +86,21 @@ class Load:
     "victim", ["tokenizer/1", pytest.param("classifier/1", marks=classifier_process), "bin/tritonserver"]
 )
 def test_killed_or_stopped_process_is_replaced_under_load(server, victim, number):
-    wait_for(lambda: inference.probe(server.http, 5.0).healthy, server.said())
+    wait_for(lambda: inference.probe(server.http, 5.0).healthy, server.said)
     with Load(server.http) as load:
         wait_for(lambda: load.answered > 20, "no load")
         lines, before = server.said().count("restarting"), server.find("bin/tritonserver").pid
         server.find(victim).send_signal(number)
-        wait_for(lambda: server.said().count("restarting") > lines, f"not noticed: {server.said()}")
+        wait_for(lambda: server.said().count("restarting") > lines, server.said, limit_s=NOTICED_S)
         answered = load.answered
-        wait_for(lambda: load.answered > answered + 5, server.said())
+        wait_for(lambda: load.answered > answered + 5, server.said, limit_s=RECOVERED_S)
     assert not load.wrong
     assert server.find("bin/tritonserver").pid != before
 
 
 def test_health_fails_while_inference_fails(server):
     """Between the moment at which the supervisor notices and the one at which the new server answers."""
-    wait_for(lambda: report(server.http, 5.0, live=False)[0] == HEALTHY, server.said())
+    wait_for(lambda: report(server.http, 5.0, live=False)[0] == HEALTHY, server.said)
     server.find("tokenizer/1").suspend()
     seen = []
 
@@ -106,9 +108,9 @@ def test_health_fails_while_inference_fails(server):
         seen.append(report(server.http, 5.0, live=live)[0])
         return seen[-1] == UNHEALTHY
 
-    wait_for(lambda: fails(live=False), server.said())
+    wait_for(lambda: fails(live=False), server.said, limit_s=NOTICED_S)
     assert not fails(live=True)
-    wait_for(lambda: report(server.http, 5.0, live=False)[0] == HEALTHY, server.said())
+    wait_for(lambda: report(server.http, 5.0, live=False)[0] == HEALTHY, server.said, limit_s=RECOVERED_S)
 
 
 def test_server_lives_on_without_a_reader_of_its_output(tiny_repository, subject, tmp_path):
@@ -120,7 +122,7 @@ def test_server_lives_on_without_a_reader_of_its_output(tiny_repository, subject
         server.process.stdout.close()
         before = server.find("bin/tritonserver").pid
         server.find("bin/tritonserver").kill()
-        wait_for(lambda: inference.probe(server.http, 5.0).healthy, "no answer after the fault")
+        wait_for(lambda: inference.probe(server.http, 5.0).healthy, "no answer after the fault", limit_s=RECOVERED_S)
         assert server.find("bin/tritonserver").pid != before
         assert server.stop() == 0
     finally:
@@ -161,13 +163,13 @@ def test_stop_answers_requests_in_flight_and_refuses_others(number, default_repo
             return model["inference_count"]
 
         # Until then the supervisor's own requests count, too.
-        wait_for(lambda: "ready:" in server.said(), server.said())
+        wait_for(lambda: "ready:" in server.said(), server.said)
         before = tokenized()
         asking = threading.Thread(target=ask)
         asking.start()
         wait_for(lambda: tokenized() >= before + len(slow["TEXT"]), "not sent")
         server.process.send_signal(number)
-        wait_for(lambda: "stopping" in server.said(), server.said())
+        wait_for(lambda: "stopping" in server.said(), server.said, limit_s=5)
         time.sleep(0.1)
         while server.process.poll() is None:
             with contextlib.suppress(httpx.HTTPError):
@@ -182,12 +184,13 @@ def test_stop_answers_requests_in_flight_and_refuses_others(number, default_repo
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the kernel's log is root's")
-@pytest.mark.skipif(not embedded(), reason="26.07's python processes may crash after their last answer (production.md)")
 def test_no_process_crashes_when_the_server_stops(tiny, tmp_path):
     """Triton hides the exit codes of stubs; the kernel logs crashes."""
     kernel_log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     try:
         with tiny(tmp_path / "output.txt") as server:
+            if httpx.get(f"{server.http}/v2").json()["version"].startswith("2.71"):
+                pytest.skip("Triton 2.71's python processes may crash after their last answer: production.md")
             assert post(server.http + GENERATE, {"TEXT": "a"})[0] == 200
             pids = [process.pid for process in server.family()]
             os.lseek(kernel_log, 0, os.SEEK_END)
@@ -217,7 +220,7 @@ def test_killed_supervisor_leaves_no_server_behind(tiny, tmp_path):
     with tiny(tmp_path / "output.txt") as server:
         assert len(server.family()) == (3 if embedded() else 2)
         server.process.kill()
-        wait_for(server.is_gone, f"{server.family()} {server.shared_memory()}")
+        wait_for(server.is_gone, lambda: f"{server.family()} {server.shared_memory()}", limit_s=15)
 
 
 def test_destroyed_model_file_ends_with_a_clear_message(tiny_repository, subject, tmp_path):
@@ -227,7 +230,7 @@ def test_destroyed_model_file_ends_with_a_clear_message(tiny_repository, subject
     options = ("--model", str(subject("bert").directory), "--precision", "fp32")
     with running(repository, tmp_path / "output.txt", *options) as server:
         # A first start that fails ends at once; the supervisor must have seen this one succeed.
-        wait_for(lambda: READY in server.said(), server.said())
+        wait_for(lambda: READY in server.said(), server.said)
         model = live_release(repository) / "model.pt"
         model.write_bytes(model.read_bytes()[:1000])
         server.find("bin/tritonserver").kill()

@@ -66,7 +66,7 @@ def test_every_line_of_a_server_is_json_without_texts(tiny_repository, subject, 
         assert post(server.http + INFER, {"inputs": [data]})[0] == 200
         assert post(server.http + INFER, {"inputs": [{**data, "data": [f"{SECRET} " * 10000]}]})[0] == 400
         assert post(server.http + INFER, {"inputs": [{**data, "shape": [1, 2]}]})[0] == 400
-        wait_for(lambda: "a real inference answered" in server.said(), server.said())
+        wait_for(lambda: "a real inference answered" in server.said(), server.said)
     lines = [json.loads(line) for line in server.said().splitlines()]
     assert {line["source"] for line in lines} == {"supervisor", "tritonserver"}
     assert all(datetime.fromisoformat(line["time"]).tzinfo for line in lines)

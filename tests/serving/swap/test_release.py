@@ -300,7 +300,7 @@ def test_cache_keeps_releases_apart(releases, tmp_path):
     arguments = ["--model", releases["chinese"].options.model, "--precision", "fp32", "--cache", "16M"]
     with running(tmp_path / "repository", tmp_path / "output.txt", *arguments) as server:
         port = server.address.http_port
-        wait_for(lambda: "ready:" in server.said(), server.said())
+        wait_for(lambda: "ready:" in server.said(), server.said)
         assert outputs_of(server, "news", "CLASS_ID") == {"CLASS_ID"}
         assert outputs_of(server, "news") == {"CLASS_ID", "PROBABILITIES", "TOKENS", "TRUNCATED"}
         assert cache_hits(server) == 1
@@ -312,7 +312,7 @@ def test_cache_keeps_releases_apart(releases, tmp_path):
                 assert answering(server, releases) != name
                 change()
                 assert answering(server, releases) == name
-                wait_for(lambda: cache_hits(server) > 0, server.said())
+                wait_for(lambda: cache_hits(server) > 0, server.said)
         assert clients.wrong == []
         assert len(staged_models(port)) == 1
         victim = "/classifier/1/" if embedded() else "/tokenizer/1/"
@@ -325,7 +325,7 @@ def test_cache_keeps_releases_apart(releases, tmp_path):
                 assert time.monotonic() < deadline, server.said()
                 with contextlib.suppress(OSError, http.client.HTTPException, AssertionError):
                     clients.infer_http("cached", connection, 0)
-        wait_for(lambda: "answering again" in server.said(), server.said())
+        wait_for(lambda: "answering again" in server.said(), server.said)
         for _ in range(2):
             assert answering(server, releases) == "chinese"
         assert cache_hits(server) >= len(TEXTS)
