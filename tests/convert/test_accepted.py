@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, processors
 
 from build_scripts.convert.checkpoint import load, serving_tokenizer
 from build_scripts.core.errors import ServingError
-from tests.convert.test_checkpoint import config, edit, tokenizer_config, weights
 from tests.support import zoo
 from tests.support.checkpoints import make_checkpoint, make_tokenizer
+from tests.support.damages import config, edit, tokenizer_config, weights
 from tests.support.fp32_file import fp32_file
 from tests.support.oracle import HuggingFace
 from tests.support.token_batches import MAX_LOGIT_ERROR

@@ -2,141 +2,45 @@
 
 from __future__ import annotations
 
-import codecs
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from build_scripts.convert import checkpoint as checkpoint_module
 from build_scripts.convert.checkpoint import load
-from build_scripts.convert.error_guard import refusing
 from build_scripts.core.errors import ServingError
-from build_scripts.core.options import BuildOptions
-from build_scripts.releases import pipeline
-from build_scripts.releases.fingerprint import fingerprint
-from tests.convert.test_checkpoint import config, edit, remove, tokenizer_config, weights
 from tests.support.checkpoints import make_checkpoint
+from tests.support.damages import (
+    ADAPTER,
+    LFS,
+    best_checkpoint,
+    both,
+    config,
+    edit,
+    empty_tensors,
+    hub_cache,
+    mlflow,
+    nested,
+    one_shard_of_two,
+    pickled,
+    prefixed,
+    relative_positions,
+    remove,
+    tokenizer_config,
+    tokenizer_without_words,
+    trainer_output,
+    unknown_words,
+    weights,
+    with_mark,
+    write,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def write(name: str, content: bytes | str) -> Callable[[Path], None]:
-    content = content.encode() if isinstance(content, str) else content
-    return lambda directory: (directory / name).write_bytes(content) and None
-
-
-def both(*damages: Callable[[Path], None]) -> Callable[[Path], None]:
-    def damage(directory: Path) -> None:
-        for one in damages:
-            one(directory)
-
-    return damage
-
-
-def prefixed(prefix: str) -> Callable[[Path], None]:
-    def damage(directory: Path) -> None:
-        tensors = load_file(directory / "model.safetensors")
-        save_file({prefix + name: tensor for name, tensor in tensors.items()}, directory / "model.safetensors")
-
-    return damage
-
-
-def trainer_output(directory: Path) -> None:
-    """Checkpoints of a training run in a directory that holds none itself; 1500 is later than 500."""
-    for step in (500, 1500):
-        make_checkpoint("bert", directory / f"checkpoint-{step}")
-    remove("config.json", "model.safetensors")(directory)
-
-
-def best_checkpoint(where: str) -> Callable[[Path], None]:
-    """A Trainer's output whose best step is not the last one. where: the directory with trainer_state.json."""
-
-    def damage(directory: Path) -> None:
-        trainer_output(directory)
-        state = {"best_model_checkpoint": "output/checkpoint-500"}
-        (directory / where / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
-
-    return damage
-
-
-def hub_cache(directory: Path) -> None:
-    """The root of a hub cache, with two snapshots of which refs/main names the older one."""
-    for revision in ("aaaa", "bbbb"):
-        make_checkpoint("bert", directory / "snapshots" / revision)
-    (directory / "refs").mkdir()
-    (directory / "refs" / "main").write_text("aaaa", encoding="utf-8")
-    remove("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")(directory)
-
-
-def mlflow(directory: Path) -> None:
-    """MLflow's transformers flavour: model/ and components/tokenizer/ side by side."""
-    make_checkpoint("bert", directory / "model")
-    (directory / "components" / "tokenizer").mkdir(parents=True)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (directory / "model" / name).rename(directory / "components" / "tokenizer" / name)
-        (directory / name).unlink()
-    remove("config.json", "model.safetensors")(directory)
-
-
-def nested(key: str) -> Callable[[Path], None]:
-    return lambda directory: pickled({"epoch": 3, key: load_file(directory / "model.safetensors")})(directory)
-
-
-def empty_tensors(directory: Path) -> None:
-    """As ZeRO-3 saves a model without gathering its weights."""
-    weights(lambda tensors: tensors.update({name: torch.zeros(0) for name in tensors}))(directory)
-    (directory / "zero_to_fp32.py").write_text("", encoding="utf-8")
-
-
-def with_mark(name: str) -> Callable[[Path], None]:
-    return lambda directory: write(name, codecs.BOM_UTF8 + (directory / name).read_bytes())(directory)
-
-
-def pickled(content: object) -> Callable[[Path], None]:
-    def damage(directory: Path) -> None:
-        torch.save(content, directory / "pytorch_model.bin")
-        (directory / "model.safetensors").unlink()
-
-    return damage
-
-
-def relative_positions(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["bert.encoder.layer.0.attention.self.distance_embedding.weight"] = torch.ones(255, 8)
-
-
-def tokenizer_without_words(directory: Path) -> None:
-    """PhoBERT's files read as RoBERTa's: the special tokens only."""
-    transformers.RobertaTokenizer(
-        vocab={"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}, merges=[]
-    ).save_pretrained(directory)
-
-
-def unknown_words(directory: Path) -> None:
-    """A vocabulary without its unknown token."""
-    file = directory / "tokenizer.json"
-    content = json.loads(file.read_text(encoding="utf-8"))
-    content["model"]["vocab"].pop("[UNK]")
-    added = [token for token in content["added_tokens"] if token["content"] != "[UNK]"]
-    edit(file, model=content["model"], added_tokens=added)
-
-
-def one_shard_of_two(directory: Path) -> None:
-    """As an interrupted copy leaves it."""
-    names = dict.fromkeys(load_file(directory / "model.safetensors"), "model-00001-of-00002.safetensors")
-    names["classifier.bias"] = "model-00002-of-00002.safetensors"
-    (directory / "model.safetensors").rename(directory / "model-00001-of-00002.safetensors")
-    index = {"metadata": {}, "weight_map": names}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-
-
-ADAPTER = '{"base_model_name_or_path": "some/base", "peft_type": "LORA"}'
-LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 438\n"
 CASES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "adapter only": (
         both(remove("model.safetensors", "config.json"), write("adapter_config.json", ADAPTER)),
@@ -342,82 +246,3 @@ def test_runs_no_code_in_a_pickle(tmp_path):
     assert not (tmp_path / "ran").exists()
     torch.load(directory / "pytorch_model.bin", weights_only=False)
     assert (tmp_path / "ran").exists()  # the loader made the difference
-
-
-@pytest.mark.parametrize(
-    "damage", [tokenizer_config(tokenizer_class="LayoutLMv3Tokenizer"), write("config.json", "[" * 10**5)]
-)
-def test_unforeseen_content_ends_in_one_line(damage, tmp_path):
-    directory = make_checkpoint("bert", tmp_path / "checkpoint")
-    damage(directory)
-    with pytest.raises(ServingError, match=r"cannot be served: .* failed \(\w+: ") as refused:
-        pipeline.build(BuildOptions(model=str(directory), repository=tmp_path / "repository"))
-    assert len(str(refused.value).splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    "error", [ValueError("one\ntwo"), RecursionError(), MemoryError(), KeyError("k"), OSError(5, "io")]
-)
-def test_any_error_of_reading_ends_in_one_line(error, subject, tmp_path, monkeypatch):
-    def explode(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(checkpoint_module, "load", explode)
-    repository = tmp_path / "repository"
-    with pytest.raises(ServingError, match=r"cannot be served: .* failed \(\w+: ") as refused:
-        pipeline.build(BuildOptions(model=str(subject("bert").directory), repository=repository))
-    assert len(str(refused.value).splitlines()) == 1
-    assert type(error).__name__ in str(refused.value)
-    assert not list((repository / "text_classifier" / "releases").iterdir())
-
-
-def test_rust_panic_is_one_line_and_interrupts_pass(tmp_path):
-    class PanicException(BaseException):
-        """pyo3's panic, which is no Exception."""
-
-    with pytest.raises(ServingError, match="PanicException: out of bounds"), refusing(tmp_path, "reading it"):
-        raise PanicException("out of bounds")
-    for passed in (KeyboardInterrupt, SystemExit):
-        with pytest.raises(passed), refusing(tmp_path, "reading it"):
-            raise passed
-
-
-def test_reports_a_full_disk(subject, tmp_path, monkeypatch):
-    def explode(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint_module, "load", explode)
-    with pytest.raises(ServingError, match="no space left in"):
-        pipeline.build(BuildOptions(model=str(subject("bert").directory), repository=tmp_path / "repository"))
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_unreadable_file_is_one_line(tmp_path):
-    directory = make_checkpoint("bert", tmp_path / "checkpoint")
-    (directory / "model.safetensors").chmod(0)
-    with pytest.raises(ServingError, match="Permission denied"):
-        pipeline.build(BuildOptions(model=str(directory), repository=tmp_path / "repository"))
-
-
-def test_takes_the_tokenizer_from_another_directory(tmp_path):
-    """As MLflow's transformers flavour stores it."""
-    mlflow(make_checkpoint("bert", tmp_path / "checkpoint"))
-    model, tokenizer = tmp_path / "checkpoint" / "model", tmp_path / "checkpoint" / "components" / "tokenizer"
-    with pytest.raises(ServingError, match=f"has no tokenizer .* TOKENIZER={tokenizer}"):
-        load(model)
-    own = load(model, tokenizer_path=tokenizer)
-    expected = load(make_checkpoint("bert", tmp_path / "whole"))
-    assert torch.equal(own.logits("some words"), expected.logits("some words"))
-    with pytest.raises(ServingError, match="TOKENIZER=/no/where: no such directory"):
-        BuildOptions(model=str(model), tokenizer=Path("/no/where"))
-    with pytest.raises(ServingError, match=f"TOKENIZER={tokenizer}: MODEL is missing"):
-        BuildOptions(tokenizer=tokenizer)
-
-
-def test_release_depends_on_the_tokenizer(tmp_path):
-    mlflow(make_checkpoint("bert", tmp_path / "checkpoint"))
-    model, tokenizer = tmp_path / "checkpoint" / "model", tmp_path / "checkpoint" / "components" / "tokenizer"
-    options = BuildOptions(model=str(model), tokenizer=tokenizer)
-    before = fingerprint(options, model)
-    edit(tokenizer / "tokenizer_config.json", model_max_length=64)
-    assert fingerprint(options, model) != before

@@ -20,6 +20,7 @@ from build_scripts.benchmarks.services import infer_body
 from build_scripts.core.names import ENSEMBLE, Models
 from build_scripts.core.options import BuildOptions
 from build_scripts.serving.client import text_input
+from build_scripts.serving.swap.model_control import Control
 from tests.support.oracle import HuggingFace
 from tests.support.servers import RunningServer
 from tests.support.waiting import HANG_S, wait_for
@@ -178,3 +179,20 @@ class Clients:
 
 def close(found: object, expected: np.ndarray) -> bool:
     return np.shape(found) == np.shape(expected) and bool(np.allclose(found, expected, atol=TOLERANCE))
+
+
+def answering(server: RunningServer, releases: dict[str, Release]) -> str:
+    """The name of the release that answers, in all its parts."""
+    clients = Clients(server, releases)
+    with contextlib.closing(clients.connect()) as connection:
+        for index in range(len(TEXTS)):
+            clients.infer_http("once", connection, index)
+    assert not clients.wrong
+    assert len(clients.answers) == 1
+    return next(iter(clients.answers))[1]
+
+
+def staged_models(port: int) -> list[str]:
+    with Control(port) as control:
+        names = {path.name for path in Path(control.state.staging).iterdir()}
+        return sorted(names - set(Models().all))

@@ -41,3 +41,10 @@ def assert_equals_hugging_face(subject, input_ids: Tensor, attention_mask: Tenso
     class_ids, probabilities = answers(subject.exported, input_ids, attention_mask)
     assert class_ids.tolist() == expected.argmax(1).tolist()
     assert (probabilities - expected.softmax(1)).abs().max() < MAX_LOGIT_ERROR
+
+
+def inputs(subject) -> tuple[Tensor, Tensor]:
+    """Texts of 3, 20, 7, 6 and 6 tokens: more than one bucket, with and without padding inside."""
+    mask = (torch.arange(24) < torch.tensor([3, 20, 7, 6, 6])[:, None]).long()
+    ids = torch.randint(5, len(subject.tokenizer), mask.shape, generator=torch.Generator().manual_seed(0))
+    return torch.where(mask == 1, ids, subject.tokenizer.pad_token_id), mask

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import json
 import re
 import shutil
 import signal
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,12 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from build_scripts.benchmarks.services import infer_body
 from build_scripts.core.errors import ServingError
-from build_scripts.core.names import CLASSIFIER, ENSEMBLE, TOKENIZER, Models
+from build_scripts.core.names import CLASSIFIER, ENSEMBLE, Models
 from build_scripts.core.options import BuildOptions
 from build_scripts.releases.files import digest
 from build_scripts.releases.pipeline import build
@@ -30,22 +25,11 @@ from build_scripts.serving.keep.inference import wait_until_healthy
 from build_scripts.serving.swap.model_control import Control
 from build_scripts.serving.swap.release import go_live, release, rollback
 from build_scripts.serving.swap.status import status
-from tests.support.checkpoints import make_checkpoint
-from tests.support.release_clients import TEXTS, TOLERANCE, Clients, Release
-from tests.support.servers import RunningServer, embedded, post, running
+from tests.support.release_clients import TEXTS, TOLERANCE, Clients, answering, staged_models
+from tests.support.servers import RunningServer, running
 from tests.support.waiting import HANG_S, wait_for
 
 pytestmark = pytest.mark.server
-
-
-@pytest.fixture(scope="module")
-def releases(tmp_path_factory) -> dict[str, Release]:
-    """Other vocabulary, other labels, other number of classes."""
-    english = {"labels": ["one", "two: with a colon", "three"], "seed": 7}
-    return {
-        "chinese": Release(make_checkpoint("bert-chinese", tmp_path_factory.mktemp("chinese"))),
-        "english": Release(make_checkpoint("bert", tmp_path_factory.mktemp("english"), **english)),
-    }
 
 
 @pytest.fixture(scope="module")
@@ -66,23 +50,6 @@ def port(server) -> int:
 def repository(port) -> Path:
     with Control(port) as control:
         return Path(control.state.repository)
-
-
-def answering(server: RunningServer, releases: dict[str, Release]) -> str:
-    """The name of the release that answers, in all its parts."""
-    clients = Clients(server, releases)
-    with contextlib.closing(clients.connect()) as connection:
-        for index in range(len(TEXTS)):
-            clients.infer_http("once", connection, index)
-    assert not clients.wrong
-    assert len(clients.answers) == 1
-    return next(iter(clients.answers))[1]
-
-
-def staged_models(port: int) -> list[str]:
-    with Control(port) as control:
-        names = {path.name for path in Path(control.state.staging).iterdir()}
-        return sorted(names - set(Models().all))
 
 
 def told(port: int) -> list[str]:
@@ -234,98 +201,3 @@ def test_server_killed_during_release_returns_with_one(server, releases, port, m
     release(releases[live].options, port)  # whatever it was, it cleans up
     assert answering(server, releases) == live
     assert staged_models(port) == []
-
-
-@pytest.mark.parametrize("key", [None, "wrong"])
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("POST", "/v2/repository/index"),
-        ("POST", f"/v2/repository/models/{TOKENIZER}/load"),
-        ("POST", f"/v2/repository/models/{ENSEMBLE}/unload"),
-        ("GET", "/v2/systemsharedmemory/status"),
-        ("POST", "/v2/logging"),
-        ("POST", "/v2/trace/setting"),
-    ],
-)
-def test_model_control_over_http_needs_the_key(server, method, path, key):
-    headers = {} if key is None else {"triton-control": key}
-    request = urllib.request.Request(server.http + path, b"{}" if method == "POST" else None, headers, method=method)
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(request, timeout=HANG_S)
-    assert refused.value.code == 403
-    refused.value.close()
-
-
-@pytest.mark.parametrize("key", [None, "wrong"])
-def test_model_control_over_grpc_needs_the_key(server, key):
-    headers = None if key is None else {"triton-grpc-protocol-triton-control": key}
-    with triton.InferenceServerClient(server.grpc) as client:
-        calls = [
-            lambda: client.load_model(TOKENIZER, headers=headers),
-            lambda: client.unload_model(ENSEMBLE, headers=headers),
-            lambda: client.get_model_repository_index(headers=headers),
-            lambda: client.get_system_shared_memory_status(headers=headers),
-            lambda: client.update_log_settings({}, headers=headers),
-        ]
-        for call in calls:
-            with pytest.raises(InferenceServerException, match="restricted"):
-                call()
-
-
-def test_key_file_is_private(port):
-    from build_scripts.serving.keep.run_directory import STATE_FILE, run_directory
-
-    assert (run_directory(port) / STATE_FILE).stat().st_mode & 0o777 == 0o600
-
-
-def cache_hits(server: RunningServer) -> int:
-    """Of the ensemble that is loaded now; Triton's count begins anew with each."""
-    with urllib.request.urlopen(f"{server.http}/v2/models/stats") as response:
-        return sum(int(one["inference_stats"]["cache_hit"]["count"]) for one in json.load(response)["model_stats"])
-
-
-def outputs_of(server: RunningServer, text: str, *names: str) -> set[str]:
-    body = infer_body([text])
-    if names:
-        body["outputs"] = [{"name": name} for name in names]
-    status, answer = post(f"{server.http}/v2/models/{ENSEMBLE}/infer", body)
-    assert status == 200, answer
-    return {output["name"] for output in json.loads(answer)["outputs"]}
-
-
-@pytest.mark.long
-def test_cache_keeps_releases_apart(releases, tmp_path):
-    """Both releases are asked the same texts. Then a model dies while the cache answers."""
-    arguments = ["--model", releases["chinese"].options.model, "--precision", "fp32", "--cache", "16M"]
-    with running(tmp_path / "repository", tmp_path / "output.txt", *arguments) as server:
-        port = server.address.http_port
-        wait_for(lambda: "ready:" in server.said(), server.said)
-        assert outputs_of(server, "news", "CLASS_ID") == {"CLASS_ID"}
-        assert outputs_of(server, "news") == {"CLASS_ID", "PROBABILITIES", "TOKENS", "TRUNCATED"}
-        assert cache_hits(server) == 1
-        with Clients(server, releases) as clients:
-            for name, change in (
-                ("english", lambda: release(releases["english"].options, port)),
-                ("chinese", lambda: rollback(port)),
-            ):
-                assert answering(server, releases) != name
-                change()
-                assert answering(server, releases) == name
-                wait_for(lambda: cache_hits(server) > 0, server.said)
-        assert clients.wrong == []
-        assert len(staged_models(port)) == 1
-        victim = "/classifier/1/" if embedded() else "/tokenizer/1/"
-        with contextlib.closing(clients.connect()) as connection:
-            # Processes of earlier releases may still be there.
-            victims = [one for one in server.family() if victim in " ".join(one.cmdline()[:2])]
-            max(victims, key=lambda one: one.create_time()).send_signal(signal.SIGKILL)
-            deadline = time.monotonic() + HANG_S
-            while "restarting" not in server.said():  # cached answers do not hide what died
-                assert time.monotonic() < deadline, server.said()
-                with contextlib.suppress(OSError, http.client.HTTPException, AssertionError):
-                    clients.infer_http("cached", connection, 0)
-        wait_for(lambda: "answering again" in server.said(), server.said)
-        for _ in range(2):
-            assert answering(server, releases) == "chinese"
-        assert cache_hits(server) >= len(TEXTS)
