@@ -1,4 +1,4 @@
-"""Alerts, dashboard and traces: a real Prometheus scrapes the real server and HAProxy; an OTLP receiver takes spans."""
+"""Alerts and dashboard: a real Prometheus scrapes the real server and HAProxy."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -25,8 +23,7 @@ from tests.deploy.conftest import RULES
 from tests.support.balancers import CONFIGURATIONS, certificate
 from tests.support.containers import run
 from tests.support.deploy_tools import PATH, need
-from tests.support.http_stand_in import Reply, Request, StandIn
-from tests.support.prometheus import RECORD, hurried, scraping
+from tests.support.prometheus import RECORD, Watch, hurried, scraping
 from tests.support.servers import post, running
 from tests.support.waiting import HANG_S, wait_for
 
@@ -36,7 +33,6 @@ SCALER = PROJECT / "deploy" / "kubernetes" / "components" / "keda" / "scaled-obj
 # Labels that a cluster's Prometheus gives to a target.
 TARGET = {"namespace": "text-classifier", "pod": "a"}
 GENERATE = "/v2/models/text_classifier/generate"
-TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 # Headlines of two classes, and a text that says nothing.
 SPORT, MONEY = "Midfielder scores twice as champions win away", "Bank raises interest rates as inflation slows"
 UNSURE = "a"
@@ -50,46 +46,11 @@ class Edge(NamedTuple):
     process: subprocess.Popen
 
 
-class Receiver(StandIn):
-    """An OTLP/HTTP receiver that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.kept: list[tuple[str, dict]] = []
-        super().__init__(self.keep)
-
-    def keep(self, request: Request) -> Reply:
-        self.kept.append((request.path, json.loads(request.body)))
-        return Reply()
-
-
 @pytest.fixture(scope="module")
-def receiver():
-    with Receiver() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def served(packed, receiver, tmp_path_factory):
+def served(packed, tmp_path_factory):
     output = tmp_path_factory.mktemp("monitored") / "output.txt"
-    trace = receiver.url
-    with running(packed.directory / "model_repository", output, "--trace", trace) as server:
+    with running(packed.directory / "model_repository", output) as server:
         yield server
-
-
-def test_a_callers_trace_goes_on_through_every_step(served, receiver):
-    headers = {"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-01"}
-    assert post(f"{served.http}{GENERATE}", {"TEXT": "traced"}, headers)[0] == 200
-
-    def spans() -> list[dict]:
-        resources = [resource for _, body in receiver.kept for resource in body["resourceSpans"]]
-        found = [span for resource in resources for scope in resource["scopeSpans"] for span in scope["spans"]]
-        return [span for span in found if span["traceId"] == TRACE_ID]
-
-    wait_for(lambda: len(spans()) >= 4, "no spans came")
-    assert {path for path, _ in receiver.kept} == {"/v1/traces"}
-    assert {"InferRequest", "text_classifier", "tokenizer", "classifier"} <= {span["name"] for span in spans()}
-    (top,) = (span for span in spans() if span["name"] == "InferRequest")
-    assert top["parentSpanId"] == "b7ad6b7169203331"
 
 
 @pytest.fixture(scope="module")
@@ -118,23 +79,6 @@ def edge(served, tmp_path_factory):
     finally:
         process.kill()
         process.wait()
-
-
-@dataclass
-class Watch:
-    """A Prometheus at work. query(expression, time): its answer. since: when it had scraped everything."""
-
-    query: Callable[..., list[dict]]
-    since: float
-
-    def __call__(self, *arguments) -> list[dict]:
-        return self.query(*arguments)
-
-    def fired(self, since: float | None = None) -> set[str]:
-        """Alerts that have fired, without the project's name and the end. Before the first scrape all is absent."""
-        seconds = max(1, int(time.time() - (since or self.since)))
-        found = self.query(f'last_over_time(ALERTS{{alertstate="firing"}}[{seconds}s])')
-        return {one["metric"]["alertname"].removeprefix("TextClassifier").removesuffix("Soon") for one in found}
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,11 @@ import contextlib
 import json
 import re
 import subprocess
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -49,11 +51,28 @@ def soon(expression: str) -> str:
     return expression.replace("text_classifier:", "soon:")
 
 
+@dataclass
+class Watch:
+    """A Prometheus at work. query(expression, at): its answer. since: when it had scraped everything."""
+
+    query: Callable[..., list[dict]]
+    since: float
+
+    def __call__(self, *arguments) -> list[dict]:
+        return self.query(*arguments)
+
+    def fired(self, since: float | None = None) -> set[str]:
+        """Alerts that have fired, without the project's name and the end. Before the first scrape all is absent."""
+        seconds = max(1, int(time.time() - (since or self.since)))
+        found = self.query(f'last_over_time(ALERTS{{alertstate="firing"}}[{seconds}s])')
+        return {one["metric"]["alertname"].removeprefix("TextClassifier").removesuffix("Soon") for one in found}
+
+
 @contextlib.contextmanager
 def scraping(
     directory: Path, rules: list[Path], targets: dict[str, str], labels: dict[str, str]
 ) -> Iterator[Callable[..., list[dict]]]:
-    """query(expression, time) of a Prometheus that scrapes every second. targets: job -> address."""
+    """query(expression, at) of a Prometheus that scrapes every second. targets: job -> address."""
     configuration = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": list(map(str, rules)),
@@ -69,8 +88,8 @@ def scraping(
         command = ["prometheus", *options, f"--web.listen-address=127.0.0.1:{port}"]
         process = subprocess.Popen(command, stdout=output, stderr=output)
 
-    def query(expression: str, time: float | None = None) -> list[dict]:
-        parameters = {"query": expression, **({"time": time} if time else {})}
+    def query(expression: str, at: float | None = None) -> list[dict]:
+        parameters = {"query": expression, **({"time": at} if at else {})}
         url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode(parameters)}"
         with urllib.request.urlopen(url, timeout=HANG_S) as response:
             return json.load(response)["data"]["result"]
